@@ -1,0 +1,209 @@
+//! One stream's SQLite database: the writing connection and the reading one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+
+use super::{Batch, BufferError};
+
+/// How long SQLite waits for a lock. Ours are held for milliseconds; an operator's `sqlite3` may hold one longer.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Pages that SQLite keeps in memory, in KiB.
+const CACHE_KIB: i32 = 512;
+
+/// The writing side. Lines have the ids from `first` up to but not including `next`.
+pub(super) struct Store {
+    path: PathBuf,
+    connection: Connection,
+    first: i64,
+    next: i64,
+    /// Held as long as the store is open, so that a second process leaves the file alone.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the database at `path`, and makes it and its directory when they are not there. One that is damaged
+    /// or isn't ours is moved aside.
+    pub(super) fn open(path: &Path) -> Result<Self, BufferError> {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let unusable = |source| BufferError::Directory { path: directory.to_owned(), source };
+        if !directory.is_dir() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
+        }
+        let lock = lock(&path.with_extension("lock")).map_err(|error| match error {
+            TryLockError::WouldBlock => BufferError::InUse { path: path.to_owned() },
+            TryLockError::Error(source) => unusable(source),
+        })?;
+        // SQLite gives its other files the mode of this one.
+        private(path).map_err(unusable)?;
+        match Self::open_database(path) {
+            Ok((connection, first, next)) => Ok(Self { path: path.to_owned(), connection, first, next, _lock: lock }),
+            Err(error) if is_damage(&error) => {
+                set_aside(path, &error).map_err(unusable)?;
+                private(path).map_err(unusable)?;
+                let (connection, first, next) = Self::open_database(path).map_err(|source| database(path, source))?;
+                Ok(Self { path: path.to_owned(), connection, first, next, _lock: lock })
+            }
+            Err(source) => Err(database(path, source)),
+        }
+    }
+
+    fn open_database(path: &Path) -> rusqlite::Result<(Connection, i64, i64)> {
+        let connection = connect(path)?;
+        // Must precede the first table; lets the file shrink after a backlog.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.execute_batch("CREATE TABLE IF NOT EXISTS lines (id INTEGER PRIMARY KEY, line TEXT NOT NULL)")?;
+        let end = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();
+        let first = end("SELECT id FROM lines ORDER BY id LIMIT 1")?;
+        let last = end("SELECT id FROM lines ORDER BY id DESC LIMIT 1")?;
+        let next = last.map_or(1, |last| last + 1);
+        Ok((connection, first.unwrap_or(next), next))
+    }
+
+    /// How many lines wait.
+    pub(super) fn count(&self) -> u64 {
+        u64::try_from(self.next - self.first).unwrap_or(0)
+    }
+
+    /// The oldest waiting line's id. What was acknowledged is below it, also when it could not be removed yet.
+    pub(super) fn first(&self) -> i64 {
+        self.first
+    }
+
+    /// Adds lines at the end, all or none.
+    pub(super) fn append<'a>(&mut self, lines: impl IntoIterator<Item = &'a String>) -> Result<(), BufferError> {
+        let next = self.next;
+        let append = |connection: &mut Connection| -> rusqlite::Result<i64> {
+            let transaction = connection.transaction()?;
+            let mut id = next;
+            {
+                let mut insert = transaction.prepare_cached("INSERT INTO lines (id, line) VALUES (?1, ?2)")?;
+                for line in lines {
+                    insert.execute(params![id, line])?;
+                    id += 1;
+                }
+            }
+            transaction.commit()?;
+            Ok(id)
+        };
+        self.next = append(&mut self.connection).map_err(|source| database(&self.path, source))?;
+        Ok(())
+    }
+
+    /// Removes the lines up to this id: how many there were. They count as gone even when the disk refuses, and
+    /// are removed with the next ones then.
+    pub(super) fn remove_through(&mut self, last: i64) -> Result<u64, BufferError> {
+        let before = self.first;
+        self.first = (last + 1).clamp(self.first, self.next);
+        self.connection
+            .prepare_cached("DELETE FROM lines WHERE id < ?1")
+            .and_then(|mut delete| delete.execute([self.first]))
+            .map_err(|source| database(&self.path, source))?;
+        Ok(u64::try_from(self.first - before).unwrap_or(0))
+    }
+
+    /// Removes the oldest lines until only `most` are left: how many were removed.
+    pub(super) fn drop_oldest(&mut self, most: u64) -> Result<u64, BufferError> {
+        let surplus = self.count().saturating_sub(most);
+        if surplus == 0 {
+            return Ok(0);
+        }
+        self.remove_through(self.first + i64::try_from(surplus).unwrap_or(i64::MAX) - 1)
+    }
+}
+
+/// The reading side.
+pub(super) struct Reader {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl Reader {
+    /// Opens the database that a [`Store`] has made.
+    pub(super) fn open(path: &Path) -> Result<Self, BufferError> {
+        let connection = connect(path).map_err(|source| database(path, source))?;
+        Ok(Self { path: path.to_owned(), connection })
+    }
+
+    /// The oldest lines from `first` on: at most `max_lines`, and `max_bytes` together unless the first alone has
+    /// more. A comma between two lines counts.
+    pub(super) fn peek(&self, first: i64, max_lines: usize, max_bytes: usize) -> Result<Batch, BufferError> {
+        let read = || -> rusqlite::Result<Batch> {
+            let mut select =
+                self.connection.prepare_cached("SELECT id, line FROM lines WHERE id >= ?1 ORDER BY id LIMIT ?2")?;
+            let mut rows = select.query(params![first, i64::try_from(max_lines).unwrap_or(i64::MAX)])?;
+            let mut batch = Batch::default();
+            let mut bytes = 0;
+            while let Some(row) = rows.next()? {
+                let line = row.get_ref(1)?.as_bytes_or_null()?.map(String::from_utf8_lossy).unwrap_or_default();
+                bytes += line.len() + 1;
+                if bytes > max_bytes && !batch.lines.is_empty() {
+                    break;
+                }
+                batch.last = row.get(0)?;
+                batch.lines.push(line.into_owned());
+            }
+            Ok(batch)
+        };
+        read().map_err(|source| database(&self.path, source))
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(LOCK_LIMIT)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    Ok(connection)
+}
+
+fn lock(path: &Path) -> Result<File, TryLockError> {
+    let file = private(path).map_err(TryLockError::Error)?;
+    file.try_lock()?;
+    Ok(file)
+}
+
+/// Opens a file for writing, and makes it with mode 0600 when it isn't there.
+fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
+}
+
+fn database(path: &Path, source: rusqlite::Error) -> BufferError {
+    BufferError::Database { path: path.to_owned(), source }
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+        // A database of somebody else's, with another table of that name.
+        || matches!(error, rusqlite::Error::SqlInputError { .. })
+}
+
+/// Moves a database and its companions out of the way.
+fn set_aside(path: &Path, reason: &rusqlite::Error) -> io::Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let name = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = name(&format!(".damaged-{now}"));
+    log::error!(
+        "{} can't be read ({reason}): moving it to {} and beginning a new one",
+        path.display(),
+        aside.display()
+    );
+    fs::rename(path, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        match fs::rename(name(suffix), name(&format!(".damaged-{now}{suffix}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

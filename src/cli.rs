@@ -1,0 +1,210 @@
+//! The command line and our own flag file: one clap definition for both.
+//!
+//! osqueryd starts an autoloaded extension with `--socket`, `--timeout`, `--interval` and maybe `--verbose`, and
+//! nothing else can be passed; what osquery has no flag for is therefore also read from
+//! `/etc/osquery/remote_tls.flags`, the same `--name=value` lines as osquery's own flag files.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser};
+
+/// Where osqueryd listens for extensions unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
+
+/// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file.
+pub const DEFAULT_FLAGFILE: &str = "/etc/osquery/remote_tls.flags";
+
+/// The environment variable that names another flag file of ours.
+pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
+
+/// osquery extension: config, logger and distributed plugins named `remote_tls`, which speak osquery's remote
+/// TLS API. osqueryd starts it (see extensions.load) and hands it all of its own flags.
+#[derive(Debug, Parser)]
+#[command(name = "osquery-remote-tls", version, max_term_width = 100)]
+pub struct Cli {
+    /// osqueryd's extension manager socket
+    #[arg(long, alias = "extensions_socket", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+
+    /// Seconds to wait for the extension manager
+    #[arg(long, alias = "extensions_timeout", value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+    pub timeout: Duration,
+
+    /// Seconds between two checks that osqueryd still knows this extension
+    #[arg(long, alias = "extensions_interval", value_name = "SECONDS", default_value = "3", value_parser = seconds)]
+    pub interval: Duration,
+
+    /// Log more (also osqueryd's own --verbose)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", action = ArgAction::Set)]
+    pub verbose: bool,
+
+    /// What osquery has no flag for.
+    #[command(flatten)]
+    pub own: OwnFlags,
+}
+
+/// Our own flags: on the command line, in our flag file, and, where it is safe to set them remotely, as
+/// `custom_remote_tls_<name>` in the `options` of a configuration.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnFlags {
+    /// Directory of the line buffers [default: remote_tls beside osquery's database_path]
+    #[arg(long = "buffer_path", value_name = "PATH")]
+    pub buffer_path: Option<PathBuf>,
+
+    /// Bytes that the body of a log request may have before compression [default: 1048576]
+    #[arg(long = "logger_max_request_bytes", value_name = "BYTES")]
+    pub logger_max_request_bytes: Option<String>,
+
+    /// Seconds that a request may take, from connecting to the last byte of its answer [default: 60]
+    #[arg(long = "request_timeout", value_name = "SECONDS")]
+    pub request_timeout: Option<String>,
+}
+
+/// A flag file is parsed line by line with the definition of the command line.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct FlagfileLine {
+    #[command(flatten)]
+    own: OwnFlags,
+}
+
+/// A line of the flag file that can't be used. The line is passed over, the others count.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FlagfileError {
+    /// The file is there and can't be read.
+    #[error("can't read {path}: {reason}", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// One line is no `--name=value` of ours.
+    #[error("{path}:{line}: {reason}; allowed are {allowed}", path = .path.display(), allowed = allowed_flags())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl OwnFlags {
+    /// These flags, and where they are silent those of `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            buffer_path: self.buffer_path.or(other.buffer_path),
+            logger_max_request_bytes: self.logger_max_request_bytes.or(other.logger_max_request_bytes),
+            request_timeout: self.request_timeout.or(other.request_timeout),
+        }
+    }
+
+    /// Reads a flag file: `--name=value` a line, `#` begins a comment, the last line of a name counts. A file that
+    /// isn't there holds no flags.
+    #[must_use]
+    pub fn read(path: &Path) -> (Self, Vec<FlagfileError>) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Default::default(),
+            Err(error) => {
+                let error = FlagfileError::Unreadable { path: path.to_owned(), reason: error.to_string() };
+                (Self::default(), vec![error])
+            }
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> (Self, Vec<FlagfileError>) {
+        let mut flags = Self::default();
+        let mut errors = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match FlagfileLine::try_parse_from([with_two_dashes(line.into())]) {
+                Ok(parsed) => flags = parsed.own.or(flags),
+                Err(error) => errors.push(FlagfileError::Line {
+                    path: path.to_owned(),
+                    line: index + 1,
+                    reason: first_line(&error.to_string()),
+                }),
+            }
+        }
+        (flags, errors)
+    }
+}
+
+/// The names of our own flags, for messages.
+fn allowed_flags() -> String {
+    let names: Vec<String> = OwnFlags::augment_args(clap::Command::new(""))
+        .get_arguments()
+        .map(|arg| format!("--{}", arg.get_id()))
+        .collect();
+    names.join(", ")
+}
+
+/// gflags takes `-name` for `--name`, and so do the people who write osquery's flag files.
+pub fn with_two_dashes(argument: OsString) -> OsString {
+    match argument.to_str() {
+        Some(text) if text.len() > 2 && text.starts_with('-') && !text.starts_with("--") => format!("-{text}").into(),
+        _ => argument,
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: u64 = text.parse().map_err(|_| "a whole number of seconds is needed".to_owned())?;
+    Ok(Duration::from_secs(seconds))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Cli {
+        let arguments = arguments.iter().map(|&argument| with_two_dashes(argument.into()));
+        Cli::parse_from(std::iter::once("remote_tls.ext".into()).chain(arguments))
+    }
+
+    #[test]
+    fn osqueryd_s_arguments_are_understood() {
+        let cli = parse(&["--verbose", "--socket", "/tmp/s.em", "--timeout", "5", "--interval", "7"]);
+        assert_eq!(cli.socket, Path::new("/tmp/s.em"));
+        assert_eq!((cli.timeout.as_secs(), cli.interval.as_secs()), (5, 7));
+        assert!(cli.verbose);
+    }
+
+    #[test]
+    fn one_dash_is_as_good_as_two() {
+        let cli = parse(&["-socket=/tmp/s.em", "-verbose=false", "-buffer_path", "/b"]);
+        assert_eq!(cli.socket, Path::new("/tmp/s.em"));
+        assert!(!cli.verbose);
+        assert_eq!(cli.own.buffer_path.as_deref(), Some(Path::new("/b")));
+    }
+
+    #[test]
+    fn without_a_socket_it_is_osquery_s_own() {
+        assert_eq!(parse(&[]).socket, Path::new(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn a_flag_file_is_read_and_its_bad_lines_are_named() {
+        let text = "# ours\n\n--buffer_path=/a\n-request_timeout=9\n--no_such_flag=1\n--buffer_path=/b\n";
+        let (flags, errors) = OwnFlags::parse(Path::new("/etc/f"), text);
+        assert_eq!(flags.buffer_path.as_deref(), Some(Path::new("/b")));
+        assert_eq!(flags.request_timeout.as_deref(), Some("9"));
+        let [error] = errors.as_slice() else { panic!("{errors:?}") };
+        let message = error.to_string();
+        assert!(message.starts_with("/etc/f:5: ") && message.contains("--no_such_flag"), "{message}");
+        assert!(message.contains("--request_timeout"), "{message}");
+    }
+}

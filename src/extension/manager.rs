@@ -1,0 +1,312 @@
+//! The client of osqueryd's extension manager: one connection, kept open.
+//!
+//! A thread of its own always reads from that connection, so that osqueryd's end is noticed the moment its socket
+//! hangs up, without polling: an extension that notices later loses the race for the restarted worker
+//! (docs/architecture.md, "Attachment"). What it reads is handed to whoever is in a call.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, BufWriter, Read};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use thrift::protocol::{TBinaryOutputProtocol, TOutputProtocol};
+
+use super::lifecycle::Event;
+use super::osquery::{
+    ExtensionManagerSyncClient, ExtensionResponse, ExtensionStatus, InternalExtensionInfo, TExtensionManagerSyncClient,
+    TExtensionSyncClient,
+};
+use super::protocol::LossyInput;
+use super::registry::{NAME, Registry, StringMap};
+
+/// How long osqueryd may take for any one answer. Its own are there in milliseconds.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The same for the last call of all: the end must not wait for an osqueryd that is ending too.
+const LAST_CALL_LIMIT: Duration = Duration::from_millis(300);
+
+/// The SDK that this extension claims to be written for; osqueryd refuses those below 1.7.7.
+const SDK_VERSION: &str = "5.0.0";
+
+/// The domain of osqueryd's backing store that holds its settings, the node key among them.
+const SETTINGS_DOMAIN: &str = "configurations";
+
+/// Why a call to osqueryd's manager failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// Nobody listens on the socket, or it may not be used.
+    #[error("can't connect to osqueryd's extension manager at {path}", path = .path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The connection broke, or no answer came in time.
+    #[error("osqueryd's extension manager did not answer {method}")]
+    Broken {
+        /// The Thrift method.
+        method: &'static str,
+        /// What broke.
+        source: thrift::Error,
+    },
+    /// osqueryd answered that it won't.
+    #[error("osqueryd refused {method}: {message}")]
+    Refused {
+        /// The Thrift method.
+        method: &'static str,
+        /// osqueryd's words.
+        message: String,
+    },
+}
+
+type Client = ExtensionManagerSyncClient<LossyInput<BufReader<Incoming>>, Box<dyn TOutputProtocol + Send>>;
+type Result<T> = std::result::Result<T, ManagerError>;
+
+/// osqueryd's extension manager, reached over its socket. Calls are made one at a time.
+pub struct Manager {
+    socket: PathBuf,
+    events: Sender<Event>,
+    link: Mutex<Option<Link>>,
+}
+
+impl Manager {
+    /// The manager that listens, or will listen, at `socket`. Its hang-up is told to `events`.
+    #[must_use]
+    pub fn new(socket: PathBuf, events: Sender<Event>) -> Self {
+        Self { socket, events, link: Mutex::new(None) }
+    }
+
+    /// The manager's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Connects anew.
+    pub fn connect(&self) -> Result<()> {
+        let mut link = self.lock();
+        *link = None;
+        *link = Some(self.dial()?);
+        Ok(())
+    }
+
+    /// Every flag of osqueryd with its current value.
+    pub fn options(&self) -> Result<BTreeMap<String, String>> {
+        let options = self.call("options", TExtensionManagerSyncClient::options)?;
+        Ok(options.into_iter().map(|(name, info)| (name, info.value.unwrap_or_default())).collect())
+    }
+
+    /// Registers this extension with its plugins: answers the uuid given to it.
+    pub fn register(&self, registry: &Registry) -> Result<i64> {
+        let info = InternalExtensionInfo::new(
+            NAME.to_owned(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+            SDK_VERSION.to_owned(),
+            SDK_VERSION.to_owned(),
+        );
+        let status =
+            self.call("registerExtension", |client| client.register_extension(info.clone(), registry.routes()))?;
+        let uuid = status.uuid.unwrap_or_default();
+        accepted("registerExtension", status)?;
+        Ok(uuid)
+    }
+
+    /// Takes this extension out of osqueryd's registry, if that can be done in a moment.
+    pub fn deregister(&self, uuid: i64) {
+        let Ok(mut link) = self.link.try_lock() else { return };
+        let Some(connected) = link.as_mut() else { return };
+        connected.deadline.set(Instant::now() + LAST_CALL_LIMIT);
+        if let Err(error) = connected.client.deregister_extension(uuid) {
+            log::debug!("osqueryd was not told of the end: {error}");
+            *link = None;
+        }
+    }
+
+    /// Whether osqueryd still knows the extension with this uuid.
+    pub fn knows(&self, uuid: i64) -> Result<bool> {
+        Ok(self.call("extensions", TExtensionManagerSyncClient::extensions)?.contains_key(&uuid))
+    }
+
+    /// The rows of an SQL statement.
+    pub fn query(&self, sql: &str) -> Result<Vec<StringMap>> {
+        rows("query", self.call("query", |client| client.query(sql.to_owned()))?)
+    }
+
+    /// A value of osqueryd's settings in its backing store; `None` when it has none.
+    pub fn setting(&self, key: &str) -> Result<Option<String>> {
+        let request = database_request("get", key);
+        match rows("database get", self.call_plugin("database", "", request)?) {
+            Ok(rows) => Ok(rows.into_iter().next().and_then(|mut row| row.remove("v"))),
+            // A missing key is answered by code 1, with a message that depends on the store.
+            Err(ManagerError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a value among osqueryd's settings.
+    pub fn put_setting(&self, key: &str, value: &str) -> Result<()> {
+        let mut request = database_request("put", key);
+        request.insert("value".to_owned(), value.to_owned());
+        rows("database put", self.call_plugin("database", "", request)?).map(drop)
+    }
+
+    /// Removes a value from osqueryd's settings.
+    pub fn remove_setting(&self, key: &str) -> Result<()> {
+        rows("database remove", self.call_plugin("database", "", database_request("remove", key))?).map(drop)
+    }
+
+    fn call_plugin(&self, registry: &str, item: &str, request: StringMap) -> Result<ExtensionResponse> {
+        self.call("call", |client| client.call(registry.to_owned(), item.to_owned(), request))
+    }
+
+    fn call<T>(&self, method: &'static str, call: impl FnOnce(&mut Client) -> thrift::Result<T>) -> Result<T> {
+        let mut link = self.lock();
+        let connected = match link.as_mut() {
+            Some(connected) => connected,
+            None => link.insert(self.dial()?),
+        };
+        connected.deadline.set(Instant::now() + CALL_LIMIT);
+        call(&mut connected.client).map_err(|source| {
+            // What is left of this answer would be taken for the next one's: begin again with a new connection.
+            *link = None;
+            // Its reader ends silently now. The receiver is gone only when the process ends anyway.
+            let _ = self.events.send(Event::HungUp);
+            ManagerError::Broken { method, source }
+        })
+    }
+
+    fn dial(&self) -> Result<Link> {
+        Link::open(&self.socket, self.events.clone())
+            .map_err(|source| ManagerError::Unreachable { path: self.socket.clone(), source })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn database_request(action: &str, key: &str) -> StringMap {
+    [("action", action), ("domain", SETTINGS_DOMAIN), ("key", key)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+fn accepted(method: &'static str, status: ExtensionStatus) -> Result<()> {
+    match status.code {
+        Some(0) => Ok(()),
+        _ => Err(ManagerError::Refused { method, message: status.message.unwrap_or_default() }),
+    }
+}
+
+fn rows(method: &'static str, response: ExtensionResponse) -> Result<Vec<StringMap>> {
+    accepted(method, response.status.unwrap_or_default())?;
+    Ok(response.response.unwrap_or_default())
+}
+
+/// One open connection and the thread that reads from it.
+struct Link {
+    client: Client,
+    stream: UnixStream,
+    deadline: Arc<Deadline>,
+    closing: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Link {
+    fn open(socket: &Path, events: Sender<Event>) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_write_timeout(Some(CALL_LIMIT))?;
+        let closing = Arc::new(AtomicBool::new(false));
+        let deadline = Arc::new(Deadline::default());
+        let (chunks, incoming) = mpsc::channel();
+        let mut reading = stream.try_clone()?;
+        let reader = thread::Builder::new().name("manager".to_owned()).spawn({
+            let closing = Arc::clone(&closing);
+            move || {
+                forward(&mut reading, &chunks);
+                if !closing.load(Ordering::SeqCst) {
+                    // The receiver is gone only when the process ends anyway.
+                    let _ = events.send(Event::HungUp);
+                }
+            }
+        })?;
+        let incoming = Incoming { chunks: incoming, chunk: io::Cursor::default(), deadline: Arc::clone(&deadline) };
+        let input = LossyInput::new(BufReader::new(incoming)).map_err(io::Error::other)?;
+        let writing = BufWriter::new(stream.try_clone()?);
+        let output: Box<dyn TOutputProtocol + Send> = Box::new(TBinaryOutputProtocol::new(writing, true));
+        let client = ExtensionManagerSyncClient::new(input, output);
+        Ok(Self { client, stream, deadline, closing, reader: Some(reader) })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::SeqCst);
+        // Ends the reader's read; an error says that the connection is closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// Hands on what comes until the other side hangs up.
+fn forward(stream: &mut UnixStream, chunks: &Sender<Vec<u8>>) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match stream.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                if chunks.send(buffer.get(..count).unwrap_or_default().to_vec()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// When the call in progress must be answered.
+#[derive(Default)]
+struct Deadline(Mutex<Option<Instant>>);
+
+impl Deadline {
+    fn set(&self, at: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    fn left(&self) -> Duration {
+        let at = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        at.map_or(CALL_LIMIT, |at| at.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// What the reading thread has read, as a reader with a deadline.
+struct Incoming {
+    chunks: Receiver<Vec<u8>>,
+    chunk: io::Cursor<Vec<u8>>,
+    deadline: Arc<Deadline>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let count = self.chunk.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            match self.chunks.recv_timeout(self.deadline.left()) {
+                Ok(chunk) => self.chunk = io::Cursor::new(chunk),
+                Err(RecvTimeoutError::Timeout) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+            }
+        }
+    }
+}

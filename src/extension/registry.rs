@@ -1,0 +1,122 @@
+//! The plugins that this extension offers, and how a call finds one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A request or a row: string to string, as the Thrift interface has it.
+pub type StringMap = BTreeMap<String, String>;
+
+/// A plugin's name in each of its registries, and the extension's own name.
+pub const NAME: &str = "remote_tls";
+
+/// osquery's registries that we have plugins in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistryName {
+    /// Gives osqueryd its configuration.
+    Config,
+    /// Takes osqueryd's log lines.
+    Logger,
+    /// Fetches ad-hoc queries and takes their results.
+    Distributed,
+}
+
+impl RegistryName {
+    /// osquery's word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Logger => "logger",
+            Self::Distributed => "distributed",
+        }
+    }
+}
+
+impl fmt::Display for RegistryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The answer to a call: a status and, when its code is 0, rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// 0 is success, 1 failure; the logger's `features` answers a bit mask here.
+    pub code: i32,
+    /// Why, when the code isn't 0.
+    pub message: String,
+    /// The rows.
+    pub rows: Vec<StringMap>,
+}
+
+impl Reply {
+    /// Success without rows.
+    #[must_use]
+    pub fn ok() -> Self {
+        Self { code: 0, message: "OK".to_owned(), rows: Vec::new() }
+    }
+
+    /// Success with one row of one column.
+    #[must_use]
+    pub fn row(column: &str, value: impl Into<String>) -> Self {
+        Self { rows: vec![StringMap::from([(column.to_owned(), value.into())])], ..Self::ok() }
+    }
+
+    /// A bit mask in place of the code.
+    #[must_use]
+    pub fn mask(mask: i32) -> Self {
+        Self { code: mask, ..Self::ok() }
+    }
+
+    /// Failure, with its reason.
+    #[must_use]
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into(), rows: Vec::new() }
+    }
+}
+
+/// One plugin. Called by several threads at the same time.
+pub trait Plugin: Send + Sync {
+    /// The registry it is in.
+    fn registry(&self) -> RegistryName;
+
+    /// Answers one call.
+    fn call(&self, request: StringMap) -> Reply;
+}
+
+/// All plugins of this extension.
+pub struct Registry(Vec<Box<dyn Plugin>>);
+
+impl Registry {
+    /// Offers these plugins.
+    #[must_use]
+    pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
+        Self(plugins)
+    }
+
+    /// What registration tells osqueryd: each registry's plugins with their route information.
+    #[must_use]
+    pub fn routes(&self) -> BTreeMap<String, BTreeMap<String, Vec<StringMap>>> {
+        let route = |plugin: &dyn Plugin| (plugin.registry().to_string(), [(NAME.to_owned(), Vec::new())].into());
+        self.0.iter().map(|plugin| route(plugin.as_ref())).collect()
+    }
+
+    /// Answers a call for the plugin `item` of `registry`.
+    pub fn call(&self, registry: &str, item: &str, request: StringMap) -> Reply {
+        match self.0.iter().find(|plugin| plugin.registry().as_str() == registry && item == NAME) {
+            Some(plugin) => plugin.call(request),
+            None => Reply::failed(format!("{NAME} has no plugin {item} in the registry {registry}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_for_nobody_fails_with_a_reason() {
+        let reply = Registry::new(Vec::new()).call("logger", "no_such_plugin", StringMap::new());
+        assert_eq!(reply, Reply::failed("remote_tls has no plugin no_such_plugin in the registry logger"));
+    }
+}

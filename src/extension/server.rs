@@ -1,0 +1,390 @@
+//! The extension's own socket, on which osqueryd calls it.
+//!
+//! For each call osqueryd connects twice, and its threads wait meanwhile. So several threads block in `accept` on
+//! one listener and each serves its connection to the end: no hand-over between threads, half the CPU time a call
+//! of the thrift crate's own server. When all of them are busy (a config call waits for the network), a spare
+//! one is started, so that a log line never waits behind them.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufReader, BufWriter};
+use std::net::Shutdown as Direction;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use thrift::protocol::TBinaryOutputProtocol;
+use thrift::server::TProcessor;
+
+use super::lifecycle::Event;
+use super::osquery::{ExtensionResponse, ExtensionStatus, ExtensionSyncHandler, ExtensionSyncProcessor};
+use super::protocol::LossyInput;
+use super::registry::{Registry, Reply, StringMap};
+use crate::secret::redact;
+
+/// Threads that wait in `accept` when nothing happens.
+const ACCEPTORS: usize = 4;
+
+/// Threads at most, busy ones included. osqueryd has a handful of threads that call.
+const MOST_THREADS: usize = 64;
+
+/// How long a connection may say nothing. osqueryd's say something at once.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The same while the end is near.
+const LAST_IDLE_LIMIT: Duration = Duration::from_millis(200);
+
+/// A wait after a failed `accept` (no file descriptor left), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// A listening socket and the threads that serve it.
+pub struct Server {
+    manager: PathBuf,
+    path: PathBuf,
+    uuid: Arc<AtomicI64>,
+    shared: Arc<Shared>,
+}
+
+/// Counts the serving threads of all servers of this process, so that the end can wait for them.
+#[derive(Clone, Default)]
+pub struct ThreadCount(Arc<(Mutex<usize>, Condvar)>);
+
+struct Shared {
+    listener: UnixListener,
+    processor: ExtensionSyncProcessor<Handler>,
+    threads: ThreadCount,
+    idle: AtomicUsize,
+    stopping: AtomicBool,
+    connections: Mutex<Connections>,
+}
+
+/// The open connections, by number, so that idle ones can be ended.
+#[derive(Default)]
+struct Connections {
+    last: u64,
+    open: Vec<(u64, UnixStream)>,
+}
+
+impl Server {
+    /// Listens beside the manager's socket, mode 0600, and answers from `registry`; osqueryd's `shutdown` call goes
+    /// to `events`. Nobody knows the socket before it is [published](Self::publish).
+    pub fn start(
+        manager: &Path,
+        registry: Arc<Registry>,
+        events: Sender<Event>,
+        threads: ThreadCount,
+    ) -> io::Result<Self> {
+        let path = with_suffix(manager, &format!(".new-{}", std::process::id()));
+        remove_if_there(&path)?;
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let uuid = Arc::new(AtomicI64::new(0));
+        let shared = Arc::new(Shared {
+            listener,
+            processor: ExtensionSyncProcessor::new(Handler { uuid: Arc::clone(&uuid), registry, events }),
+            threads,
+            idle: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            connections: Mutex::default(),
+        });
+        let server = Self { manager: manager.to_owned(), path, uuid, shared };
+        for _ in 0..ACCEPTORS {
+            Shared::spawn(&server.shared)?;
+        }
+        Ok(server)
+    }
+
+    /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`.
+    ///
+    /// osqueryd may call the moment it has registered us, and takes us for dead when it can't connect: nothing but
+    /// this renaming lies between its answer and our readiness.
+    pub fn publish(&mut self, uuid: i64) -> io::Result<()> {
+        self.uuid.store(uuid, Ordering::SeqCst);
+        let path = with_suffix(&self.manager, &format!(".{uuid}"));
+        fs::rename(&self.path, &path)?;
+        self.path = path;
+        Ok(())
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes no more calls and removes the socket. Calls in flight go on and are answered; [`ThreadCount::wait`]
+    /// waits for them.
+    pub fn close(self) {
+        // Another worker may have swept it away already.
+        let _ = remove_if_there(&self.path);
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        for (_, stream) in &self.shared.connections().open {
+            // Only the reading side: an answer in the making still gets out.
+            let _ = stream.shutdown(Direction::Read);
+        }
+        // shutdown(2) on the listener ends every `accept`, once nothing waits to be accepted. std offers it for streams only, and a file descriptor
+        // doesn't mind which type holds it.
+        match self.shared.listener.try_clone() {
+            Ok(listener) => {
+                if let Err(error) = UnixStream::from(OwnedFd::from(listener)).shutdown(Direction::Both) {
+                    log::warn!("can't end the accepting threads: {error}");
+                }
+            }
+            Err(error) => log::warn!("can't end the accepting threads: {error}"),
+        }
+    }
+}
+
+impl Shared {
+    fn spawn(shared: &Arc<Self>) -> io::Result<()> {
+        let guard = shared.threads.enter();
+        let shared = Arc::clone(shared);
+        thread::Builder::new().name("extension".to_owned()).spawn(move || {
+            shared.accept();
+            drop(guard);
+        })?;
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Self>) {
+        loop {
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            let accepted = self.listener.accept();
+            let others_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
+            match accepted {
+                Ok((stream, _)) => {
+                    if others_idle == 0
+                        && self.threads.now() < MOST_THREADS
+                        && let Err(error) = Self::spawn(self)
+                    {
+                        log::warn!("can't start a spare thread: {error}");
+                    }
+                    self.serve(stream);
+                }
+                // All that waited in the backlog is served.
+                Err(_) if self.stopping() => return,
+                Err(error) => {
+                    log::warn!("can't accept a connection from osqueryd: {error}");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+            // A spare one that is no longer needed.
+            if self.idle.load(Ordering::SeqCst) >= ACCEPTORS {
+                return;
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        let number = match stream.try_clone() {
+            Ok(clone) => self.connections().add(clone),
+            Err(error) => return log::warn!("can't serve a connection from osqueryd: {error}"),
+        };
+        // A panic outside of a plugin's call ends this connection and nothing else.
+        match panic::catch_unwind(AssertUnwindSafe(|| self.converse(&stream))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::debug!("a connection ended: {error}"),
+            Err(_) => log::error!("a connection ended by a panic; please report it with the lines above"),
+        }
+        self.connections().remove(number);
+    }
+
+    fn converse(&self, stream: &UnixStream) -> thrift::Result<()> {
+        stream.set_read_timeout(Some(if self.stopping() { LAST_IDLE_LIMIT } else { IDLE_LIMIT }))?;
+        stream.set_write_timeout(Some(IDLE_LIMIT))?;
+        let mut input = LossyInput::new(BufReader::new(stream))?;
+        let mut output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
+        loop {
+            match self.processor.process(&mut input, &mut output) {
+                Ok(()) if self.stopping() => return Ok(()),
+                Ok(()) => {}
+                Err(thrift::Error::Transport(error)) if error.kind == thrift::TransportErrorKind::EndOfFile => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connections {
+    fn add(&mut self, stream: UnixStream) -> u64 {
+        self.last += 1;
+        self.open.push((self.last, stream));
+        self.last
+    }
+
+    fn remove(&mut self, number: u64) {
+        self.open.retain(|(other, _)| *other != number);
+    }
+}
+
+impl ThreadCount {
+    /// How many there are.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        *self.count()
+    }
+
+    /// Waits until all have ended, at most `limit`: whether they have.
+    #[must_use]
+    pub fn wait(&self, limit: Duration) -> bool {
+        let (_, bell) = &*self.0;
+        let (count, _) =
+            bell.wait_timeout_while(self.count(), limit, |count| *count > 0).unwrap_or_else(PoisonError::into_inner);
+        *count == 0
+    }
+
+    fn enter(&self) -> ThreadGuard {
+        *self.count() += 1;
+        ThreadGuard(self.clone())
+    }
+
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct ThreadGuard(ThreadCount);
+
+impl Drop for ThreadGuard {
+    fn drop(&mut self) {
+        *self.0.count() -= 1;
+        self.0.0.1.notify_all();
+    }
+}
+
+/// Answers the methods of the `Extension` service.
+struct Handler {
+    uuid: Arc<AtomicI64>,
+    registry: Arc<Registry>,
+    events: Sender<Event>,
+}
+
+impl Handler {
+    fn uuid(&self) -> i64 {
+        self.uuid.load(Ordering::SeqCst)
+    }
+}
+
+impl ExtensionSyncHandler for Handler {
+    fn handle_ping(&self) -> thrift::Result<ExtensionStatus> {
+        Ok(ExtensionStatus::new(0, "pong".to_owned(), self.uuid()))
+    }
+
+    fn handle_call(&self, registry: String, item: String, request: StringMap) -> thrift::Result<ExtensionResponse> {
+        let call = AssertUnwindSafe(|| self.registry.call(&registry, &item, request));
+        let reply = panic::catch_unwind(call).unwrap_or_else(|_| {
+            log::error!("a call of the {registry} plugin panicked; please report it with the lines above");
+            Reply::failed("internal error of the extension")
+        });
+        let status = ExtensionStatus::new(reply.code, redact(&reply.message).into_owned(), self.uuid());
+        Ok(ExtensionResponse::new(status, reply.rows))
+    }
+
+    fn handle_shutdown(&self) -> thrift::Result<()> {
+        log::info!("osqueryd asks for the end");
+        // The receiver is gone only when the end has begun.
+        let _ = self.events.send(Event::Shutdown);
+        Ok(())
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::extension::osquery::{ExtensionSyncClient, TExtensionSyncClient};
+    use crate::extension::registry::{NAME, Plugin, RegistryName};
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Panics where it is told to.
+    struct Panicking;
+
+    impl Plugin for Panicking {
+        fn registry(&self) -> RegistryName {
+            RegistryName::Logger
+        }
+
+        fn call(&self, request: StringMap) -> Reply {
+            assert!(!request.contains_key("panic"), "told to");
+            Reply::ok()
+        }
+    }
+
+    fn call(path: &Path, request: &str) -> thrift::Result<ExtensionResponse> {
+        let stream = UnixStream::connect(path)?;
+        let input = LossyInput::new(BufReader::new(stream.try_clone()?))?;
+        let output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
+        let request = StringMap::from([(request.to_owned(), String::new())]);
+        ExtensionSyncClient::new(input, output).call("logger".to_owned(), NAME.to_owned(), request)
+    }
+
+    #[test]
+    fn a_panic_stays_in_its_call() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, _events) = mpsc::channel();
+        let threads = ThreadCount::default();
+        let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
+        let server = Server::start(&directory.path().join("s.em"), registry, sender, threads.clone()).unwrap();
+        for _ in 0..3 * ACCEPTORS {
+            let status = call(server.path(), "panic").unwrap().status.unwrap();
+            assert_eq!((status.code, status.message.as_deref()), (Some(1), Some("internal error of the extension")));
+        }
+        assert_eq!(call(server.path(), "calm").unwrap().status.unwrap().code, Some(0));
+        assert!(threads.now() >= ACCEPTORS);
+        let path = server.path().to_owned();
+        server.close();
+        assert!(threads.wait(LIMIT), "{} threads are left", threads.now());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn spare_threads_come_when_all_are_busy_and_go_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, _events) = mpsc::channel();
+        let threads = ThreadCount::default();
+        let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
+        let server = Server::start(&directory.path().join("s.em"), registry, sender, threads.clone()).unwrap();
+        let busy: Vec<UnixStream> = (0..10).map(|_| UnixStream::connect(server.path()).unwrap()).collect();
+        assert_eq!(call(server.path(), "calm").unwrap().status.unwrap().code, Some(0));
+        assert!(threads.now() > 10);
+        drop(busy);
+        let deadline = std::time::Instant::now() + LIMIT;
+        while threads.now() > ACCEPTORS && std::time::Instant::now() < deadline {
+            thread::yield_now();
+        }
+        assert_eq!(threads.now(), ACCEPTORS);
+        server.close();
+        assert!(threads.wait(LIMIT));
+    }
+}

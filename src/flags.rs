@@ -1,0 +1,94 @@
+//! osqueryd's flags, kept fresh: values can change while running, since a configuration's `options` set them.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cli::OwnFlags;
+use crate::extension::manager::{Manager, ManagerError};
+use crate::logging::{self, Verbosity};
+use crate::settings::Settings;
+
+/// Settings read so recently are fresh: one flush or one call of osqueryd asks for them several times.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The current [`Settings`], read from osqueryd again when they may have changed.
+pub struct Flags {
+    manager: Arc<Manager>,
+    own: OwnFlags,
+    verbose: Verbosity,
+    state: Mutex<State>,
+}
+
+struct State {
+    settings: Arc<Settings>,
+    read_at: Instant,
+    /// What was said of unusable values, so that it is said once.
+    said: BTreeSet<String>,
+}
+
+impl Flags {
+    /// Reads osqueryd's flags for the first time. `verbose` is what the command line asks for.
+    pub fn read(manager: Arc<Manager>, own: OwnFlags, verbose: Verbosity) -> Result<Self, ManagerError> {
+        let mut said = BTreeSet::new();
+        let settings = Arc::new(read(&manager, &own, verbose, &mut said)?);
+        Ok(Self { manager, own, verbose, state: Mutex::new(State { settings, read_at: Instant::now(), said }) })
+    }
+
+    /// The settings as last read.
+    #[must_use]
+    pub fn current(&self) -> Arc<Settings> {
+        Arc::clone(&self.state().settings)
+    }
+
+    /// The settings as they are now; as last read when osqueryd can't be asked.
+    #[must_use]
+    pub fn fresh(&self) -> Arc<Settings> {
+        let state = self.state();
+        if state.read_at.elapsed() < FRESH {
+            return Arc::clone(&state.settings);
+        }
+        drop(state);
+        self.refresh();
+        self.current()
+    }
+
+    /// Reads them again now.
+    pub fn refresh(&self) {
+        // The lock is not held while osqueryd is asked: others go on with what was read before.
+        let mut said = self.state().said.clone();
+        match read(&self.manager, &self.own, self.verbose, &mut said) {
+            Ok(settings) => {
+                let mut state = self.state();
+                if *state.settings != settings {
+                    state.settings = Arc::new(settings);
+                }
+                state.said = said;
+                state.read_at = Instant::now();
+            }
+            Err(error) => log::debug!("going on with the flags read before: {error}"),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(
+    manager: &Manager,
+    own: &OwnFlags,
+    verbose: Verbosity,
+    said: &mut BTreeSet<String>,
+) -> Result<Settings, ManagerError> {
+    let (settings, errors) = Settings::new(&manager.options()?, own);
+    let unusable = [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
+    for error in errors.iter().chain(unusable.into_iter().flatten()) {
+        let message = error.to_string();
+        if said.insert(message.clone()) {
+            log::error!("{message}");
+        }
+    }
+    logging::set_verbosity(if settings.verbose { Verbosity::Verbose } else { verbose });
+    Ok(settings)
+}

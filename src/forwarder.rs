@@ -1,0 +1,221 @@
+//! Sends what waits in a buffer: peek, send, acknowledge; back off after failures; shrink batches that are too
+//! large for the server.
+//!
+//! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits;
+//! when a line comes it waits until the period since the last flush is over, and then doesn't stop before the
+//! buffer is empty.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::buffer::{Batch, Buffer, BufferError};
+use crate::remote::api::{self, AnswerError, LOG_OVERHEAD, LogType, Payload};
+use crate::remote::node::Node;
+use crate::remote::{Endpoint, RemoteError};
+use crate::settings::LoggerSettings;
+use crate::shutdown::{Doorbell, Shutdown};
+
+/// At the end, what waits is still sent for so long.
+const LAST_FLUSH_LIMIT: Duration = Duration::from_millis(1500);
+
+/// A line that the server calls too large, all alone, so many times in a row may be given up.
+const REFUSALS_OF_ONE_LINE: u32 = 3;
+
+/// Sends one stream's lines.
+pub struct Forwarder {
+    /// Which stream.
+    pub log_type: LogType,
+    /// Where its lines wait.
+    pub buffer: Arc<Buffer>,
+    /// As whom they are sent.
+    pub node: Arc<Node>,
+    /// Rung by the buffer when a line comes, and at the end.
+    pub bell: Arc<Doorbell>,
+    /// Asks for the end.
+    pub shutdown: Shutdown,
+}
+
+/// Why a flush ended early.
+#[derive(Debug, thiserror::Error)]
+enum FlushError {
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+/// What a flush may put into one request, after the server has called some too large.
+struct Batching {
+    /// Halved by each 413, 408 and time-out, doubled by each success; `None` is as the flags have it.
+    lines: Option<usize>,
+    /// How often the server refused one line alone.
+    refusals: u32,
+}
+
+impl Forwarder {
+    /// Works until the end is asked for.
+    pub fn run(&self) {
+        let logger = self.settings();
+        let (step, max) = backoff_bounds(&logger);
+        let mut backoff = Backoff::new(step, max);
+        let mut batching = Batching { lines: None, refusals: 0 };
+        let mut next_flush = Instant::now();
+        while !self.shutdown.requested() {
+            if self.buffer.is_empty() {
+                self.bell.wait(None);
+                continue;
+            }
+            if self.shutdown.wait(next_flush.saturating_duration_since(Instant::now())) {
+                break;
+            }
+            let outcome = self.flush(&mut batching, None);
+            let logger = self.settings();
+            let (step, max) = backoff_bounds(&logger);
+            backoff.set_bounds(step, max);
+            next_flush = Instant::now() + self.wait_after(outcome, &logger, &mut backoff);
+        }
+        // What can be sent within a moment is; the rest is safe.
+        if backoff.failures() == 0 {
+            let _ = self.flush(&mut batching, Some(Instant::now() + LAST_FLUSH_LIMIT));
+        }
+    }
+
+    /// Says what changed, and answers how long to wait until the next flush.
+    fn wait_after(&self, outcome: Result<(), FlushError>, logger: &LoggerSettings, backoff: &mut Backoff) -> Duration {
+        let name = self.log_type.as_str();
+        match outcome {
+            Ok(()) => {
+                let failures = backoff.succeeded();
+                if failures > 0 {
+                    log::info!("{name} lines are delivered again, after {failures} failures");
+                }
+                logger.period
+            }
+            Err(_) if self.shutdown.requested() => Duration::ZERO,
+            Err(error) => {
+                let wait = backoff.failed().max(retry_after(&error).unwrap_or_default());
+                if backoff.failures() == 1 {
+                    log::warn!("{name} lines can't be delivered and are kept: {error}");
+                } else {
+                    log::debug!("{name} lines still can't be delivered: {error}; next attempt after {wait:?}");
+                }
+                wait
+            }
+        }
+    }
+
+    /// Sends batches until nothing waits, one fails, or `deadline` is over.
+    fn flush(&self, batching: &mut Batching, deadline: Option<Instant>) -> Result<(), FlushError> {
+        loop {
+            let logger = self.settings();
+            let batch = self.buffer.peek(
+                batching.lines.unwrap_or(logger.max_lines).min(logger.max_lines),
+                logger.max_request_bytes.saturating_sub(LOG_OVERHEAD),
+            )?;
+            if batch.lines.is_empty() || self.over(deadline) {
+                return Ok(());
+            }
+            self.send(batch, &logger, batching)?;
+        }
+    }
+
+    /// Sends one batch, and removes it when the server has it.
+    fn send(&self, batch: Batch, logger: &LoggerSettings, batching: &mut Batching) -> Result<(), FlushError> {
+        if self.log_type == LogType::Status && logger.status_disabled {
+            return Ok(self.buffer.acknowledge(batch.last)?);
+        }
+        let count = batch.lines.len();
+        let too_long = batch.lines.iter().filter(|line| line.len() > logger.max_line_bytes).count();
+        let lines: Vec<String> =
+            batch.lines.into_iter().filter(|line| line.len() <= logger.max_line_bytes && api::is_json(line)).collect();
+        if !lines.is_empty() {
+            match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &lines)) {
+                Ok(_) => batching.accepted(logger.max_lines),
+                Err(error) if error.status() == Some(413) => {
+                    return self.too_large(lines.len(), logger, batching, error);
+                }
+                Err(error) => {
+                    if error.says_too_slow() {
+                        batching.halve(lines.len());
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        let lost = (count - lines.len()) as u64;
+        let reason = match too_long {
+            0 => "it was no JSON".to_owned(),
+            _ => format!("it had more than {} bytes (logger_tls_max_linesize)", logger.max_line_bytes),
+        };
+        Ok(self.buffer.acknowledge_with_losses(batch.last, lost, &reason)?)
+    }
+
+    /// The server calls a request too large: the next one has half the lines, down to one.
+    ///
+    /// One line alone that is refused again and again is given up only when the server takes the one behind it:
+    /// there are servers that answer 413 when their own storage fails, and then nothing is wrong with the line.
+    fn too_large(
+        &self,
+        lines: usize,
+        logger: &LoggerSettings,
+        batching: &mut Batching,
+        error: RemoteError,
+    ) -> Result<(), FlushError> {
+        if lines > 1 {
+            batching.halve(lines);
+            log::debug!("{error}: going on with {} lines a request", lines / 2);
+            return Ok(());
+        }
+        batching.lines = Some(1);
+        batching.refusals = batching.refusals.saturating_add(1);
+        if batching.refusals < REFUSALS_OF_ONE_LINE {
+            return Err(error.into());
+        }
+        let two = self.buffer.peek(2, usize::MAX)?;
+        match two.lines.get(1) {
+            Some(next) if next.len() <= logger.max_line_bytes && api::is_json(next) => {
+                self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, std::slice::from_ref(next)))?;
+                batching.accepted(logger.max_lines);
+                let reason = "the server refuses it alone as too large, and takes others";
+                Ok(self.buffer.acknowledge_with_losses(two.last, 1, reason)?)
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    fn over(&self, deadline: Option<Instant>) -> bool {
+        match deadline {
+            Some(deadline) => Instant::now() >= deadline,
+            None => self.shutdown.requested(),
+        }
+    }
+
+    fn settings(&self) -> LoggerSettings {
+        self.node.flags.fresh().logger.clone()
+    }
+}
+
+impl Batching {
+    fn halve(&mut self, lines: usize) {
+        self.lines = Some((lines / 2).max(1));
+    }
+
+    fn accepted(&mut self, max_lines: usize) {
+        self.refusals = 0;
+        self.lines = self.lines.map(|lines| lines.saturating_mul(2)).filter(|&lines| lines < max_lines);
+    }
+}
+
+/// The back-off's step and maximum: none (always the period) when `logger_tls_backoff_max` is 0.
+fn backoff_bounds(logger: &LoggerSettings) -> (Duration, Duration) {
+    let max = logger.backoff_max.unwrap_or(logger.period).max(logger.period);
+    (logger.period, max)
+}
+
+fn retry_after(error: &FlushError) -> Option<Duration> {
+    match error {
+        FlushError::Remote(RemoteError::Answer { source, .. }) => AnswerError::retry_after(source),
+        _ => None,
+    }
+}

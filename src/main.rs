@@ -1,0 +1,28 @@
+//! Parses the command line, hands over, prints one line when that fails.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use osquery_remote_tls::app;
+use osquery_remote_tls::cli::{Cli, with_two_dashes};
+
+/// sysexits.h's code for a command line that can't be used.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(std::env::args_os().map(with_two_dashes)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" too, which go to stdout and end well. Nobody to tell if printing fails.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match app::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! Bodies and answers of the remote API. Pure: bytes in, bytes or a judgement out.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::Endpoint;
+use crate::secret::Secret;
+
+/// The two kinds of log requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogType {
+    /// Rows of queries: differential, event and snapshot lines.
+    Result,
+    /// osqueryd's own log.
+    Status,
+}
+
+impl LogType {
+    /// The `log_type` of a request.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Result => "result",
+            Self::Status => "status",
+        }
+    }
+}
+
+/// What a request carries, apart from the node key.
+#[derive(Clone, Copy, Debug)]
+pub enum Payload<'a> {
+    /// Nothing else.
+    None,
+    /// A JSON object, passed on as it is.
+    Object(&'a str),
+    /// Log lines, each a JSON value.
+    Lines(LogType, &'a [String]),
+}
+
+/// Where the node key goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// Into the body.
+    Body,
+    /// Into the URL (`tls_node_api`); log requests have it in the body all the same.
+    Url,
+}
+
+/// Why an answer is not a success.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AnswerError {
+    /// `node_invalid` is true: the node key was rejected.
+    #[error("the server does not accept the node key{}", reason(.message))]
+    NodeInvalid {
+        /// The HTTP status.
+        status: u16,
+        /// The answer's `error`.
+        message: Option<String>,
+    },
+    /// The answer has an `error`, or a `status` of `"error"`.
+    #[error("the server answered with an error (HTTP {status}): {message}")]
+    Error {
+        /// The HTTP status.
+        status: u16,
+        /// The server's words.
+        message: String,
+        /// How long the server asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// Any status but 2xx, without further words.
+    #[error("the server answered HTTP {status}")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// How long the server asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// A 2xx whose body isn't a JSON object.
+    #[error("the answer is not a JSON object (it begins {beginning:?})")]
+    NotAnObject {
+        /// Its first bytes.
+        beginning: String,
+    },
+    /// An enrollment without a key.
+    #[error("the answer has no node key")]
+    NoNodeKey,
+    /// A 2xx whose body can't be a configuration.
+    #[error("the answer is not a configuration: {0}")]
+    NotAConfiguration(String),
+}
+
+impl AnswerError {
+    /// The HTTP status, where it is known.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::NodeInvalid { status, .. } | Self::Error { status, .. } | Self::Status { status, .. } => {
+                Some(*status)
+            }
+            _ => None,
+        }
+    }
+
+    /// How long the server asks to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Error { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+fn reason(message: &Option<String>) -> String {
+    message.as_ref().map(|message| format!(": {message}")).unwrap_or_default()
+}
+
+/// The members that every answer may have. `"status": "error"` is how one server (sgt) says it.
+#[derive(Default, Deserialize)]
+struct Verdict {
+    node_invalid: Option<Value>,
+    error: Option<Value>,
+    status: Option<Value>,
+    message: Option<Value>,
+}
+
+impl Verdict {
+    fn node_invalid(&self) -> bool {
+        match &self.node_invalid {
+            Some(Value::Bool(flag)) => *flag,
+            Some(Value::String(text)) => text == "true",
+            Some(Value::Number(number)) => number.as_u64() == Some(1),
+            _ => false,
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        match (&self.error, &self.status) {
+            (Some(Value::Null) | None, Some(Value::String(status))) if status == "error" => {
+                Some(self.message.as_ref().map_or_else(|| "status is error".to_owned(), text))
+            }
+            (Some(Value::Null) | None, _) => None,
+            (Some(error), _) => Some(text(error)),
+        }
+    }
+}
+
+/// Judges an answer: its JSON object's text, `{}` for an empty body, or why it is no success.
+///
+/// Any status but 2xx is a failure, but its body is still read for `node_invalid` and `error`, since several
+/// servers answer 401 with `node_invalid`.
+///
+/// One server's `"status": "error"` counts as an error, but for a distributed read, where it means "no queries".
+pub fn judge(
+    endpoint: Endpoint,
+    status: u16,
+    retry_after: Option<Duration>,
+    body: &[u8],
+) -> Result<String, AnswerError> {
+    let success = (200..300).contains(&status);
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    let verdict = match text {
+        "" => Ok(Verdict::default()),
+        _ if !text.starts_with('{') => Err(()),
+        _ => serde_json::from_str::<Verdict>(text).map_err(drop),
+    };
+    let verdict = verdict.map(|verdict| match endpoint {
+        Endpoint::DistributedRead => Verdict { status: None, ..verdict },
+        _ => verdict,
+    });
+    match verdict {
+        Ok(verdict) if verdict.node_invalid() => Err(AnswerError::NodeInvalid { status, message: verdict.error() }),
+        Ok(verdict) => match verdict.error() {
+            Some(message) => Err(AnswerError::Error { status, message: beginning(&message, 300), retry_after }),
+            None if !success => Err(AnswerError::Status { status, retry_after }),
+            None if text.is_empty() => Ok("{}".to_owned()),
+            None => Ok(text.to_owned()),
+        },
+        Err(()) if !success => Err(AnswerError::Status { status, retry_after }),
+        Err(()) => Err(AnswerError::NotAnObject { beginning: beginning(text, 40) }),
+    }
+}
+
+/// What an enrollment's answer gives.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// A node key.
+    Key(Secret),
+    /// A blank key: this deployment knows its nodes by their client certificates.
+    Blank,
+}
+
+/// Whether a client certificate is configured, which makes a blank key a success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// It is.
+    Configured,
+    /// It isn't.
+    Absent,
+}
+
+/// Judges the answer to an enrollment.
+///
+/// A non-empty key wins over `node_invalid` (one server sends both and means success); `id` stands in for an
+/// absent `node_key`.
+pub fn judge_enrollment(
+    status: u16,
+    retry_after: Option<Duration>,
+    body: &[u8],
+    certificate: ClientCertificate,
+) -> Result<Enrolled, AnswerError> {
+    #[derive(Default, Deserialize)]
+    struct Answer {
+        node_key: Option<Value>,
+        id: Option<Value>,
+    }
+    let answer: Answer = serde_json::from_slice(body).unwrap_or_default();
+    let key = answer.node_key.as_ref().or(answer.id.as_ref()).and_then(Value::as_str).unwrap_or_default();
+    let success = (200..300).contains(&status);
+    if success && !key.trim().is_empty() {
+        return Ok(Enrolled::Key(Secret::new(key)));
+    }
+    judge(Endpoint::Enroll, status, retry_after, body)?;
+    match answer.node_key {
+        Some(Value::String(_)) if certificate == ClientCertificate::Configured => Ok(Enrolled::Blank),
+        _ => Err(AnswerError::NoNodeKey),
+    }
+}
+
+/// The most that osqueryd takes as a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigLimits {
+    /// Bytes of the document.
+    pub bytes: usize,
+    /// Levels of nesting.
+    pub depth: usize,
+}
+
+impl ConfigLimits {
+    /// osqueryd's limits by its version: 4 MiB from 5.24 on, 1 MiB before, and whenever the version isn't known.
+    #[must_use]
+    pub fn of_version(version: Option<&str>) -> Self {
+        let mut numbers = version.unwrap_or_default().split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        Self { bytes: if version >= (5, 24) { 4 << 20 } else { 1 << 20 }, depth: 32 }
+    }
+}
+
+/// The configuration in a judged answer, as osqueryd may have it: a non-empty JSON object within the limits.
+///
+/// osqueryd empties the running schedule before it looks at a changed document, so nothing is handed on unchecked.
+pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> Result<String, AnswerError> {
+    let wrong = |reason: &str| Err(AnswerError::NotAConfiguration(reason.to_owned()));
+    let document = match place {
+        KeyPlace::Body => answer,
+        KeyPlace::Url => {
+            #[derive(Deserialize)]
+            struct Wrapped {
+                config: String,
+            }
+            match serde_json::from_str::<Wrapped>(&answer) {
+                Ok(wrapped) => wrapped.config,
+                Err(_) => return wrong("it has no member \"config\" that is a string (tls_node_api)"),
+            }
+        }
+    };
+    if document.len() > limits.bytes {
+        return wrong(&format!("{} bytes, and osqueryd takes {}", document.len(), limits.bytes));
+    }
+    let depth = depth(&document);
+    if depth > limits.depth {
+        return wrong(&format!("{depth} levels deep, and osqueryd takes {}", limits.depth));
+    }
+    match serde_json::from_str::<Map<String, Value>>(&document) {
+        Err(error) => wrong(&format!("not a JSON object ({error})")),
+        Ok(members) if members.keys().all(|name| name == "node_invalid") => wrong("an empty object"),
+        Ok(_) => Ok(document),
+    }
+}
+
+/// How deep the nesting of a JSON text is.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0usize);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// The body of a request; the payload's own bytes are passed on unchanged.
+#[must_use]
+pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String {
+    let key = || Value::from(node_key.expose()).to_string();
+    match (payload, place) {
+        (Payload::None, KeyPlace::Body) => format!("{{\"node_key\":{}}}", key()),
+        (Payload::None, KeyPlace::Url) => "{}".to_owned(),
+        (Payload::Object(object), KeyPlace::Url) => object.to_owned(),
+        (Payload::Object(object), KeyPlace::Body) => with_member(object, "node_key", &key()),
+        (Payload::Lines(log_type, lines), _) => log_body(log_type, lines, &key()),
+    }
+}
+
+fn log_body(log_type: LogType, lines: &[String], key: &str) -> String {
+    let length = lines.iter().map(|line| line.len() + 1).sum::<usize>() + key.len() + 60;
+    let mut body = String::with_capacity(length);
+    body.push_str(&format!("{{\"node_key\":{key},\"log_type\":\"{}\",\"data\":[", log_type.as_str()));
+    for (index, line) in lines.iter().enumerate() {
+        if index > 0 {
+            body.push(',');
+        }
+        body.push_str(line);
+    }
+    body.push_str("]}");
+    body
+}
+
+/// How many bytes a log request has apart from its lines and the commas between them, at most: for a node key of
+/// up to 512 bytes as JSON.
+pub const LOG_OVERHEAD: usize = 600;
+
+/// An object's text with one member more, at its end; `object` is the text of a JSON object.
+fn with_member(object: &str, name: &str, value: &str) -> String {
+    let object = object.trim_end();
+    let head = object.strip_suffix('}').unwrap_or(object);
+    let comma = if head.trim_end().ends_with('{') { "" } else { "," };
+    format!("{head}{comma}\"{name}\":{value}}}")
+}
+
+/// Whether a text is a JSON object, whatever it holds.
+#[must_use]
+pub fn is_object(text: &str) -> bool {
+    text.trim_start().starts_with('{') && serde_json::from_str::<&RawValue>(text).is_ok()
+}
+
+/// Whether a text is a JSON value, as a log line must be to have a place in a request.
+#[must_use]
+pub fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
+/// The body of an enrollment.
+#[must_use]
+pub fn enroll_body(
+    secret_name: &str,
+    secret: &Secret,
+    host_identifier: &str,
+    platform_type: &str,
+    host_details: Map<String, Value>,
+) -> String {
+    json!({
+        secret_name: secret.expose(),
+        "host_identifier": host_identifier,
+        "platform_type": platform_type,
+        "host_details": host_details,
+    })
+    .to_string()
+}
+
+/// The beginning of a text, for a message.
+fn beginning(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_WAIT: Option<Duration> = None;
+
+    fn config(answer: &str) -> Result<String, AnswerError> {
+        configuration(answer.to_owned(), KeyPlace::Body, ConfigLimits { bytes: 1000, depth: 4 })
+    }
+
+    #[test]
+    fn an_empty_body_is_an_empty_object() {
+        assert_eq!(judge(Endpoint::Logger, 200, NO_WAIT, b" \n").unwrap(), "{}");
+        assert_eq!(judge(Endpoint::Logger, 204, NO_WAIT, b"").unwrap(), "{}");
+    }
+
+    #[test]
+    fn node_invalid_is_read_from_any_status_and_in_any_form() {
+        for body in [r#"{"node_invalid":true}"#, r#"{"node_invalid":"true"}"#, r#"{"node_invalid":1,"error":"x"}"#] {
+            for status in [200, 401, 500] {
+                let error = judge(Endpoint::Logger, status, NO_WAIT, body.as_bytes()).unwrap_err();
+                assert!(matches!(error, AnswerError::NodeInvalid { .. }), "{body} {status}");
+            }
+        }
+        for body in [r#"{"node_invalid":false}"#, r#"{"node_invalid":"false"}"#, r#"{"node_invalid":0}"#] {
+            assert_eq!(judge(Endpoint::Logger, 200, NO_WAIT, body.as_bytes()).unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn errors_are_failures_whatever_the_status() {
+        let error =
+            |status, body: &str| judge(Endpoint::Logger, status, NO_WAIT, body.as_bytes()).unwrap_err().to_string();
+        assert_eq!(error(200, r#"{"error":"no"}"#), "the server answered with an error (HTTP 200): no");
+        assert_eq!(error(500, r#"{"error":"no"}"#), "the server answered with an error (HTTP 500): no");
+        assert_eq!(error(200, r#"{"error":7}"#), "the server answered with an error (HTTP 200): 7");
+        assert_eq!(
+            error(200, r#"{"message":"bad key","status":"error"}"#),
+            "the server answered with an error (HTTP 200): bad key"
+        );
+        assert_eq!(error(502, "<html>"), "the server answered HTTP 502");
+        assert_eq!(error(403, r#"{"message":"Forbidden"}"#), "the server answered HTTP 403");
+        assert!(judge(Endpoint::Logger, 200, NO_WAIT, br#"{"error":null,"status":"ok"}"#).is_ok());
+        assert!(judge(Endpoint::DistributedRead, 200, NO_WAIT, br#"{"message":"none","status":"error"}"#).is_ok());
+    }
+
+    #[test]
+    fn a_success_that_is_not_an_object_is_a_failure() {
+        for body in ["<html>", "[]", "\"ok\"", "{", "{\"a\":1", "null"] {
+            let error = judge(Endpoint::Logger, 200, NO_WAIT, body.as_bytes()).unwrap_err();
+            assert!(matches!(error, AnswerError::NotAnObject { .. }), "{body}");
+        }
+    }
+
+    #[test]
+    fn enrollment_takes_what_servers_send() {
+        let key = |body: &str| judge_enrollment(200, NO_WAIT, body.as_bytes(), ClientCertificate::Absent);
+        assert_eq!(key(r#"{"node_key":"k1"}"#).unwrap(), Enrolled::Key(Secret::new("k1")));
+        assert_eq!(key(r#"{"id":"node-4411"}"#).unwrap(), Enrolled::Key(Secret::new("node-4411")));
+        assert_eq!(key(r#"{"node_key":"k2","node_invalid":true}"#).unwrap(), Enrolled::Key(Secret::new("k2")));
+        assert_eq!(key(r#"{"node_key":""}"#).unwrap_err(), AnswerError::NoNodeKey);
+        assert_eq!(key("{}").unwrap_err(), AnswerError::NoNodeKey);
+        assert_eq!(key("").unwrap_err(), AnswerError::NoNodeKey);
+        assert!(matches!(key(r#"{"node_invalid":true}"#).unwrap_err(), AnswerError::NodeInvalid { .. }));
+        let refused = judge_enrollment(401, NO_WAIT, br#"{"node_key":"k3"}"#, ClientCertificate::Absent);
+        assert!(matches!(refused.unwrap_err(), AnswerError::Status { status: 401, .. }));
+    }
+
+    #[test]
+    fn a_blank_key_is_a_success_only_with_a_client_certificate() {
+        let key = |body: &str| judge_enrollment(200, NO_WAIT, body.as_bytes(), ClientCertificate::Configured);
+        assert_eq!(key(r#"{"node_key":""}"#).unwrap(), Enrolled::Blank);
+        assert_eq!(key(r#"{}"#).unwrap_err(), AnswerError::NoNodeKey);
+        assert!(key(r#"{"node_key":"","node_invalid":true}"#).is_err());
+    }
+
+    #[test]
+    fn only_a_configuration_is_handed_on() {
+        assert_eq!(config(r#"{"schedule":{}}"#).unwrap(), r#"{"schedule":{}}"#);
+        for (answer, reason) in [
+            ("{}", "an empty object"),
+            (r#"{"node_invalid":false}"#, "an empty object"),
+            (r#"{"a":[[[[1]]]]}"#, "5 levels deep"),
+            (r#"{"a":1"#, "not a JSON object"),
+            ("[]", "not a JSON object"),
+        ] {
+            let message = config(answer).unwrap_err().to_string();
+            assert!(message.contains(reason), "{answer}: {message}");
+        }
+        let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(1000));
+        assert!(config(&large).unwrap_err().to_string().contains("1008 bytes"));
+        assert!(config(r#"{"a":"[[[[[[{{{{ \" [[["}"#).is_ok());
+    }
+
+    #[test]
+    fn the_node_api_s_configuration_is_a_string() {
+        let limits = ConfigLimits::of_version(None);
+        let unwrap = |answer: &str| configuration(answer.to_owned(), KeyPlace::Url, limits);
+        assert_eq!(unwrap(r#"{"config":"{\"schedule\":{}}"}"#).unwrap(), r#"{"schedule":{}}"#);
+        assert!(unwrap(r#"{"config":{"schedule":{}}}"#).is_err());
+        assert!(unwrap(r#"{"schedule":{}}"#).is_err());
+        assert!(unwrap(r#"{"config":"<html>"}"#).is_err());
+    }
+
+    #[test]
+    fn limits_follow_osqueryd_s_version() {
+        let bytes = |version| ConfigLimits::of_version(version).bytes >> 20;
+        assert_eq!(bytes(Some("5.23.0-38-ga5b14f63d")), 1);
+        assert_eq!(bytes(Some("5.24.0")), 4);
+        assert_eq!(bytes(Some("6.0.1")), 4);
+        assert_eq!((bytes(Some("")), bytes(None)), (1, 1));
+    }
+
+    #[test]
+    fn bodies_carry_the_key_where_it_belongs() {
+        let key = Secret::new("k\"1");
+        let body = |payload, place| body(payload, &key, place);
+        assert_eq!(body(Payload::None, KeyPlace::Body), r#"{"node_key":"k\"1"}"#);
+        assert_eq!(body(Payload::None, KeyPlace::Url), "{}");
+        let lines = ["{\"a\":1}".to_owned(), "2".to_owned()];
+        let log = r#"{"node_key":"k\"1","log_type":"status","data":[{"a":1},2]}"#;
+        assert_eq!(body(Payload::Lines(LogType::Status, &lines), KeyPlace::Body), log);
+        assert_eq!(body(Payload::Lines(LogType::Status, &lines), KeyPlace::Url), log);
+    }
+
+    #[test]
+    fn a_payload_s_bytes_are_passed_on_unchanged() {
+        let key = Secret::new("k-1");
+        let add = |object: &str| body(Payload::Object(object), &key, KeyPlace::Body);
+        assert_eq!(add("{}"), r#"{"node_key":"k-1"}"#);
+        assert_eq!(
+            add("{ \"n\" : 1.50e1 , \"o\":{\"p\":{}}} \n"),
+            "{ \"n\" : 1.50e1 , \"o\":{\"p\":{}},\"node_key\":\"k-1\"}"
+        );
+        assert_eq!(body(Payload::Object("{ \"a\":1 }"), &key, KeyPlace::Url), "{ \"a\":1 }");
+    }
+}

@@ -1,0 +1,364 @@
+//! Enrollment: trades the secret for a node key, keeps it in osqueryd's backing store, and gives it up when the
+//! server rejects it.
+//!
+//! One thread enrolls, whoever needs a key first; the others wait for it. The key lives where the built-in plugins
+//! keep theirs, so a host that changes plugins keeps its identity. Either side may replace it at any time: it is
+//! read before each use, and only the very key that was rejected is removed.
+//!
+//! A key that a server gives is provisional until a request with it succeeds. When the next request rejects it,
+//! that counts as a failed attempt, and its wait applies: no tight loop of enrollments against a server that gives
+//! out keys it doesn't know.
+
+use std::fs;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::api::{self, ClientCertificate, Enrolled};
+use super::host::Host;
+use super::transport::{Encoding, Method, Outgoing, Transport};
+use super::url::{SecretVariable, Url};
+use super::{Endpoint, RemoteError};
+use crate::backoff::Backoff;
+use crate::extension::manager::{Manager, ManagerError};
+use crate::flags::Flags;
+use crate::secret::Secret;
+use crate::settings::{EnrollSettings, SecretSource, Settings};
+use crate::shutdown::{Doorbell, Shutdown};
+
+/// The built-in plugins' names for the node key and the time it was asked for.
+const KEY: &str = "nodeKey";
+const KEY_TIME: &str = "nodeKeyTime";
+
+/// Why there is no node key.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrollError {
+    /// The secret can't be had.
+    #[error("--enroll_secret_path={path} can't be read: {reason}")]
+    SecretFile {
+        /// The file.
+        path: String,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// The secret's environment variable isn't there.
+    #[error("--enroll_secret_env={0}: there is no such environment variable")]
+    SecretVariable(String),
+    /// osqueryd could not be asked about this host.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
+    /// The request failed.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+/// This node's enrollment.
+pub struct Enrollment {
+    manager: Arc<Manager>,
+    host: Arc<Host>,
+    flags: Arc<Flags>,
+    transport: Arc<Transport>,
+    shutdown: Shutdown,
+    state: Mutex<State>,
+    changed: Condvar,
+    needed: Doorbell,
+}
+
+struct State {
+    /// The key last seen, for the time when osqueryd's store can't be read.
+    last_seen: Option<Secret>,
+    /// The server wants no keys: it knows its nodes by their client certificates.
+    blank: bool,
+    /// `enroll_always` asks for an enrollment that has not happened yet.
+    forced: bool,
+    /// A key that no request has succeeded with yet.
+    provisional: Option<Secret>,
+    /// Whether somebody waits for a key.
+    wanted: bool,
+    /// Attempts of the round in progress; a round ends after `tls_enroll_max_attempts`.
+    attempts: u32,
+    backoff: Backoff,
+    not_before: Instant,
+    last_error: Option<String>,
+}
+
+impl Enrollment {
+    /// Nothing is asked for before somebody needs a key; [`Self::run`] must be running by then.
+    #[must_use]
+    pub fn new(
+        manager: Arc<Manager>,
+        host: Arc<Host>,
+        flags: Arc<Flags>,
+        transport: Arc<Transport>,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
+        let enroll = flags.current().enroll.clone();
+        let enrollment = Arc::new(Self {
+            manager,
+            host,
+            flags,
+            transport,
+            shutdown: shutdown.clone(),
+            state: Mutex::new(State {
+                last_seen: None,
+                blank: false,
+                forced: enroll.always && !enroll.disabled,
+                provisional: None,
+                wanted: false,
+                attempts: 0,
+                backoff: Backoff::new(Duration::from_secs(1), enroll.max_interval),
+                not_before: Instant::now(),
+                last_error: None,
+            }),
+            changed: Condvar::new(),
+            needed: Doorbell::default(),
+        });
+        let ended = Arc::downgrade(&enrollment);
+        shutdown.on_request(move || {
+            if let Some(enrollment) = ended.upgrade() {
+                enrollment.needed.ring();
+                enrollment.changed.notify_all();
+            }
+        });
+        enrollment
+    }
+
+    /// The node key; enrolls first when there is none, and waits for that, at most `limit`.
+    ///
+    /// A blank key where enrollment is disabled, and where the server knows its nodes by their certificates. The
+    /// error is the last attempt's.
+    pub fn node_key(&self, limit: Duration) -> Result<Secret, String> {
+        if self.flags.current().enroll.disabled {
+            return Ok(Secret::default());
+        }
+        // Whoever comes first at the start waits for the enrollment that `enroll_always` asks for.
+        let forced = std::mem::take(&mut self.state().forced);
+        if !forced && let Some(key) = self.usable_key() {
+            return Ok(key);
+        }
+        let deadline = Instant::now() + limit;
+        let mut state = self.state();
+        state.wanted = true;
+        self.needed.ring();
+        while state.wanted && !self.shutdown.requested() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let error = state.last_error.clone().unwrap_or_else(|| "no answer yet".to_owned());
+        drop(state);
+        // A forced enrollment that failed leaves the key that there was.
+        self.usable_key().ok_or(error)
+    }
+
+    /// A request with this key succeeded.
+    pub fn confirm(&self, key: &Secret) {
+        let mut state = self.state();
+        if state.provisional.as_ref() == Some(key) {
+            state.provisional = None;
+            state.backoff.succeeded();
+        }
+    }
+
+    /// The server rejected this key: removes it if it is still the current one. Answers whether another key can
+    /// be had (not with `disable_reenrollment`).
+    pub fn reject(&self, key: &Secret) -> bool {
+        let enroll = self.flags.current().enroll.clone();
+        if enroll.disabled || enroll.reenrollment_disabled {
+            return false;
+        }
+        let mut state = self.state();
+        if key.is_empty() {
+            state.blank = false;
+        }
+        if state.last_seen.as_ref() == Some(key) {
+            state.last_seen = None;
+        }
+        if state.provisional.as_ref() == Some(key) {
+            state.provisional = None;
+            state.failed(&enroll, "the server does not accept the node key that it gave".to_owned());
+        }
+        drop(state);
+        self.remove_if_current(key);
+        true
+    }
+
+    /// The enrolling thread's work, until the end is asked for.
+    pub fn run(&self) {
+        while !self.shutdown.requested() {
+            let (wanted, not_before) = {
+                let state = self.state();
+                (state.wanted, state.not_before)
+            };
+            if !wanted {
+                self.needed.wait(None);
+            } else if self.shutdown.wait(not_before.saturating_duration_since(Instant::now())) {
+                return;
+            } else {
+                self.attempt();
+            }
+        }
+    }
+
+    /// One attempt, and what follows from it.
+    fn attempt(&self) {
+        let settings = self.flags.fresh();
+        let asked_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let outcome = self.ask(&settings);
+        if let Ok(Enrolled::Key(key)) = &outcome {
+            self.store(key, asked_at);
+        }
+        let mut state = self.state();
+        match outcome {
+            Ok(enrolled) => {
+                log::info!("enrolled after {} failed attempts", state.backoff.failures());
+                state.attempts = 0;
+                state.wanted = false;
+                state.last_error = None;
+                match enrolled {
+                    Enrolled::Key(key) => {
+                        state.last_seen = Some(key.clone());
+                        state.provisional = Some(key);
+                    }
+                    Enrolled::Blank => {
+                        state.blank = true;
+                        state.provisional = Some(Secret::default());
+                    }
+                }
+            }
+            Err(error) => {
+                if state.backoff.failures() == 0 {
+                    log::error!("enrollment failed, trying again: {error}");
+                } else {
+                    log::debug!("enrollment failed again: {error}");
+                }
+                state.failed(&settings.enroll, error.to_string());
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn ask(&self, settings: &Settings) -> Result<Enrolled, EnrollError> {
+        let endpoint = Endpoint::Enroll;
+        let secret = secret(&settings.enroll.secret)?;
+        let server = settings.server.as_ref().map_err(|error| RemoteError::from(error.clone()))?;
+        let path = endpoint.path(&settings.endpoints).map_err(RemoteError::from)?;
+        let url = Url::new(server, path, self.secret_variable(settings, &secret));
+        let body = api::enroll_body(
+            &settings.api.secret_name,
+            &secret,
+            &self.host.identifier(&settings.identity)?,
+            &self.host.platform_type()?,
+            self.host.details()?,
+        );
+        let request = Outgoing {
+            method: Method::Post,
+            url: &url,
+            body: &body,
+            encoding: Encoding::Plain,
+            user_agent: &self.host.user_agent(),
+            node_key: None,
+        };
+        super::node::dump(settings, "request", endpoint, &body);
+        let answer = self.transport.send(settings, &request).map_err(|source| RemoteError::Transport {
+            endpoint,
+            url: url.to_string(),
+            source,
+        })?;
+        let certificate = match &settings.tls.client {
+            Ok(Some(_)) => ClientCertificate::Configured,
+            _ => ClientCertificate::Absent,
+        };
+        let judged = api::judge_enrollment(answer.status, answer.retry_after, &answer.body, certificate);
+        // Judged first: from then on the new key is known to be masked.
+        super::node::dump(settings, "answer", endpoint, &String::from_utf8_lossy(&answer.body));
+        Ok(judged.map_err(|source| RemoteError::Answer { endpoint, url: url.to_string(), source })?)
+    }
+
+    /// The secret for a URL, where `tls_secret_always` wants it there.
+    pub fn secret_for_url(&self, settings: &Settings) -> Result<Option<Secret>, EnrollError> {
+        if settings.api.secret_always { secret(&settings.enroll.secret).map(Some) } else { Ok(None) }
+    }
+
+    fn secret_variable<'a>(&self, settings: &'a Settings, secret: &'a Secret) -> SecretVariable<'a> {
+        settings.api.secret_always.then_some((settings.api.secret_name.as_str(), secret))
+    }
+
+    /// The key to use now, when there is one.
+    fn usable_key(&self) -> Option<Secret> {
+        if self.state().blank {
+            return Some(Secret::default());
+        }
+        match self.manager.setting(KEY) {
+            Ok(stored) => {
+                let key = stored.filter(|key| !key.is_empty()).map(Secret::new);
+                self.state().last_seen.clone_from(&key);
+                key
+            }
+            Err(error) => {
+                log::debug!("going on with the node key seen last: {error}");
+                self.state().last_seen.clone()
+            }
+        }
+    }
+
+    fn store(&self, key: &Secret, asked_at: u64) {
+        let stored = self
+            .manager
+            .put_setting(KEY, key.expose())
+            .and_then(|()| self.manager.put_setting(KEY_TIME, &asked_at.to_string()));
+        if let Err(error) = stored {
+            log::warn!("the node key can't be stored, so this host will enroll again later: {error}");
+        }
+    }
+
+    fn remove_if_current(&self, key: &Secret) {
+        let removed = match self.manager.setting(KEY) {
+            Ok(Some(stored)) if stored == key.expose() => {
+                log::warn!("the server does not accept the node key any more: enrolling again");
+                self.manager.remove_setting(KEY).and_then(|()| self.manager.remove_setting(KEY_TIME))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            log::warn!("the rejected node key can't be removed: {error}");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Counts a failed attempt: its wait begins, and after the last one of a round nobody waits any longer. The
+    /// next need begins another round, after that wait.
+    fn failed(&mut self, enroll: &EnrollSettings, error: String) {
+        self.backoff.set_bounds(Duration::from_secs(1), enroll.max_interval);
+        self.not_before = Instant::now() + self.backoff.failed();
+        self.last_error = Some(error);
+        self.attempts = self.attempts.saturating_add(1);
+        if enroll.max_attempts.is_some_and(|most| self.attempts >= most) {
+            if self.wanted {
+                log::error!("{} enrollment attempts failed: pausing until a node key is needed again", self.attempts);
+            }
+            self.attempts = 0;
+            self.wanted = false;
+        }
+    }
+}
+
+fn secret(source: &SecretSource) -> Result<Secret, EnrollError> {
+    let text = match source {
+        SecretSource::None => String::new(),
+        SecretSource::File(path) => fs::read_to_string(path)
+            .map_err(|error| EnrollError::SecretFile { path: path.display().to_string(), reason: error.to_string() })?,
+        SecretSource::Environment(name) => {
+            std::env::var(name).map_err(|_| EnrollError::SecretVariable(name.clone()))?
+        }
+    };
+    Ok(Secret::new(text.trim()))
+}

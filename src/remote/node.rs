@@ -1,0 +1,204 @@
+//! One request as this node: with the node key, judged, and once more after a re-enrollment when the server
+//! rejects the key.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::api::{self, KeyPlace, Payload};
+use super::enroll::Enrollment;
+use super::host::Host;
+use super::transport::{Encoding, Method, Outgoing, Transport};
+use super::url::Url;
+use super::{Endpoint, RemoteError};
+use crate::backoff::Backoff;
+use crate::flags::Flags;
+use crate::secret::Secret;
+use crate::settings::Settings;
+use crate::shutdown::Shutdown;
+
+/// How long a request waits for an enrollment. osqueryd's threads wait for some requests, so this is bounded; the
+/// enrollment goes on without them.
+const ENROLLMENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// This host as the server's node.
+pub struct Node {
+    /// Who keeps the node key.
+    pub enrollment: Arc<Enrollment>,
+    /// Who knows osqueryd's version.
+    pub host: Arc<Host>,
+    /// What is configured.
+    pub flags: Arc<Flags>,
+    /// What carries requests.
+    pub transport: Arc<Transport>,
+    /// Ends waits between attempts.
+    pub shutdown: Shutdown,
+    /// Which endpoints fail, so that a change is said and each failure isn't.
+    pub outages: Outages,
+    /// Whether the server takes no compressed log requests, whatever `logger_tls_compress` says.
+    pub gzip_refused: AtomicBool,
+}
+
+/// Failures in a row, by endpoint.
+#[derive(Default)]
+pub struct Outages(Mutex<HashMap<Endpoint, u32>>);
+
+impl Outages {
+    fn note<T>(&self, endpoint: Endpoint, outcome: &Result<T, RemoteError>) {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(_) => {
+                if let Some(count) = failures.remove(&endpoint) {
+                    log::info!("{endpoint}: works again, after {count} failures");
+                }
+            }
+            Err(error) => {
+                let count = failures.entry(endpoint).or_insert(0);
+                *count = count.saturating_add(1);
+                if *count == 1 { log::warn!("{error}") } else { log::debug!("{error}") }
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Makes a request: the JSON object that a success answers.
+    ///
+    /// A rejected node key costs one re-enrollment and one more sending.
+    pub fn send(&self, endpoint: Endpoint, payload: Payload<'_>) -> Result<String, RemoteError> {
+        let settings = self.flags.fresh();
+        let key = self.node_key(endpoint)?;
+        match self.send_with(&settings, endpoint, payload, &key) {
+            Err(error) if error.is_node_invalid() && self.enrollment.reject(&key) => {
+                let key = self.node_key(endpoint)?;
+                let again = self.send_with(&settings, endpoint, payload, &key);
+                if again.as_ref().is_err_and(RemoteError::is_node_invalid) {
+                    self.enrollment.reject(&key);
+                }
+                again
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Makes a request up to `attempts` times, with n² seconds after the n-th.
+    pub fn send_with_attempts(
+        &self,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        attempts: u32,
+    ) -> Result<String, RemoteError> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::MAX);
+        loop {
+            let outcome = self.send(endpoint, payload);
+            self.outages.note(endpoint, &outcome);
+            let error = match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let wait = backoff.failed();
+            if backoff.failures() >= attempts || !error.is_worth_another_attempt() || self.shutdown.wait(wait) {
+                return Err(error);
+            }
+        }
+    }
+
+    fn node_key(&self, endpoint: Endpoint) -> Result<Secret, RemoteError> {
+        let not_enrolled = |reason| RemoteError::NotEnrolled { endpoint, reason };
+        self.enrollment.node_key(ENROLLMENT_LIMIT).map_err(not_enrolled)
+    }
+
+    /// Sends with this key; a compressed body that may be what the server doesn't like is sent once more as it is.
+    fn send_with(
+        &self,
+        settings: &Settings,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        key: &Secret,
+    ) -> Result<String, RemoteError> {
+        match self.encoding(settings, endpoint) {
+            Encoding::Plain => self.exchange(settings, endpoint, payload, key, Encoding::Plain),
+            Encoding::Gzip => match self.exchange(settings, endpoint, payload, key, Encoding::Gzip) {
+                Err(error) if error.may_be_the_compression() => {
+                    let answer = self.exchange(settings, endpoint, payload, key, Encoding::Plain)?;
+                    log::warn!("the server takes no compressed requests ({error}): logger_tls_compress has no effect");
+                    self.gzip_refused.store(true, Ordering::Relaxed);
+                    Ok(answer)
+                }
+                outcome => outcome,
+            },
+        }
+    }
+
+    fn encoding(&self, settings: &Settings, endpoint: Endpoint) -> Encoding {
+        let wanted = endpoint == Endpoint::Logger && settings.logger.compress;
+        if wanted && !self.gzip_refused.load(Ordering::Relaxed) { Encoding::Gzip } else { Encoding::Plain }
+    }
+
+    fn exchange(
+        &self,
+        settings: &Settings,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        key: &Secret,
+        encoding: Encoding,
+    ) -> Result<String, RemoteError> {
+        let url = self.url(settings, endpoint, key)?;
+        let place = key_place(settings);
+        let body = api::body(payload, key, place);
+        dump(settings, "request", endpoint, &body);
+        let request = Outgoing {
+            method: method(endpoint, place),
+            url: &url,
+            body: &body,
+            encoding,
+            user_agent: &self.host.user_agent(),
+            node_key: Some(key),
+        };
+        let answer = self.transport.send(settings, &request).map_err(|source| RemoteError::Transport {
+            endpoint,
+            url: url.to_string(),
+            source,
+        })?;
+        dump(settings, "answer", endpoint, &String::from_utf8_lossy(&answer.body));
+        let judged = api::judge(endpoint, answer.status, answer.retry_after, &answer.body)
+            .map_err(|source| RemoteError::Answer { endpoint, url: url.to_string(), source })?;
+        self.enrollment.confirm(key);
+        Ok(judged)
+    }
+
+    fn url(&self, settings: &Settings, endpoint: Endpoint, key: &Secret) -> Result<Url, RemoteError> {
+        let server = settings.server.as_ref().map_err(Clone::clone)?;
+        let path = endpoint.path(&settings.endpoints)?;
+        let secret = self
+            .enrollment
+            .secret_for_url(settings)
+            .map_err(|error| RemoteError::NotEnrolled { endpoint, reason: error.to_string() })?;
+        let secret = secret.as_ref().map(|secret| (settings.api.secret_name.as_str(), secret));
+        Ok(match key_place(settings) {
+            KeyPlace::Body => Url::new(server, path, secret),
+            KeyPlace::Url => Url::for_node(server, path, key, secret),
+        })
+    }
+}
+
+/// Where `tls_node_api` puts the node key.
+#[must_use]
+pub fn key_place(settings: &Settings) -> KeyPlace {
+    if settings.api.node_api { KeyPlace::Url } else { KeyPlace::Body }
+}
+
+fn method(endpoint: Endpoint, place: KeyPlace) -> Method {
+    match (endpoint, place) {
+        (Endpoint::Config, KeyPlace::Url) => Method::Get,
+        _ => Method::Post,
+    }
+}
+
+/// `tls_dump` with `verbose`: the body goes to the log, masked like everything there.
+pub(super) fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
+    if settings.api.dump && settings.verbose {
+        log::debug!("tls_dump: {endpoint} {what}: {body}");
+    }
+}

@@ -1,0 +1,292 @@
+//! Trust and client authentication: osquery's PEM files made into rustls connections, as a connector for ureq.
+//!
+//! The files are looked at again for each new connection, so that a rotated certificate, key or bundle is used at
+//! the next one. While a new file is unusable the old contents go on working, and that is said once.
+
+use std::fmt;
+use std::fs::{self, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+};
+
+use super::trust::{ServerVerifier, TrustKind, explain};
+use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
+
+/// Why no TLS connection could be made.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TlsError {
+    /// A file of ours can't be used.
+    #[error("--{flag}={path} can't be used: {reason}", path = .path.display())]
+    File {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// `tls_hostname` is no name that a certificate could be checked against.
+    #[error("{0} is not a name that a certificate can be checked against")]
+    Name(String),
+    /// The two sides did not agree, or the server's certificate isn't trusted.
+    #[error("TLS handshake failed: {0}")]
+    Handshake(String),
+}
+
+/// Wraps a connection in TLS, as the [`TlsSettings`] say.
+pub struct TlsConnector {
+    files: Files,
+    loaded: Mutex<Option<Loaded>>,
+}
+
+/// The files that trust and client authentication come from.
+struct Files {
+    server_certs: PathBuf,
+    client: Option<ClientIdentity>,
+}
+
+/// What was made of the files, and how they looked then.
+struct Loaded {
+    stamp: Vec<Stamp>,
+    config: Arc<ClientConfig>,
+}
+
+/// How a file looked: enough to notice that it was replaced or rewritten.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    /// Inode, size, seconds and nanoseconds of the last change; `None` when it can't be looked at.
+    state: Option<(u64, u64, i64, i64)>,
+}
+
+impl TlsConnector {
+    /// A connector for these settings; the files are read at the first connection.
+    #[must_use]
+    pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>) -> Self {
+        let files = Files { server_certs: settings.server_certs.clone(), client };
+        Self { files, loaded: Mutex::new(None) }
+    }
+
+    /// The rustls configuration that the files make now.
+    fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        let stamp = self.files.stamp();
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        match loaded.as_mut() {
+            Some(loaded) if loaded.stamp == stamp => Ok(Arc::clone(&loaded.config)),
+            Some(old) => {
+                match self.files.load() {
+                    Ok(config) => {
+                        log::info!("TLS certificates changed on disk: using the new ones");
+                        old.config = config;
+                    }
+                    Err(error) => log::error!("{error}; the certificates read before go on being used"),
+                }
+                old.stamp = stamp;
+                Ok(Arc::clone(&old.config))
+            }
+            None => {
+                let config = self.files.load()?;
+                *loaded = Some(Loaded { stamp, config: Arc::clone(&config) });
+                Ok(config)
+            }
+        }
+    }
+}
+
+impl Files {
+    fn load(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = self.verifier(Arc::clone(&provider))?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError::Handshake(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let config = match &self.client {
+            None => builder.with_no_client_auth(),
+            Some(client) => {
+                let certificates = certificates("tls_client_cert", &client.cert)?;
+                let key = PrivateKeyDer::from_pem_slice(&read("tls_client_key", &client.key)?).map_err(|_| {
+                    unusable("tls_client_key", &client.key, "it holds no unencrypted private key in PEM")
+                })?;
+                builder
+                    .with_client_auth_cert(certificates, key)
+                    .map_err(|error| unusable("tls_client_cert", &client.cert, &format!("with its key: {error}")))?
+            }
+        };
+        Ok(Arc::new(config))
+    }
+
+    fn verifier(&self, provider: Arc<CryptoProvider>) -> Result<ServerVerifier, TlsError> {
+        const FLAG: &str = "tls_server_certs";
+        let path = &self.server_certs;
+        let bundle = if path.is_dir() {
+            // What else lies in the directory doesn't matter.
+            self.bundle_files().iter().flat_map(|file| certificates(FLAG, file).unwrap_or_default()).collect()
+        } else {
+            certificates(FLAG, path)?
+        };
+        let kind = if path == Path::new(DEFAULT_SERVER_CERTS) { TrustKind::Default } else { TrustKind::Explicit };
+        ServerVerifier::new(bundle, kind, provider).map_err(|reason| unusable(FLAG, path, &reason))
+    }
+
+    /// The files that make up the trust: the file itself, or those in the directory.
+    fn bundle_files(&self) -> Vec<PathBuf> {
+        match fs::read_dir(&self.server_certs) {
+            Ok(entries) => {
+                let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+                files.sort();
+                files
+            }
+            Err(_) => vec![self.server_certs.clone()],
+        }
+    }
+
+    fn stamp(&self) -> Vec<Stamp> {
+        let client = self.client.iter().flat_map(|client| [client.cert.clone(), client.key.clone()]);
+        let state = |file: Metadata| (file.ino(), file.size(), file.mtime(), file.mtime_nsec());
+        self.bundle_files()
+            .into_iter()
+            .chain(client)
+            .map(|path| Stamp { state: fs::metadata(&path).ok().map(state), path })
+            .collect()
+    }
+}
+
+fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|error| unusable(flag, path, &error.to_string()))
+}
+
+fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(flag, path)?).collect();
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err(unusable(flag, path, "it holds no certificate in PEM")),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(unusable(flag, path, &format!("its PEM is damaged ({error})"))),
+    }
+}
+
+fn unusable(flag: &'static str, path: &Path, reason: &str) -> TlsError {
+    TlsError::File { flag, path: path.to_owned(), reason: reason.to_owned() }
+}
+
+impl fmt::Debug for TlsConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConnector").finish_non_exhaustive()
+    }
+}
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = TlsTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<TlsTransport>, ureq::Error> {
+        let Some(transport) = chained else { return Ok(None) };
+        let config = self.config().map_err(|error| ureq::Error::Other(error.into()))?;
+        let host = details.uri.host().unwrap_or_default();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(bare.to_owned())
+            .map_err(|_| ureq::Error::Other(TlsError::Name(host.to_owned()).into()))?;
+        let mut connection = ClientConnection::new(config, name).map_err(|error| handshake_error(&error))?;
+        let mut socket = TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time));
+        socket.set_timeout(details.timeout);
+        if let Err(error) = connection.complete_io(&mut socket) {
+            return Err(last_words(&mut connection, &mut socket).unwrap_or_else(|| named(error)));
+        }
+        let config = details.config;
+        Ok(Some(TlsTransport {
+            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            stream: StreamOwned::new(connection, socket),
+        }))
+    }
+}
+
+fn handshake_error(error: &rustls::Error) -> ureq::Error {
+    ureq::Error::Other(TlsError::Handshake(explain(error)).into())
+}
+
+/// A TLS error within an I/O error, in our words; other I/O errors as they are.
+fn named(error: io::Error) -> ureq::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => handshake_error(tls),
+        None => error.into(),
+    }
+}
+
+/// The alert that a server sent before it hung up. In TLS 1.3 a client learns only so, while it still sends, that
+/// its certificate was refused or missed.
+fn last_words(connection: &mut ClientConnection, socket: &mut TransportAdapter) -> Option<ureq::Error> {
+    while connection.read_tls(socket).ok()? > 0 {
+        if let Err(error) = connection.process_new_packets() {
+            return Some(handshake_error(&error));
+        }
+    }
+    None
+}
+
+/// A connection within TLS.
+pub struct TlsTransport {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl TlsTransport {
+    /// Why the connection broke. rustls tells of an error in writing only at the next call, reading included.
+    fn broken(&mut self, error: io::Error) -> ureq::Error {
+        let StreamOwned { conn, sock } = &mut self.stream;
+        last_words(conn, sock).unwrap_or_else(|| named(error))
+    }
+}
+
+impl Transport for TlsTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.stream.sock.set_timeout(timeout);
+        let output = self.buffers.output().get(..amount).unwrap_or_default();
+        match self.stream.write_all(output) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.broken(error)),
+        }
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.stream.sock.set_timeout(timeout);
+        let read = match self.stream.read(self.buffers.input_append_buf()) {
+            Ok(read) => read,
+            // Many servers close without TLS's own goodbye. HTTP's framing tells whether anything is missing.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            Err(error) => return Err(self.broken(error)),
+        };
+        self.buffers.input_appended(read);
+        Ok(read > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.sock.get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for TlsTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsTransport").finish_non_exhaustive()
+    }
+}

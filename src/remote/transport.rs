@@ -1,0 +1,413 @@
+//! HTTP requests over kept-alive TLS connections, by ureq: what goes out, what comes back, and what can happen
+//! between.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER, USER_AGENT};
+use ureq::http::{HeaderMap, HeaderValue, Request, Response};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, TcpConnector};
+use ureq::{Agent, Body};
+
+use super::tls::{TlsConnector, TlsError};
+use super::url::{Url, same_host_redirect};
+use crate::secret::Secret;
+use crate::settings::{HostPort, Proxy, SettingError, Settings, TlsSettings};
+use crate::shutdown::Shutdown;
+
+/// The largest answer that is read, in bytes after decompression. osqueryd takes configurations of 4 MiB, which
+/// `tls_node_api` wraps into a string.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// Redirects that are followed for one request.
+const MAX_REDIRECTS: usize = 10;
+
+/// One step of a request (connecting with the handshake, sending, the first byte of the answer) may take so long,
+/// as in the built-in client.
+const STEP_LIMIT: Duration = Duration::from_secs(16);
+
+/// The longest wait that a `Retry-After` can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Connections kept open: each of our threads has at most one request at a time.
+const KEPT_CONNECTIONS: usize = 4;
+
+/// Why no answer was got.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// A flag that the connection needs is unusable.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// Trust, certificates or the handshake.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The server's name has no address.
+    #[error("the host's name can't be resolved")]
+    HostNotFound,
+    /// The connection could not be made.
+    #[error("can't connect: {0}")]
+    Connect(io::Error),
+    /// The proxy refused, or is none.
+    #[error("the proxy refused the connection: {0}")]
+    Proxy(String),
+    /// A step took too long.
+    #[error("timed out ({0})")]
+    Timeout(String),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// The redirect leads elsewhere, or nowhere.
+    #[error("redirected {0}: not followed")]
+    Redirect(&'static str),
+    /// The answer is too large to be one.
+    #[error("the answer is larger than {MAX_ANSWER} bytes")]
+    TooLarge,
+    /// The process is ending.
+    #[error("ending")]
+    Ending,
+}
+
+/// The methods of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The config request of `tls_node_api`.
+    Get,
+    /// Everything else.
+    Post,
+}
+
+/// Whether a request's body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// As it is.
+    Plain,
+    /// gzip.
+    Gzip,
+}
+
+/// A request to be made.
+pub struct Outgoing<'a> {
+    /// The method; a GET has no body.
+    pub method: Method,
+    /// Where to.
+    pub url: &'a Url,
+    /// The body, JSON.
+    pub body: &'a str,
+    /// How the body is sent.
+    pub encoding: Encoding,
+    /// The `User-Agent`.
+    pub user_agent: &'a str,
+    /// For the `Authorization` header.
+    pub node_key: Option<&'a Secret>,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// `Retry-After`, in whichever form, capped at an hour.
+    pub retry_after: Option<Duration>,
+    /// The body, decompressed.
+    pub body: Vec<u8>,
+}
+
+/// Makes requests; used by several threads, which share the kept connections.
+pub struct Transport {
+    agent: Mutex<Option<(Wanted, Agent)>>,
+    shutdown: Shutdown,
+}
+
+/// The settings that a set of connections was made with.
+#[derive(PartialEq)]
+struct Wanted {
+    tls: TlsSettings,
+    proxy: Option<Proxy>,
+    request_timeout: Duration,
+}
+
+thread_local! {
+    /// Connections that this thread has opened: tells whether a request went out on a kept one.
+    static OPENED: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Transport {
+    /// No connection is made before the first request. The end asked for by `shutdown` breaks requests off.
+    #[must_use]
+    pub fn new(shutdown: Shutdown) -> Self {
+        Self { agent: Mutex::new(None), shutdown }
+    }
+
+    /// Breaks off the requests in flight, and makes no more.
+    pub fn abort(&self) {
+        if let Some((_, agent)) = self.lock().take() {
+            agent.shutdown();
+        }
+    }
+
+    /// Sends a request to the configured server and reads its answer, whatever its status; redirects are followed
+    /// within the same host.
+    pub fn send(&self, settings: &Settings, request: &Outgoing<'_>) -> Result<Answer, TransportError> {
+        let server = settings.server.as_ref().map_err(Clone::clone)?;
+        let agent = self.agent(settings)?;
+        let body = match (request.method, request.encoding) {
+            (Method::Get, _) => Vec::new(),
+            (Method::Post, Encoding::Plain) => request.body.as_bytes().to_vec(),
+            (Method::Post, Encoding::Gzip) => gzip(request.body).map_err(TransportError::Connect)?,
+        };
+        let mut url = request.url.expose().to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.once(&agent, settings, request, &url, &body)?;
+            match response.status().as_u16() {
+                301 | 302 | 303 | 307 | 308 => url = redirect(server, &response)?,
+                _ => return read(response),
+            }
+        }
+        Err(TransportError::Redirect("more than 10 times"))
+    }
+
+    /// Sends once; a kept connection that turns out to be closed costs one more sending, on a new one.
+    fn once(
+        &self,
+        agent: &Agent,
+        settings: &Settings,
+        request: &Outgoing<'_>,
+        url: &str,
+        body: &[u8],
+    ) -> Result<Response<Body>, TransportError> {
+        let opened = OPENED.get();
+        let error = match exchange(agent, settings, request, url, body, KeptConnections::Use) {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
+        };
+        if self.shutdown.requested() {
+            return Err(TransportError::Ending);
+        }
+        if OPENED.get() != opened || !is_broken(&error) {
+            return Err(error.into());
+        }
+        log::debug!("a kept connection was closed by the server ({error}): sending once more on a new one");
+        exchange(agent, settings, request, url, body, KeptConnections::Pass).map_err(TransportError::from)
+    }
+
+    fn agent(&self, settings: &Settings) -> Result<Agent, TransportError> {
+        let client = settings.tls.client.clone()?;
+        let wanted = Wanted {
+            tls: settings.tls.clone(),
+            proxy: settings.proxy.clone()?,
+            request_timeout: settings.request_timeout,
+        };
+        let mut agent = self.lock();
+        if self.shutdown.requested() && agent.is_none() {
+            return Err(TransportError::Ending);
+        }
+        match agent.as_ref() {
+            Some((made_with, agent)) if *made_with == wanted => Ok(agent.clone()),
+            _ => {
+                let connector =
+                    ().chain(ConnectProxyConnector::default())
+                        .chain(TcpConnector::default())
+                        .chain(TlsConnector::new(&settings.tls, client))
+                        .chain(CountOpened);
+                let new = Agent::with_parts(config(&wanted)?, connector, DefaultResolver::default());
+                *agent = Some((wanted, new.clone()));
+                Ok(new)
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Wanted, Agent)>> {
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportError> {
+    let proxy = match &wanted.proxy {
+        None => None,
+        Some(proxy) => {
+            let mut builder = ureq::Proxy::builder(ureq::ProxyProtocol::Http)
+                .host(&proxy.address.host)
+                .port(proxy.address.port.unwrap_or_default());
+            if let Some((user, password)) = &proxy.credentials {
+                builder = builder.username(user).password(password.expose());
+            }
+            Some(builder.build().map_err(|error| TransportError::Proxy(error.to_string()))?)
+        }
+    };
+    let kept = if wanted.tls.session_reuse { KEPT_CONNECTIONS } else { 0 };
+    Ok(Agent::config_builder()
+        // Environment variables don't count: the flag alone decides.
+        .proxy(proxy)
+        .https_only(true)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .accept_encoding(if wanted.tls.accept_gzip { "gzip" } else { "" })
+        .max_idle_connections(kept)
+        .max_idle_connections_per_host(kept)
+        .max_idle_age(wanted.tls.session_timeout)
+        .timeout_global(Some(wanted.request_timeout))
+        .timeout_connect(Some(STEP_LIMIT))
+        .timeout_send_request(Some(STEP_LIMIT))
+        .timeout_recv_response(Some(STEP_LIMIT))
+        .build())
+}
+
+/// Whether a request may go out on a kept connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeptConnections {
+    Use,
+    Pass,
+}
+
+fn exchange(
+    agent: &Agent,
+    settings: &Settings,
+    request: &Outgoing<'_>,
+    url: &str,
+    body: &[u8],
+    kept: KeptConnections,
+) -> Result<Response<Body>, ureq::Error> {
+    let mut builder = Request::builder().uri(url);
+    if let Some(headers) = builder.headers_mut() {
+        add_headers(headers, request);
+    }
+    let idle_limit = match kept {
+        KeptConnections::Use => settings.tls.session_timeout,
+        KeptConnections::Pass => Duration::ZERO,
+    };
+    match request.method {
+        Method::Get => {
+            let request = builder.method("GET").body(())?;
+            agent.run(agent.configure_request(request).max_idle_age(idle_limit).build())
+        }
+        Method::Post => {
+            let request = builder.method("POST").body(body)?;
+            agent.run(agent.configure_request(request).max_idle_age(idle_limit).build())
+        }
+    }
+}
+
+fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>) {
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(CONTENT_TYPE, json.clone());
+    headers.insert(ACCEPT, json);
+    if let Ok(agent) = HeaderValue::from_str(request.user_agent) {
+        headers.insert(USER_AGENT, agent);
+    }
+    // A key of other characters than printable ASCII has no place in a header; it still is in the body or the URL.
+    let key = request.node_key.map(Secret::expose).filter(|key| !key.is_empty() && key.is_ascii());
+    if let Some(Ok(mut key)) = key.map(|key| HeaderValue::from_str(&format!("NodeKey {key}"))) {
+        key.set_sensitive(true);
+        headers.insert(AUTHORIZATION, key);
+    }
+    if request.encoding == Encoding::Gzip && request.method == Method::Post {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+}
+
+fn redirect(server: &HostPort, response: &Response<Body>) -> Result<String, TransportError> {
+    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or(TransportError::Redirect("to nowhere"))?;
+    same_host_redirect(server, location).ok_or(TransportError::Redirect("to another host, or away from https"))
+}
+
+fn read(mut response: Response<Body>) -> Result<Answer, TransportError> {
+    let status = response.status().as_u16();
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
+    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec()?;
+    Ok(Answer { status, retry_after, body })
+}
+
+/// Both forms of `Retry-After`: seconds, or a date.
+fn retry_after(value: &str) -> Option<Duration> {
+    let wait = match value.trim().parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+fn gzip(text: &str) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 8), Compression::fast());
+    encoder.write_all(text.as_bytes())?;
+    encoder.finish()
+}
+
+/// Whether the other side is gone, as it is when it closed a connection while it was idle.
+fn is_broken(error: &ureq::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        ureq::Error::Io(error) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        }
+        _ => false,
+    }
+}
+
+impl From<ureq::Error> for TransportError {
+    fn from(error: ureq::Error) -> Self {
+        use io::ErrorKind::{
+            AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied,
+        };
+        match error {
+            ureq::Error::HostNotFound => Self::HostNotFound,
+            ureq::Error::ConnectProxyFailed(reason) => Self::Proxy(reason),
+            ureq::Error::Timeout(step) => Self::Timeout(step.to_string()),
+            ureq::Error::BodyExceedsLimit(_) => Self::TooLarge,
+            ureq::Error::Io(error) => match error.kind() {
+                ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable
+                | PermissionDenied => Self::Connect(error),
+                // What a reader of the body wraps.
+                _ => match error.downcast::<ureq::Error>() {
+                    Ok(inner) => Self::from(inner),
+                    Err(error) => Self::Broken(error.to_string()),
+                },
+            },
+            ureq::Error::Other(error) => match error.downcast::<TlsError>() {
+                Ok(error) => Self::Tls(*error),
+                Err(error) => Self::Broken(error.to_string()),
+            },
+            other => Self::Broken(other.to_string()),
+        }
+    }
+}
+
+/// Counts the connections that a thread opens.
+struct CountOpened;
+
+impl<In: ureq::unversioned::transport::Transport> Connector<In> for CountOpened {
+    type Out = In;
+
+    fn connect(&self, _: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<In>, ureq::Error> {
+        OPENED.set(OPENED.get() + 1);
+        Ok(chained)
+    }
+}
+
+impl fmt::Debug for CountOpened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CountOpened")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_has_two_forms_and_a_cap() {
+        assert_eq!(retry_after("120"), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after("99999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = retry_after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60))).unwrap();
+        assert!((55..=60).contains(&soon.as_secs()), "{soon:?}");
+        assert_eq!(retry_after("later"), None);
+    }
+}

@@ -1,0 +1,123 @@
+//! Secrets and node keys: a type that never prints itself, and the masking of any text that leaves the process.
+//!
+//! Servers repeat node keys in their error messages, `tls_secret_always` puts the secret in URLs, and errors carry
+//! URLs. So masking is done where text leaves (the log, answers to osqueryd), not where errors are made: whatever
+//! was a [`Secret`] in this process is masked there, in each form it can have taken.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{PoisonError, RwLock};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// What stands in a text in place of a secret.
+pub const MASK: &str = "<hidden>";
+
+/// RFC 3986's unreserved characters stay, everything else is percent-encoded.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Secrets shorter than this are not searched for: masking them would mask half of every text.
+const SHORTEST_MASKED: usize = 3;
+
+/// Node keys change with each enrollment; of the forms known, so many are kept.
+const FORMS_KEPT: usize = 64;
+
+/// Every form of every secret seen, newest last.
+static FORMS: RwLock<Vec<String>> = RwLock::new(Vec::new());
+
+/// An enrollment secret, a node key or a password. Neither `Debug` nor any message shows it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `value`, and has it masked from now on in all text that passes [`redact`].
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        let value = value.into();
+        remember(&value);
+        Self(value)
+    }
+
+    /// The secret itself, for a request's body, header or URL.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is nothing to hide.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The secret as a part of a URL: everything but RFC 3986's unreserved characters percent-encoded.
+    #[must_use]
+    pub fn percent_encoded(&self) -> String {
+        percent_encode(&self.0)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+/// `text` with all but RFC 3986's unreserved characters percent-encoded.
+#[must_use]
+pub fn percent_encode(text: &str) -> String {
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+/// `text` with every known secret masked, in its plain, percent-encoded and JSON-escaped forms.
+#[must_use]
+pub fn redact(text: &str) -> Cow<'_, str> {
+    let forms = FORMS.read().unwrap_or_else(PoisonError::into_inner);
+    let mut text = Cow::Borrowed(text);
+    for form in forms.iter() {
+        if text.contains(form.as_str()) {
+            text = Cow::Owned(text.replace(form.as_str(), MASK));
+        }
+    }
+    text
+}
+
+fn remember(value: &str) {
+    if value.len() < SHORTEST_MASKED {
+        return;
+    }
+    let json = serde_json::Value::from(value).to_string();
+    let escaped = json.trim_matches('"').to_owned();
+    let mut forms = FORMS.write().unwrap_or_else(PoisonError::into_inner);
+    for form in [value.to_owned(), percent_encode(value), escaped] {
+        if !forms.contains(&form) {
+            forms.push(form);
+        }
+    }
+    let surplus = forms.len().saturating_sub(FORMS_KEPT);
+    forms.drain(..surplus);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_does_not_print_itself() {
+        let secret = Secret::new("only-for-debug");
+        assert_eq!(format!("{secret:?}"), MASK);
+    }
+
+    #[test]
+    fn every_form_of_a_secret_is_masked() {
+        let secret = Secret::new("a/b+c\"d");
+        let text = format!("raw a/b+c\"d, url {}, json a/b+c\\\"d", secret.percent_encoded());
+        assert_eq!(redact(&text), format!("raw {MASK}, url {MASK}, json {MASK}"));
+    }
+
+    #[test]
+    fn unreserved_characters_stay_as_they_are() {
+        assert_eq!(percent_encode("node-key_1.~"), "node-key_1.~");
+        assert_eq!(percent_encode("a/b c"), "a%2Fb%20c");
+    }
+}

@@ -1,0 +1,610 @@
+//! osqueryd's flags and our own, made into one validated value.
+//!
+//! An unusable value must not take osqueryd down, so it never ends the process. Where a number or a truth value is
+//! unusable its default stands in and the [`SettingError`] is logged. Where there is no sensible stand-in (which
+//! server, which proxy, which client certificate) the setting itself is the error, and every request that needs it
+//! fails with that message, while log lines are kept.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::OwnFlags;
+use crate::secret::Secret;
+
+/// The prefix under which a configuration's `options` can set those flags of ours that are safe to set remotely.
+pub const REMOTE_PREFIX: &str = "custom_remote_tls_";
+
+/// The bundle of public authorities that osquery's packages bring.
+pub const DEFAULT_SERVER_CERTS: &str = "/opt/osquery/share/osquery/certs/certs.pem";
+
+/// osqueryd's flags as [`ExtensionManager.options()`] hands them out: name to current value.
+///
+/// [`ExtensionManager.options()`]: crate::extension::manager::Manager::options
+pub type Options = BTreeMap<String, String>;
+
+/// A flag whose value can't be used.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("--{flag}={value} can't be used: {allowed}")]
+pub struct SettingError {
+    /// The flag's name, without dashes.
+    pub flag: String,
+    /// Its value as given; a password in it is masked.
+    pub value: String,
+    /// What would be allowed.
+    pub allowed: &'static str,
+}
+
+/// Everything that decides what this extension does. Read again whenever osqueryd's flags may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the server is: `tls_hostname`.
+    pub server: Result<HostPort, SettingError>,
+    /// The five endpoints' paths, each as its flag has it.
+    pub endpoints: Endpoints,
+    /// Trust, client authentication and connection reuse.
+    pub tls: TlsSettings,
+    /// `proxy_hostname`, when set.
+    pub proxy: Result<Option<Proxy>, SettingError>,
+    /// Enrollment policy.
+    pub enroll: EnrollSettings,
+    /// The hidden customizations.
+    pub api: ApiStyle,
+    /// What `host_identifier` asks for.
+    pub identity: HostIdentifier,
+    /// `config_tls_max_attempts`, at least 1.
+    pub config_max_attempts: u32,
+    /// `distributed_tls_max_attempts`, at least 1.
+    pub distributed_max_attempts: u32,
+    /// How lines are kept and sent.
+    pub logger: LoggerSettings,
+    /// `verbose`.
+    pub verbose: bool,
+    /// The directory of the buffers.
+    pub buffer_path: PathBuf,
+    /// Longest time for one request, connecting included.
+    pub request_timeout: Duration,
+}
+
+/// A host name or address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// A DNS name, an IPv4 address or a bracketed IPv6 address.
+    pub host: String,
+    /// The port, when it was given.
+    pub port: Option<u16>,
+}
+
+/// An HTTP proxy that is asked to CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Host and port (3128 unless given).
+    pub address: HostPort,
+    /// User name and password, when given before an `@`.
+    pub credentials: Option<(String, Secret)>,
+}
+
+/// The endpoints' paths; an empty one isn't configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// `enroll_tls_endpoint`
+    pub enroll: String,
+    /// `config_tls_endpoint`
+    pub config: String,
+    /// `logger_tls_endpoint`
+    pub logger: String,
+    /// `distributed_tls_read_endpoint`
+    pub distributed_read: String,
+    /// `distributed_tls_write_endpoint`
+    pub distributed_write: String,
+}
+
+/// Trust, client authentication and connection reuse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// `tls_server_certs`: a PEM bundle or a directory of PEM files. Replaces the system's roots.
+    pub server_certs: PathBuf,
+    /// `tls_client_cert` and `tls_client_key`: both or neither.
+    pub client: Result<Option<ClientIdentity>, SettingError>,
+    /// `tls_session_reuse`: whether connections are kept open.
+    pub session_reuse: bool,
+    /// `tls_session_timeout`: how long an idle connection is kept.
+    pub session_timeout: Duration,
+    /// `tls_accept_gzip`: whether answers may be compressed.
+    pub accept_gzip: bool,
+}
+
+/// The files of a client certificate and its key, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// `tls_client_cert`
+    pub cert: PathBuf,
+    /// `tls_client_key`
+    pub key: PathBuf,
+}
+
+/// Enrollment policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnrollSettings {
+    /// Where the secret comes from.
+    pub secret: SecretSource,
+    /// `enroll_always`: one enrollment at start even when a node key is stored.
+    pub always: bool,
+    /// `disable_enrollment`: never enroll; the node key is blank.
+    pub disabled: bool,
+    /// `disable_reenrollment`: a rejected node key is kept.
+    pub reenrollment_disabled: bool,
+    /// `tls_enroll_max_attempts`; `None` (0) is for ever.
+    pub max_attempts: Option<u32>,
+    /// `tls_enroll_max_interval`
+    pub max_interval: Duration,
+}
+
+/// Where the enroll secret comes from. `enroll_secret_path` wins over `enroll_secret_env`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A file's text, trimmed.
+    File(PathBuf),
+    /// The value of the environment variable of that name, trimmed.
+    Environment(String),
+    /// No secret: the empty one is sent.
+    None,
+}
+
+/// The hidden customizations of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiStyle {
+    /// `tls_secret_always`: every URL carries the secret.
+    pub secret_always: bool,
+    /// `tls_enroll_override`: the secret's name in bodies and URLs.
+    pub secret_name: String,
+    /// `tls_node_api`: the node key is the first path segment, the config is a GET.
+    pub node_api: bool,
+    /// `tls_dump` (with `verbose`): bodies are printed, masked.
+    pub dump: bool,
+}
+
+/// What identifies the host at enrollment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostIdentifier {
+    /// `system_info.hostname`, read afresh; also what an unknown value of the flag means.
+    Hostname,
+    /// `system_info.uuid`
+    Uuid,
+    /// `osquery_info.instance_id`
+    Instance,
+    /// A UUID made once a process.
+    Ephemeral,
+    /// `specified_identifier`, not empty.
+    Specified(String),
+}
+
+/// How lines are kept and sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggerSettings {
+    /// `logger_tls_period`: between two flushes, at least a tenth of a second.
+    pub period: Duration,
+    /// `logger_tls_max_lines`: a request's, at least 1.
+    pub max_lines: usize,
+    /// `logger_tls_max_linesize`: longer lines are dropped with a warning.
+    pub max_line_bytes: usize,
+    /// `logger_tls_backoff_max`; `None` (0) means that a failed flush is tried again after the period.
+    pub backoff_max: Option<Duration>,
+    /// `logger_tls_compress`: gzip request bodies.
+    pub compress: bool,
+    /// `tls_disable_status_log`: status lines are not sent.
+    pub status_disabled: bool,
+    /// `buffered_log_max`: lines kept, of each kind; `None` (0) is no limit.
+    pub max_kept: Option<u64>,
+    /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
+    pub max_request_bytes: usize,
+}
+
+impl Settings {
+    /// The settings that `options` and our own flags make, and what was unusable in them.
+    ///
+    /// A flag that osqueryd doesn't know (an old version) has osquery's default.
+    #[must_use]
+    pub fn new(options: &Options, own: &OwnFlags) -> (Self, Vec<SettingError>) {
+        let mut reader = Reader { options, errors: Vec::new() };
+        let settings = reader.settings(own);
+        (settings, reader.errors)
+    }
+}
+
+/// Takes flags out of the options one by one, and keeps what was wrong with them.
+struct Reader<'a> {
+    options: &'a Options,
+    errors: Vec<SettingError>,
+}
+
+impl Reader<'_> {
+    fn settings(&mut self, own: &OwnFlags) -> Settings {
+        Settings {
+            server: self.server(),
+            endpoints: Endpoints {
+                enroll: self.text("enroll_tls_endpoint", ""),
+                config: self.text("config_tls_endpoint", ""),
+                logger: self.text("logger_tls_endpoint", ""),
+                distributed_read: self.text("distributed_tls_read_endpoint", ""),
+                distributed_write: self.text("distributed_tls_write_endpoint", ""),
+            },
+            tls: self.tls(),
+            proxy: self.proxy(),
+            enroll: self.enroll(),
+            api: ApiStyle {
+                secret_always: self.truth("tls_secret_always", false),
+                secret_name: non_empty(self.text("tls_enroll_override", "enroll_secret"), "enroll_secret"),
+                node_api: self.truth("tls_node_api", false),
+                dump: self.truth("tls_dump", false),
+            },
+            identity: self.identity(),
+            config_max_attempts: self.attempts("config_tls_max_attempts"),
+            distributed_max_attempts: self.attempts("distributed_tls_max_attempts"),
+            logger: self.logger(own),
+            verbose: self.truth("verbose", false),
+            buffer_path: own.buffer_path.clone().unwrap_or_else(|| self.default_buffer_path()),
+            request_timeout: self.own_seconds("request_timeout", own.request_timeout.as_deref(), 60, 1..=3600),
+        }
+    }
+
+    fn server(&self) -> Result<HostPort, SettingError> {
+        let value = self.text("tls_hostname", "");
+        HostPort::parse(&value).ok_or_else(|| {
+            setting_error("tls_hostname", value, "the server's host or host:port is needed, without a scheme or path")
+        })
+    }
+
+    fn tls(&mut self) -> TlsSettings {
+        TlsSettings {
+            server_certs: self.text("tls_server_certs", DEFAULT_SERVER_CERTS).into(),
+            client: self.client(),
+            session_reuse: self.truth("tls_session_reuse", true),
+            session_timeout: self.seconds("tls_session_timeout", 3600),
+            accept_gzip: self.truth("tls_accept_gzip", false),
+        }
+    }
+
+    fn client(&self) -> Result<Option<ClientIdentity>, SettingError> {
+        let (cert, key) = (self.text("tls_client_cert", ""), self.text("tls_client_key", ""));
+        match (cert.is_empty(), key.is_empty()) {
+            (true, true) => Ok(None),
+            (false, false) => Ok(Some(ClientIdentity { cert: cert.into(), key: key.into() })),
+            (false, true) => Err(setting_error("tls_client_key", key, "tls_client_cert is set: its key is needed too")),
+            (true, false) => {
+                Err(setting_error("tls_client_cert", cert, "tls_client_key is set: its certificate is needed too"))
+            }
+        }
+    }
+
+    fn proxy(&self) -> Result<Option<Proxy>, SettingError> {
+        let value = self.text("proxy_hostname", "");
+        if value.is_empty() {
+            return Ok(None);
+        }
+        Proxy::parse(&value).map(Some).ok_or_else(|| {
+            let shown = value.rsplit_once('@').map_or(value.clone(), |(_, address)| format!("<hidden>@{address}"));
+            setting_error("proxy_hostname", shown, "host or host:port is needed, with user:password@ before it if any")
+        })
+    }
+
+    fn enroll(&mut self) -> EnrollSettings {
+        let (path, variable) = (self.text("enroll_secret_path", ""), self.text("enroll_secret_env", ""));
+        EnrollSettings {
+            secret: match (path.is_empty(), variable.is_empty()) {
+                (false, _) => SecretSource::File(path.into()),
+                (true, false) => SecretSource::Environment(variable),
+                (true, true) => SecretSource::None,
+            },
+            always: self.truth("enroll_always", false),
+            disabled: self.truth("disable_enrollment", false),
+            reenrollment_disabled: self.truth("disable_reenrollment", false),
+            max_attempts: u32::try_from(self.number("tls_enroll_max_attempts", 12)).ok().filter(|&most| most > 0),
+            max_interval: self.seconds("tls_enroll_max_interval", 600),
+        }
+    }
+
+    fn identity(&self) -> HostIdentifier {
+        let specified = self.text("specified_identifier", "");
+        match self.text("host_identifier", "hostname").as_str() {
+            "uuid" => HostIdentifier::Uuid,
+            "instance" => HostIdentifier::Instance,
+            "ephemeral" => HostIdentifier::Ephemeral,
+            "specified" if !specified.is_empty() => HostIdentifier::Specified(specified),
+            _ => HostIdentifier::Hostname,
+        }
+    }
+
+    fn logger(&mut self, own: &OwnFlags) -> LoggerSettings {
+        let backoff_max = self.seconds("logger_tls_backoff_max", 3600);
+        let max_kept = self.number("buffered_log_max", 1_000_000);
+        LoggerSettings {
+            period: self.seconds("logger_tls_period", 4).max(Duration::from_millis(100)),
+            max_lines: self.size("logger_tls_max_lines", 1024).max(1),
+            max_line_bytes: self.line_bytes(),
+            backoff_max: Some(backoff_max).filter(|most| !most.is_zero()),
+            compress: self.truth("logger_tls_compress", false),
+            status_disabled: self.truth("tls_disable_status_log", false),
+            max_kept: Some(max_kept).filter(|&most| most > 0),
+            max_request_bytes: self.own_number(
+                "logger_max_request_bytes",
+                own.logger_max_request_bytes.as_deref(),
+                1 << 20,
+                1024..=1 << 30,
+                "a number of bytes from 1024 to 1073741824 is needed",
+            ) as usize,
+        }
+    }
+
+    /// `logger_tls_max` is the old name of `logger_tls_max_linesize`; osqueryd lists both with one value, an old
+    /// one only the old name.
+    fn line_bytes(&mut self) -> usize {
+        let name =
+            if self.options.contains_key("logger_tls_max_linesize") || !self.options.contains_key("logger_tls_max") {
+                "logger_tls_max_linesize"
+            } else {
+                "logger_tls_max"
+            };
+        self.size(name, 1 << 20)
+    }
+
+    fn default_buffer_path(&self) -> PathBuf {
+        let database = self.text("database_path", "/var/osquery/osquery.db");
+        Path::new(&database).parent().unwrap_or(Path::new("/var/osquery")).join("remote_tls")
+    }
+
+    fn text(&self, flag: &str, default: &str) -> String {
+        self.options.get(flag).map_or(default, String::as_str).to_owned()
+    }
+
+    fn truth(&mut self, flag: &str, default: bool) -> bool {
+        match self.options.get(flag).map(String::as_str) {
+            None => default,
+            Some("true" | "1" | "t" | "yes" | "y") => true,
+            Some("false" | "0" | "f" | "no" | "n") => false,
+            Some(value) => {
+                self.errors.push(setting_error(flag, value, "true or false is needed"));
+                default
+            }
+        }
+    }
+
+    fn number(&mut self, flag: &str, default: u64) -> u64 {
+        let Some(value) = self.options.get(flag) else { return default };
+        value.trim().parse().unwrap_or_else(|_| {
+            self.errors.push(setting_error(flag, value, "a whole number, not negative, is needed"));
+            default
+        })
+    }
+
+    fn size(&mut self, flag: &str, default: u64) -> usize {
+        usize::try_from(self.number(flag, default)).unwrap_or(usize::MAX)
+    }
+
+    fn seconds(&mut self, flag: &str, default: u64) -> Duration {
+        Duration::from_secs(self.number(flag, default))
+    }
+
+    fn attempts(&mut self, flag: &str) -> u32 {
+        u32::try_from(self.number(flag, 3)).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// A number of ours: as a configuration set it (`custom_remote_tls_`), else as our flags have it.
+    fn own_number(
+        &mut self,
+        name: &str,
+        local: Option<&str>,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+        allowed: &'static str,
+    ) -> u64 {
+        let remote = format!("{REMOTE_PREFIX}{name}");
+        let (flag, value) = match self.options.get(&remote) {
+            Some(value) => (remote, value.as_str()),
+            None => match local {
+                Some(value) => (name.to_owned(), value),
+                None => return default,
+            },
+        };
+        match value.trim().parse() {
+            Ok(number) if range.contains(&number) => number,
+            _ => {
+                self.errors.push(setting_error(&flag, value, allowed));
+                default
+            }
+        }
+    }
+
+    fn own_seconds(
+        &mut self,
+        name: &str,
+        local: Option<&str>,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Duration {
+        let allowed = "a whole number of seconds from 1 to 3600 is needed";
+        Duration::from_secs(self.own_number(name, local, default, range, allowed))
+    }
+}
+
+impl HostPort {
+    /// `host`, `host:port`, `[v6]` or `[v6]:port`; nothing else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = match text.rfind(':') {
+            Some(colon) if !text.ends_with(']') => (text.get(..colon)?, Some(text.get(colon + 1..)?.parse().ok()?)),
+            _ => (text, None),
+        };
+        let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let valid = match address {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
+        };
+        (valid && port != Some(0)).then(|| Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host)?;
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Proxy {
+    const DEFAULT_PORT: u16 = 3128;
+
+    /// `[user:password@]host[:port]`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (credentials, address) = match text.rsplit_once('@') {
+            Some((credentials, address)) => {
+                let (user, password) = credentials.split_once(':')?;
+                (Some((user.to_owned(), Secret::new(password))), address)
+            }
+            None => (None, text),
+        };
+        let mut address = HostPort::parse(address)?;
+        address.port.get_or_insert(Self::DEFAULT_PORT);
+        Some(Self { address, credentials })
+    }
+}
+
+fn setting_error(flag: &str, value: impl Into<String>, allowed: &'static str) -> SettingError {
+    SettingError { flag: flag.to_owned(), value: value.into(), allowed }
+}
+
+fn non_empty(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(pairs: &[(&str, &str)]) -> Options {
+        pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn settings(pairs: &[(&str, &str)]) -> (Settings, Vec<SettingError>) {
+        Settings::new(&options(pairs), &OwnFlags::default())
+    }
+
+    #[test]
+    fn without_flags_everything_has_osquery_s_default() {
+        let (settings, errors) = settings(&[]);
+        assert_eq!(errors, []);
+        assert_eq!(settings.tls.server_certs, Path::new("/opt/osquery/share/osquery/certs/certs.pem"));
+        assert_eq!(settings.tls.client, Ok(None));
+        assert!(settings.tls.session_reuse && !settings.tls.accept_gzip);
+        assert_eq!(settings.tls.session_timeout, Duration::from_secs(3600));
+        assert_eq!(settings.proxy, Ok(None));
+        assert_eq!(settings.enroll.secret, SecretSource::None);
+        assert_eq!((settings.enroll.max_attempts, settings.enroll.max_interval.as_secs()), (Some(12), 600));
+        assert_eq!((settings.config_max_attempts, settings.distributed_max_attempts), (3, 3));
+        assert_eq!(settings.logger.period, Duration::from_secs(4));
+        assert_eq!((settings.logger.max_lines, settings.logger.max_line_bytes), (1024, 1_048_576));
+        assert_eq!(settings.logger.backoff_max, Some(Duration::from_secs(3600)));
+        assert_eq!(settings.logger.max_kept, Some(1_000_000));
+        assert_eq!(settings.logger.max_request_bytes, 1_048_576);
+        assert_eq!(settings.identity, HostIdentifier::Hostname);
+        assert_eq!(settings.api.secret_name, "enroll_secret");
+        assert_eq!(settings.buffer_path, Path::new("/var/osquery/remote_tls"));
+    }
+
+    #[test]
+    fn an_unusable_number_is_named_and_its_default_stands_in() {
+        let (settings, errors) = settings(&[("logger_tls_period", "soon"), ("tls_node_api", "maybe")]);
+        assert_eq!(settings.logger.period, Duration::from_secs(4));
+        let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            messages,
+            [
+                "--tls_node_api=maybe can't be used: true or false is needed",
+                "--logger_tls_period=soon can't be used: a whole number, not negative, is needed"
+            ]
+        );
+    }
+
+    #[test]
+    fn zero_means_for_ever_no_back_off_and_no_limit() {
+        let (settings, errors) =
+            settings(&[("tls_enroll_max_attempts", "0"), ("logger_tls_backoff_max", "0"), ("buffered_log_max", "0")]);
+        assert_eq!(errors, []);
+        assert_eq!(settings.enroll.max_attempts, None);
+        assert_eq!(settings.logger.backoff_max, None);
+        assert_eq!(settings.logger.max_kept, None);
+    }
+
+    #[test]
+    fn servers_are_hosts_with_or_without_a_port() {
+        for good in ["localhost", "fleet.example.com:8080", "10.0.0.1:443", "[::1]:8443", "[::1]", "a_b"] {
+            assert_eq!(HostPort::parse(good).unwrap().to_string(), good);
+        }
+        for bad in ["", "https://host", "host:", "host:0", "host:99999", "host/path", "::1", "[::1", "ho st", "h@st"] {
+            assert_eq!(HostPort::parse(bad), None, "{bad}");
+        }
+        let (settings, _) = settings(&[("tls_hostname", "https://fleet")]);
+        let message = settings.server.unwrap_err().to_string();
+        assert!(message.contains("--tls_hostname=https://fleet") && message.contains("host:port"), "{message}");
+    }
+
+    #[test]
+    fn a_proxy_has_a_default_port_and_may_have_credentials() {
+        assert_eq!(Proxy::parse("proxy").unwrap().address.to_string(), "proxy:3128");
+        let proxy = Proxy::parse("me:p@ss@proxy:8080").unwrap();
+        assert_eq!(proxy.address.to_string(), "proxy:8080");
+        let (user, password) = proxy.credentials.unwrap();
+        assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
+        let (settings, _) = settings(&[("proxy_hostname", "me:hunter2@http://proxy")]);
+        let message = settings.proxy.unwrap_err().to_string();
+        assert!(!message.contains("hunter2") && message.contains("proxy_hostname"), "{message}");
+    }
+
+    #[test]
+    fn half_a_client_certificate_is_an_error() {
+        let (settings, _) = settings(&[("tls_client_cert", "/c.pem")]);
+        assert_eq!(settings.tls.client.unwrap_err().flag, "tls_client_key");
+    }
+
+    #[test]
+    fn the_secret_s_path_wins_over_its_variable() {
+        let (settings, _) = settings(&[("enroll_secret_path", "/s"), ("enroll_secret_env", "SECRET")]);
+        assert_eq!(settings.enroll.secret, SecretSource::File("/s".into()));
+    }
+
+    #[test]
+    fn a_specified_identifier_that_is_empty_is_the_hostname() {
+        let identity = |pairs| settings(pairs).0.identity;
+        assert_eq!(identity(&[("host_identifier", "specified")]), HostIdentifier::Hostname);
+        assert_eq!(identity(&[("host_identifier", "no such")]), HostIdentifier::Hostname);
+        let specified = identity(&[("host_identifier", "specified"), ("specified_identifier", "me")]);
+        assert_eq!(specified, HostIdentifier::Specified("me".into()));
+    }
+
+    #[test]
+    fn the_old_name_of_the_line_size_counts_when_it_is_alone() {
+        let bytes = |pairs| settings(pairs).0.logger.max_line_bytes;
+        assert_eq!(bytes(&[("logger_tls_max", "100")]), 100);
+        assert_eq!(bytes(&[("logger_tls_max", "100"), ("logger_tls_max_linesize", "200")]), 200);
+    }
+
+    #[test]
+    fn a_configuration_can_set_what_is_safe_and_nothing_else() {
+        let own =
+            OwnFlags { buffer_path: Some("/local".into()), request_timeout: Some("9".into()), ..OwnFlags::default() };
+        let pairs =
+            options(&[("custom_remote_tls_request_timeout", "7"), ("custom_remote_tls_buffer_path", "/elsewhere")]);
+        let (settings, errors) = Settings::new(&pairs, &own);
+        assert_eq!(errors, []);
+        assert_eq!(settings.request_timeout, Duration::from_secs(7));
+        assert_eq!(settings.buffer_path, Path::new("/local"));
+        let (settings, errors) = Settings::new(&options(&[("custom_remote_tls_request_timeout", "0")]), &own);
+        assert_eq!(settings.request_timeout, Duration::from_secs(60));
+        assert!(errors[0].to_string().starts_with("--custom_remote_tls_request_timeout=0 "), "{errors:?}");
+    }
+}

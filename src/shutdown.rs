@@ -1,0 +1,140 @@
+//! The end, asked for once and seen by every thread: a flag, waits that it interrupts, and hooks that it runs.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Shared by all threads: asks them to end, and ends their waits.
+#[derive(Clone, Default)]
+pub struct Shutdown(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    requested: bool,
+    hooks: Vec<Hook>,
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+impl Shutdown {
+    /// Asks everybody to end. Asking again does nothing.
+    pub fn request(&self) {
+        let hooks = {
+            let mut state = self.state();
+            state.requested = true;
+            std::mem::take(&mut state.hooks)
+        };
+        self.0.bell.notify_all();
+        for hook in hooks {
+            hook();
+        }
+    }
+
+    /// Whether the end was asked for.
+    #[must_use]
+    pub fn requested(&self) -> bool {
+        self.state().requested
+    }
+
+    /// Waits for `limit`, less when the end is asked for: whether it was.
+    #[must_use]
+    pub fn wait(&self, limit: Duration) -> bool {
+        let state = self.state();
+        let (state, _) = self
+            .0
+            .bell
+            .wait_timeout_while(state, limit, |state| !state.requested)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.requested
+    }
+
+    /// Runs `hook` when the end is asked for: at once if it was already. For threads that wait for something else.
+    pub fn on_request(&self, hook: impl FnOnce() + Send + 'static) {
+        let mut state = self.state();
+        if state.requested {
+            drop(state);
+            hook();
+        } else {
+            state.hooks.push(Box::new(hook));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes one waiting thread; a ring while nobody waits is kept for the next wait.
+#[derive(Default)]
+pub struct Doorbell {
+    rung: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Doorbell {
+    /// Wakes the thread that waits, or the next one to wait.
+    pub fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.notify_one();
+    }
+
+    /// Waits for a ring, at most until `deadline` when there is one.
+    pub fn wait(&self, deadline: Option<Instant>) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*rung {
+            rung = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return,
+                Some(left) => self.bell.wait_timeout(rung, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.bell.wait(rung).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        *rung = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_request_ends_a_wait_at_once() {
+        let shutdown = Shutdown::default();
+        let waiter = thread::spawn({
+            let shutdown = shutdown.clone();
+            move || (Instant::now(), shutdown.wait(LONG))
+        });
+        shutdown.request();
+        let (began, requested) = waiter.join().unwrap();
+        assert!(requested && began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn hooks_run_at_the_request_and_at_once_after_it() {
+        let shutdown = Shutdown::default();
+        let (before, after) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let flag = Arc::clone(&before);
+        shutdown.on_request(move || flag.store(true, Ordering::SeqCst));
+        assert!(!before.load(Ordering::SeqCst));
+        shutdown.request();
+        let flag = Arc::clone(&after);
+        shutdown.on_request(move || flag.store(true, Ordering::SeqCst));
+        assert!(before.load(Ordering::SeqCst) && after.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_ring_before_the_wait_is_not_lost() {
+        let bell = Doorbell::default();
+        bell.ring();
+        bell.wait(None);
+        bell.wait(Some(Instant::now()));
+    }
+}

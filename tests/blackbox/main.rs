@@ -1,0 +1,21 @@
+//! Black-box tests: the real binary between a stand-in osqueryd and a real TLS server, on loopback only.
+//!
+//! One module a subject. Nothing here sleeps for luck: each test waits for a condition with a deadline, and prints
+//! both sides' transcripts when it fails.
+
+// clippy.toml's allowances reach only the test functions themselves, not what they share.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+
+mod boundary;
+mod cli;
+mod config;
+mod customizations;
+mod distributed;
+mod enroll;
+mod lifecycle;
+mod logger;
+mod neighbour;
+mod rig;
+mod secrets;
+mod settings;
+mod tls;

@@ -1,0 +1,250 @@
+//! What every test needs: an osqueryd stand-in that autoloads the real binary, and a server that it talks to.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use testkit::certs::default_authority;
+use testkit::osqueryd::{self, CallOutcome, Osqueryd};
+use testkit::server::{self, Server};
+
+/// No condition takes longer on a machine that works; a loaded one gets its time.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// The enroll secret of all tests, unlike anything else that they print.
+pub(crate) const SECRET: &str = "s3cret-of-the-tests";
+
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_osquery-remote-tls");
+
+/// What a test asks for before it starts.
+pub(crate) struct Setup {
+    pub(crate) server: server::Options,
+    pub(crate) osqueryd: osqueryd::Options,
+    own_flags: String,
+    address: Option<String>,
+    directory: TempDir,
+}
+
+/// Both sides, running.
+pub(crate) struct Rig {
+    pub(crate) osqueryd: Osqueryd,
+    pub(crate) server: Server,
+    pub(crate) directory: TempDir,
+}
+
+impl Setup {
+    /// A server that wants the secret, and an osqueryd with the flags that go with it; fast periods.
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut osqueryd = osqueryd::Options::new(directory.path());
+        osqueryd.extensions = vec![PathBuf::from(BINARY)];
+        let server = server::Options { enroll_secret: Some(SECRET.to_owned()), ..server::Options::default() };
+        let setup = Self { server, osqueryd, own_flags: String::new(), address: None, directory };
+        let authority = setup.file("ca.pem", &default_authority().cert_pem());
+        let secret = setup.file("secret", &format!("  {SECRET}\n"));
+        setup
+            .flag("tls_server_certs", &authority.display().to_string())
+            .flag("enroll_secret_path", &secret.display().to_string())
+            .flag("enroll_tls_endpoint", "/enroll")
+            .flag("config_tls_endpoint", "/config")
+            .flag("logger_tls_endpoint", "/log")
+            .flag("distributed_tls_read_endpoint", "/distributed_read")
+            .flag("distributed_tls_write_endpoint", "/distributed_write")
+            .flag("config_plugin", "remote_tls")
+            .flag("logger_plugin", "remote_tls")
+            .flag("distributed_plugin", "remote_tls")
+            .flag("logger_tls_period", "1")
+            .flag("logger_tls_backoff_max", "1")
+            .flag("tls_enroll_max_interval", "1")
+    }
+
+    pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
+        self.osqueryd.flags.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub(crate) fn without_flag(mut self, name: &str) -> Self {
+        self.osqueryd.flags.remove(name);
+        self
+    }
+
+    /// A line of our own flag file.
+    pub(crate) fn own_flag(mut self, line: &str) -> Self {
+        self.own_flags.push_str(line);
+        self.own_flags.push('\n');
+        self
+    }
+
+    pub(crate) fn server(mut self, change: impl FnOnce(&mut server::Options)) -> Self {
+        change(&mut self.server);
+        self
+    }
+
+    pub(crate) fn osqueryd(mut self, change: impl FnOnce(&mut osqueryd::Options)) -> Self {
+        change(&mut self.osqueryd);
+        self
+    }
+
+    /// The server is asked by this address in place of its name.
+    pub(crate) fn address(mut self, address: &str) -> Self {
+        self.address = Some(address.to_owned());
+        self
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a file beside osqueryd's.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn finish(mut self) -> (Server, osqueryd::Options, TempDir) {
+        let server = Server::start(self.server.clone()).unwrap();
+        self.osqueryd.flags.entry("tls_hostname".to_owned()).or_insert_with(|| match &self.address {
+            Some(address) => format!("{address}:{}", server.port()),
+            None => server.hostname(),
+        });
+        let own_flags = self.file("remote_tls.flags", &self.own_flags);
+        self.osqueryd.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), own_flags.display().to_string()));
+        (server, self.osqueryd, self.directory)
+    }
+
+    /// Starts both; osqueryd does nothing by itself but serve its manager. Waits for the registration.
+    pub(crate) fn start(self) -> Rig {
+        let (server, options, directory) = self.finish();
+        let osqueryd = Osqueryd::start_bare(options);
+        let rig = Rig { osqueryd, server, directory };
+        rig.wait_attached();
+        rig
+    }
+
+    /// Starts both; osqueryd does all that the real one does.
+    pub(crate) fn start_daemon(self) -> Rig {
+        let (server, options, directory) = self.finish();
+        let osqueryd = Osqueryd::start(options).unwrap_or_else(|error| panic!("osqueryd did not start: {error:?}"));
+        Rig { osqueryd, server, directory }
+    }
+}
+
+impl Rig {
+    /// Both sides with nothing special.
+    pub(crate) fn start() -> Self {
+        Setup::new().start()
+    }
+
+    /// Waits until the extension is registered and its socket is there, as osqueryd's own 20 ms between two looks
+    /// make it wait, and answers its uuid.
+    pub(crate) fn wait_attached(&self) -> i64 {
+        self.osqueryd.wait("the extension's socket", LIMIT, || {
+            let uuid = self.osqueryd.uuid("remote_tls")?;
+            let socket = format!("{}.{uuid}", self.osqueryd.socket().display());
+            Path::new(&socket).exists().then_some(uuid)
+        })
+    }
+
+    /// A call with osqueryd's habit; the values are text.
+    pub(crate) fn call(&self, registry: &str, request: &[(&str, &str)]) -> CallOutcome {
+        let request: Vec<(&str, &[u8])> = request.iter().map(|&(name, value)| (name, value.as_bytes())).collect();
+        self.osqueryd.call(registry, "remote_tls", &request).unwrap()
+    }
+
+    /// Logs one result line, which must be taken.
+    pub(crate) fn log(&self, line: &str) {
+        assert_eq!(self.call("logger", &[("string", line)]).code, 0, "the logger refused {line}");
+    }
+
+    /// Asks for the configuration.
+    pub(crate) fn gen_config(&self) -> CallOutcome {
+        self.call("config", &[("action", "genConfig")])
+    }
+
+    /// The configuration's one source and its text, which must be there.
+    pub(crate) fn config(&self) -> (String, String) {
+        let outcome = self.gen_config();
+        assert_eq!(outcome.code, 0, "{}", outcome.message);
+        outcome.rows.into_iter().next().unwrap().into_iter().next().unwrap()
+    }
+
+    /// Waits until the server has accepted so many result lines, and answers their `n` members in order.
+    pub(crate) fn delivered(&self, count: usize) -> Vec<u64> {
+        self.server.wait(&format!("{count} result lines"), LIMIT, |server| {
+            (server.result_count() >= count).then(|| numbers(&server.results()))
+        })
+    }
+
+    /// Waits until no result line is in the buffer: the extension knows that the server has them all.
+    pub(crate) fn settled(&self) {
+        let path = self.directory.path().join("remote_tls/results.sqlite");
+        self.osqueryd.wait("an empty buffer", LIMIT, || {
+            let buffer = rusqlite::Connection::open(&path).ok()?;
+            let count: i64 = buffer.query_row("SELECT count(*) FROM lines", [], |row| row.get(0)).ok()?;
+            (count == 0).then_some(())
+        });
+    }
+
+    /// Waits until the extension has written a line with this text on its stderr.
+    pub(crate) fn said(&self, text: &str) {
+        self.osqueryd.wait(&format!("the extension to say {text:?}"), LIMIT, || {
+            self.osqueryd.stderr_of_extensions().contains(text).then_some(())
+        });
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.osqueryd.stderr_of_extensions()
+    }
+
+    /// The node key in osqueryd's store.
+    pub(crate) fn stored_key(&self) -> Option<String> {
+        self.osqueryd.store_get("configurations", "nodeKey")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.osqueryd.extension_pid("osquery-remote-tls").unwrap()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("==== osqueryd\n{}\n==== server\n{}", self.osqueryd.transcript(), self.server.transcript());
+        }
+    }
+}
+
+/// The lines' `n` members.
+pub(crate) fn numbers(lines: &[serde_json::Value]) -> Vec<u64> {
+    lines.iter().filter_map(|line| line["n"].as_u64()).collect()
+}
+
+/// A result line with a number to know it by.
+pub(crate) fn line(n: u64) -> String {
+    format!("{{\"name\":\"q\",\"n\":{n}}}")
+}
+
+/// A program of another member of the workspace, built when it isn't yet.
+pub(crate) fn program(package: &str, name: &str) -> PathBuf {
+    static BUILT: OnceLock<std::sync::Mutex<BTreeMap<String, PathBuf>>> = OnceLock::new();
+    let mut built = BUILT.get_or_init(Default::default).lock().unwrap();
+    let build = || {
+        let directory = Path::new(BINARY).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["build", "--quiet", "--locked", "-p", package, "--bin", name]);
+        cargo.arg("--target-dir").arg(directory.parent().unwrap());
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success(), "{name} could not be built");
+        directory.join(name)
+    };
+    built.entry(name.to_owned()).or_insert_with(build).clone()
+}

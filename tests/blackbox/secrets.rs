@@ -1,0 +1,53 @@
+//! Nothing that leaves the process shows a secret or a node key.
+
+use serde_json::json;
+use testkit::server::{Answer, Endpoint};
+
+use crate::rig::{SECRET, Setup, line};
+
+#[test]
+fn nothing_shows_a_secret() {
+    let key = "node/key+with \"odd\" characters";
+    let rig = Setup::new()
+        .flag("verbose", "true")
+        .flag("tls_dump", "true")
+        .flag("tls_secret_always", "true")
+        .flag("tls_node_api", "true")
+        .flag("config_tls_max_attempts", "1")
+        .flag("distributed_tls_max_attempts", "1")
+        .osqueryd(|options| options.verbose = true)
+        .start();
+    rig.server.set_next_node_key(key);
+    rig.server.always(Endpoint::Log, Some(Answer::status(500, json!({"error": format!("no node {key}")}).to_string())));
+    let mut messages = Vec::new();
+    rig.config();
+    assert_eq!(rig.stored_key().as_deref(), Some(key));
+    // Servers repeat keys and secrets in their errors.
+    for (endpoint, call) in [
+        (Endpoint::Config, ("config", vec![("action", "genConfig")])),
+        (Endpoint::DistributedRead, ("distributed", vec![("action", "getQueries")])),
+        (Endpoint::DistributedWrite, ("distributed", vec![("action", "writeResults"), ("results", "{}")])),
+    ] {
+        for answer in [
+            Answer::status(401, json!({"error": format!("unknown node key {key}, secret {SECRET}")}).to_string()),
+            Answer::status(200, format!("<p>{SECRET}</p>")),
+            Answer::drop_connection(),
+        ] {
+            rig.server.always(endpoint, Some(answer));
+            messages.push(rig.call(call.0, &call.1).message);
+        }
+    }
+    rig.log(&line(1));
+    rig.said("result lines can't be delivered");
+    rig.server.stop();
+    messages.push(rig.gen_config().message);
+    let shown = format!("{}\n{}", messages.join("\n"), rig.stderr());
+    let encoded = "node%2Fkey%2Bwith%20%22odd%22%20characters";
+    let escaped = "node/key+with \\\"odd\\\" characters";
+    for secret in [SECRET, key, encoded, escaped] {
+        assert!(!shown.contains(secret), "{secret} is shown in\n{shown}");
+    }
+    // It was dumped, but masked.
+    assert!(shown.contains("tls_dump: enroll request: {\"enroll_secret\":\"<hidden>\""), "{shown}");
+    assert!(shown.contains("unknown node key <hidden>, secret <hidden>"), "{shown}");
+}

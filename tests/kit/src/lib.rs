@@ -1,0 +1,5 @@
+//! The test kit: stand-ins for what the extension talks to, its certificates, and nothing of the extension itself.
+
+pub mod certs;
+pub mod osqueryd;
+pub mod server;

@@ -1,0 +1,245 @@
+//! What outlives a worker: the command line, the backing store, the watcher, and how the daemon ends.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::database::{CONFIGURATIONS, Database};
+use super::flags::{Flags, Refused};
+use super::options::{Options, StartError};
+use super::registry::Registration;
+use super::transcript::Transcript;
+use super::watcher::{StopReport, Watcher};
+use super::worker::Worker;
+use super::{Row, calendar, client, lock};
+
+/// The exit code of a daemon that cannot do its work.
+pub(super) const CATASTROPHIC: i32 = 78;
+/// How long the `shutdown()` calls have before SIGTERM follows.
+const SHUTDOWN_CALLS: Duration = Duration::from_millis(500);
+
+/// The daemon without its worker.
+pub(super) struct Core {
+    pub(super) options: Options,
+    /// As given on the command line: a new worker begins with them.
+    pub(super) given: Mutex<Flags>,
+    pub(super) database: Mutex<Database>,
+    pub(super) transcript: Transcript,
+    pub(super) started: u64,
+    pub(super) registrations: Mutex<Vec<Registration>>,
+    pub(super) configs: Mutex<Vec<Row>>,
+    /// Bodies of `writeResults` calls by the distributed runner.
+    pub(super) written: Mutex<Vec<String>>,
+    pub(super) hangs: AtomicBool,
+    pub(super) worker: Mutex<Option<Arc<Worker>>>,
+    pub(super) watcher: Watcher,
+    exit: Mutex<Option<(i32, String)>>,
+    report: Mutex<Option<StopReport>>,
+}
+
+impl Core {
+    /// Prepares everything that is on disk; starts nothing.
+    pub(super) fn new(options: Options, given: Flags) -> Result<Arc<Core>, StartError> {
+        let transcript = Transcript::new(options.echo);
+        let failed = |message: String| StartError { code: 1, message, transcript: String::new() };
+        let mut given = given;
+        for (name, value) in &options.flags {
+            match given.set(name, value) {
+                Ok(()) => {}
+                Err(Refused::Unknown) if name.starts_with("custom_") => given.set_custom(name, value),
+                Err(refused) => return Err(failed(format!("flag {name}={value} is refused: {refused:?}"))),
+            }
+        }
+        for (name, on) in [("verbose", options.verbose), ("allow_unsafe", options.allow_unsafe)] {
+            if on {
+                let _ = given.set(name, "true");
+            }
+        }
+        let prepared = prepare(&options, &given).map_err(|error| failed(error.to_string()))?;
+        Ok(Arc::new(Core {
+            options,
+            given: Mutex::new(given),
+            database: Mutex::new(prepared),
+            transcript,
+            started: calendar::unix_time(),
+            registrations: Mutex::default(),
+            configs: Mutex::default(),
+            written: Mutex::default(),
+            hangs: AtomicBool::new(false),
+            worker: Mutex::default(),
+            watcher: Watcher::default(),
+            exit: Mutex::default(),
+            report: Mutex::default(),
+        }))
+    }
+
+    /// A period of osqueryd's on the stand-in's clock.
+    pub(super) fn scaled(&self, period: Duration) -> Duration {
+        period / self.options.time_scale.max(1)
+    }
+
+    pub(super) fn exit(&self) -> Option<(i32, String)> {
+        lock(&self.exit).clone()
+    }
+
+    /// Asks the daemon to end, as osqueryd's `requestShutdown`: the first code counts. Returns at once.
+    pub(super) fn request_shutdown(self: &Arc<Core>, code: i32, message: &str) {
+        let mut exit = lock(&self.exit);
+        if exit.is_some() {
+            return;
+        }
+        *exit = Some((code, message.to_owned()));
+        drop(exit);
+        let severity = if code == 0 { 0 } else { 2 };
+        self.transcript.print(severity, "shutdown.cpp", 79, &format!("{message} (exit code {code})"));
+        let core = Arc::clone(self);
+        spawn("shutdown", move || drop(core.end()));
+    }
+
+    /// Ends everything in osqueryd's order, once; later callers wait for the same report.
+    pub(super) fn end(self: &Arc<Core>) -> StopReport {
+        lock(&self.exit).get_or_insert((0, "stopped".to_owned()));
+        let mut report = lock(&self.report);
+        if let Some(report) = &*report {
+            return report.clone();
+        }
+        let worker = lock(&self.worker).clone();
+        if let Some(worker) = worker.as_ref().filter(|worker| worker.alive.load(Ordering::SeqCst)) {
+            worker.interrupt();
+            self.call_shutdown(worker);
+        }
+        let stopped = self.watcher.stop(self);
+        let socket = self.socket();
+        let sockets_left = sockets_beside(&socket);
+        if worker.is_some_and(|worker| worker.end()) {
+            let _ = fs::remove_file(&socket);
+            for path in &sockets_left {
+                let _ = fs::remove_file(path);
+            }
+        }
+        lock(&self.database).save();
+        let done = StopReport { extensions: stopped, sockets_left };
+        *report = Some(done.clone());
+        self.transcript.note("osqueryd is gone");
+        done
+    }
+
+    fn call_shutdown(self: &Arc<Core>, worker: &Arc<Worker>) {
+        let uuids: Vec<i64> = lock(&worker.registry).extensions().keys().copied().collect();
+        let calls = uuids.into_iter().map(|uuid| {
+            let worker = Arc::clone(worker);
+            spawn("shutdown-call", move || {
+                let path = worker.socket_of(uuid);
+                let called = client::shutdown(&worker.connections, &path, worker.core.options.kill_after);
+                worker.core.transcript.note(format!("shutdown() of {uuid}: {called:?}"));
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        let deadline = Instant::now() + SHUTDOWN_CALLS;
+        while Instant::now() < deadline && !calls.iter().all(thread::JoinHandle::is_finished) {
+            self.transcript.wait_for_change(Duration::from_millis(5));
+        }
+    }
+
+    /// The manager's socket.
+    pub(super) fn socket(&self) -> PathBuf {
+        PathBuf::from(lock(&self.given).value("extensions_socket"))
+    }
+
+    /// The host's uuid, from the backing store.
+    pub(super) fn host_uuid(&self) -> String {
+        self.kept_uuid("host_uuid_v3")
+    }
+
+    /// This installation's uuid, from the backing store.
+    pub(super) fn instance_uuid(&self) -> String {
+        self.kept_uuid("instance_uuid_v1")
+    }
+
+    fn kept_uuid(&self, key: &str) -> String {
+        let mut database = lock(&self.database);
+        database.value(CONFIGURATIONS, key).unwrap_or_else(|| {
+            let uuid = random_uuid();
+            database.put(CONFIGURATIONS, key, &uuid);
+            uuid
+        })
+    }
+
+    /// Every answer to genConfig and every push, in order.
+    pub(super) fn note_config(&self, answer: &BTreeMap<String, String>) {
+        lock(&self.configs).push(answer.clone());
+        self.transcript.ring();
+    }
+}
+
+/// A thread with a name.
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).expect("a thread starts")
+}
+
+/// The sockets of extensions: `S.*`.
+pub(super) fn sockets_beside(socket: &Path) -> Vec<PathBuf> {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name().and_then(|name| name.to_str())) else {
+        return Vec::new();
+    };
+    let prefix = format!("{name}.");
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+    ours.map(|entry| entry.path()).collect()
+}
+
+/// A random uuid of version 4.
+pub(super) fn random_uuid() -> String {
+    let random = || RandomState::new().build_hasher().finish();
+    let (high, low) = (random(), random());
+    format!(
+        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xfff,
+        low >> 48 & 0x3fff | 0x8000,
+        low & 0xffff_ffff_ffff
+    )
+}
+
+fn prepare(options: &Options, given: &Flags) -> io::Result<Database> {
+    fs::create_dir_all(&options.dir)?;
+    if let Some(parent) = Path::new(&given.value("extensions_socket")).parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if !options.extensions.is_empty() {
+        let mut lines = String::new();
+        for binary in &options.extensions {
+            lines.push_str(&format!("{}\n", placed(&options.dir, binary)?.display()));
+        }
+        fs::write(given.value("extensions_autoload"), lines)?;
+    }
+    let path = given.value("database_path");
+    let on_disk = !given.is("disable_database");
+    Database::open(on_disk.then_some(Path::new(&path)))
+}
+
+/// The binary under a name that osqueryd takes. A link where possible: a file that was just written cannot always
+/// be executed at once, while other threads start processes.
+fn placed(dir: &Path, binary: &Path) -> io::Result<PathBuf> {
+    if binary.extension().is_some_and(|extension| extension == "ext") {
+        return Ok(binary.to_owned());
+    }
+    let name = binary.file_stem().unwrap_or_default().to_string_lossy();
+    let target = dir.join(format!("{name}.ext"));
+    match fs::remove_file(&target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if fs::hard_link(binary, &target).is_err() {
+        fs::copy(binary, &target)?;
+    }
+    Ok(target)
+}

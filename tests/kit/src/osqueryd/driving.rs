@@ -1,0 +1,83 @@
+//! What a test makes the stand-in do by hand, each of it with osqueryd's habits and consequences.
+
+use super::daemon::Osqueryd;
+use super::lines::StatusLine;
+use super::logger::Line;
+use super::{CallOutcome, Row, lock, rows};
+
+impl Osqueryd {
+    /// One call of an extension's plugin: connect, ping, close, connect, call, close. It has no consequences in
+    /// osqueryd. The error is what went wrong below the status.
+    pub fn call(&self, registry: &str, plugin: &str, request: &[(&str, &[u8])]) -> Result<CallOutcome, String> {
+        self.worker().extension_call(registry, plugin, request)
+    }
+
+    /// Logs a line by a `string` call. A failure ends osqueryd with 78, as it does in osqueryd.
+    pub fn log_string(&self, line: impl AsRef<[u8]>) -> CallOutcome {
+        self.log(Line::String, line.as_ref())
+    }
+
+    /// Logs a line by a `snapshot` call, with the same consequences.
+    pub fn log_snapshot(&self, line: impl AsRef<[u8]>) -> CallOutcome {
+        self.log(Line::Snapshot, line.as_ref())
+    }
+
+    fn log(&self, kind: Line, line: &[u8]) -> CallOutcome {
+        let worker = self.worker();
+        let outcome = worker.log_line(kind, line);
+        worker.give_up_when_failed("by hand", &outcome);
+        outcome
+    }
+
+    /// One `status` call with these lines.
+    pub fn log_status(&self, lines: &[StatusLine]) -> CallOutcome {
+        self.worker().log_status(lines)
+    }
+
+    /// Writes a line of osqueryd's own log, which goes out with the next relay.
+    pub fn print(&self, line: &StatusLine) {
+        self.worker().print(line.severity, &line.file, line.line, &line.message);
+    }
+
+    /// Relays osqueryd's own log now.
+    pub fn relay_status(&self) {
+        self.worker().relay_status();
+    }
+
+    /// The logger's `init`, `features` and first relay, as at the start.
+    pub fn init_logger(&self) {
+        self.worker().init_logger();
+    }
+
+    /// A config refresh: genConfig, and the application of its answer, which is returned.
+    pub fn gen_config(&self) -> CallOutcome {
+        self.worker().refresh_config()
+    }
+
+    /// A `getQueries` call; what it answers is not run.
+    pub fn get_queries(&self) -> CallOutcome {
+        self.worker().call_get_queries()
+    }
+
+    /// A `writeResults` call.
+    pub fn write_results(&self, json: &str) -> CallOutcome {
+        self.worker().call_write_results(json)
+    }
+
+    /// A whole round of the distributed runner. The error is the message of the call that failed.
+    pub fn poll_distributed(&self) -> Result<(), String> {
+        self.worker().poll_distributed()
+    }
+
+    /// Runs a query of the schedule now, by its full name. False when there is none of that name.
+    pub fn run_scheduled(&self, name: &str) -> bool {
+        let worker = self.worker();
+        let query = lock(&worker.config).schedule().find(|query| query.name == name).cloned();
+        query.as_ref().map(|query| worker.launch_query(query)).is_some()
+    }
+
+    /// Runs SQL in osqueryd. The error is SQLite's text.
+    pub fn query(&self, sql: &str) -> Result<Vec<Row>, String> {
+        Ok(self.worker().query(sql)?.rows.iter().map(rows::plain).collect())
+    }
+}

@@ -1,0 +1,209 @@
+//! The extension manager: the Thrift service on osqueryd's socket.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_peercred;
+use thrift::server::TProcessor;
+
+use super::client::protocols;
+use super::core::spawn;
+use super::registry::{Broadcast, Extension, Registration};
+use super::thrift_api::{
+    ExtensionManagerSyncHandler, ExtensionManagerSyncProcessor, ExtensionResponse, ExtensionStatus,
+    ExtensionSyncHandler, InternalExtensionInfo, InternalOptionInfo,
+};
+use super::transcript::cut;
+use super::worker::{Worker, items};
+use super::{CallOutcome, Row, lock, rows, tables};
+
+/// A hung manager looks this often whether it still is to hang.
+const HANG: Duration = Duration::from_millis(20);
+
+/// Accepts until the worker ends. Connections are served on threads of their own, for as many calls as they carry.
+pub(super) fn serve(worker: &Arc<Worker>, listener: &UnixListener) {
+    while let Ok((stream, _)) = listener.accept() {
+        if !worker.alive.load(Ordering::SeqCst) {
+            return;
+        }
+        let worker = Arc::clone(worker);
+        spawn("manager-connection", move || drop(converse(&worker, stream)));
+    }
+}
+
+fn converse(worker: &Arc<Worker>, stream: UnixStream) -> thrift::Result<()> {
+    let _kept = worker.connections.keep(&stream)?;
+    let peer = socket_peercred(&stream).ok().map(|credentials| credentials.pid.as_raw_nonzero().get() as u32);
+    let processor = ExtensionManagerSyncProcessor::new(Manager { worker: Arc::clone(worker), peer });
+    let (mut input, mut output) = protocols(stream)?;
+    loop {
+        processor.process(&mut input, &mut output)?;
+    }
+}
+
+/// The manager as one connection sees it.
+struct Manager {
+    worker: Arc<Worker>,
+    peer: Option<u32>,
+}
+
+impl Manager {
+    /// Notes a call, and keeps it waiting while the manager is to hang.
+    fn enter(&self, call: &str) -> thrift::Result<()> {
+        self.worker.core.transcript.note(format!("manager: {call}"));
+        while self.worker.core.hangs.load(Ordering::SeqCst) && self.worker.alive.load(Ordering::SeqCst) {
+            self.worker.core.transcript.wait_for_change(HANG);
+        }
+        if self.worker.alive.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(thrift::Error::User("osqueryd's worker is gone".into()))
+    }
+
+    fn register(&self, info: InternalExtensionInfo, routes: Broadcast) -> ExtensionStatus {
+        let text = Option::unwrap_or_default;
+        let extension = Extension {
+            name: text(info.name),
+            version: text(info.version),
+            sdk_version: text(info.sdk_version),
+            min_sdk_version: text(info.min_sdk_version),
+            routes,
+        };
+        let names = |plugins: &BTreeMap<String, Vec<Row>>| plugins.keys().cloned().collect();
+        let plugins = extension.routes.iter().map(|(registry, plugins)| (registry.clone(), names(plugins))).collect();
+        let (name, version, sdk) = (extension.name.clone(), extension.version.clone(), extension.sdk_version.clone());
+        let added = lock(&self.worker.registry).add(extension, &tables::names());
+        let uuid = match added {
+            Ok(uuid) => uuid,
+            Err(message) => {
+                let shown = format!("Could not add extension {name}: {message}");
+                self.worker.print(2, "interface.cpp", 142, &shown);
+                return ExtensionStatus::new(1, message, None);
+            }
+        };
+        let shown = format!("Registering extension ({name}, {uuid}, version={version}, sdk={sdk})");
+        self.worker.print(0, "interface.cpp", 136, &shown);
+        lock(&self.worker.core.registrations).push(Registration {
+            uuid,
+            name,
+            version,
+            sdk_version: sdk,
+            at: Instant::now(),
+            pid: self.peer,
+            worker: self.worker.number,
+            plugins,
+        });
+        self.worker.core.transcript.ring();
+        ExtensionStatus::new(0, "OK".to_owned(), uuid)
+    }
+
+    /// osqueryd's `ExtensionInterface::call`: an empty item means the active plugin.
+    fn route(&self, registry: &str, item: &str, request: &Row) -> CallOutcome {
+        let flag = |name: &str| lock(&self.worker.flags).value(name);
+        let item = match (registry, item) {
+            ("database", "") => "rocksdb".to_owned(),
+            ("config" | "logger" | "distributed", "") => flag(&format!("{registry}_plugin")),
+            (_, item) => item.to_owned(),
+        };
+        let bytes: Vec<(&str, &[u8])> = request.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        match item.contains(',') {
+            true => {
+                items(&item).for_each(|item| drop(self.worker.registry_call(registry, item, &bytes)));
+                CallOutcome::default()
+            }
+            false => self.worker.registry_call(registry, &item, &bytes),
+        }
+    }
+}
+
+impl ExtensionSyncHandler for Manager {
+    fn handle_ping(&self) -> thrift::Result<ExtensionStatus> {
+        self.enter("ping")?;
+        Ok(ExtensionStatus::new(0, "pong".to_owned(), 0))
+    }
+
+    fn handle_call(&self, registry: String, item: String, request: Row) -> thrift::Result<ExtensionResponse> {
+        self.enter(&format!("call {registry}/{item:?} {request:?}"))?;
+        let outcome = self.route(&registry, &item, &request);
+        if registry == "database" && outcome.message == "map::at" {
+            let item = if item.is_empty() { "rocksdb" } else { &item };
+            let message = format!("{registry} registry {item} plugin caused exception: map::at");
+            self.worker.print(2, "registry_factory.cpp", 188, &message);
+        }
+        self.worker.core.transcript.note(format!("  -> {} {:?} {:?}", outcome.code, outcome.message, outcome.rows));
+        let status = ExtensionStatus::new(outcome.code, outcome.message, 0);
+        let rows = if outcome.code == 0 { outcome.rows } else { Vec::new() };
+        Ok(ExtensionResponse::new(status, rows))
+    }
+
+    fn handle_shutdown(&self) -> thrift::Result<()> {
+        // osqueryd's own handler is empty: nobody ends the daemon through its socket.
+        self.enter("shutdown")
+    }
+}
+
+impl ExtensionManagerSyncHandler for Manager {
+    fn handle_extensions(&self) -> thrift::Result<BTreeMap<i64, InternalExtensionInfo>> {
+        self.enter("extensions")?;
+        let registry = lock(&self.worker.registry);
+        let info = |extension: &Extension| {
+            let Extension { name, version, sdk_version, min_sdk_version, .. } = extension.clone();
+            InternalExtensionInfo::new(name, version, sdk_version, min_sdk_version)
+        };
+        Ok(registry.extensions().iter().map(|(uuid, extension)| (*uuid, info(extension))).collect())
+    }
+
+    fn handle_options(&self) -> thrift::Result<BTreeMap<String, InternalOptionInfo>> {
+        self.enter("options")?;
+        let listed = lock(&self.worker.flags).listed();
+        let info = |(name, flag): (String, super::flags::Listed)| {
+            (name, InternalOptionInfo::new(flag.value, flag.default_value, flag.kind))
+        };
+        Ok(listed.into_iter().map(info).collect())
+    }
+
+    fn handle_register_extension(
+        &self,
+        info: InternalExtensionInfo,
+        registry: Broadcast,
+    ) -> thrift::Result<ExtensionStatus> {
+        self.enter(&format!("registerExtension {info:?} from process {:?}", self.peer))?;
+        let status = self.register(info, registry);
+        self.worker.core.transcript.note(format!("  -> {status:?}"));
+        Ok(status)
+    }
+
+    fn handle_deregister_extension(&self, uuid: i64) -> thrift::Result<ExtensionStatus> {
+        self.enter(&format!("deregisterExtension {uuid}"))?;
+        Ok(match self.worker.forget(uuid) {
+            true => ExtensionStatus::new(0, "OK".to_owned(), 0),
+            false => ExtensionStatus::new(1, "No extension UUID found".to_owned(), None),
+        })
+    }
+
+    fn handle_query(&self, sql: String) -> thrift::Result<ExtensionResponse> {
+        self.enter(&format!("query {sql}"))?;
+        let found = self.worker.query(&sql).map(|found| found.rows.iter().map(rows::plain).collect());
+        Ok(self.response(found))
+    }
+
+    fn handle_get_query_columns(&self, sql: String) -> thrift::Result<ExtensionResponse> {
+        self.enter(&format!("getQueryColumns {sql}"))?;
+        let found = self.worker.query_columns(&sql);
+        Ok(self.response(found))
+    }
+}
+
+impl Manager {
+    fn response(&self, found: Result<Vec<Row>, String>) -> ExtensionResponse {
+        let shown = cut(&format!("  -> {found:?}"));
+        self.worker.core.transcript.note(shown);
+        match found {
+            Ok(rows) => ExtensionResponse::new(ExtensionStatus::new(0, "OK".to_owned(), 0), rows),
+            Err(message) => ExtensionResponse::new(ExtensionStatus::new(1, message, None), Vec::new()),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the server knows, and what it answers when no test has told it otherwise.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use serde_json::{Value, json};
+
+use super::answer::Answer;
+use super::recorded::{Endpoint, Recorded};
+
+/// The rules that don't change while the server lives.
+pub(super) struct Rules {
+    pub(super) enroll_secret: Option<String>,
+    pub(super) secret_name: String,
+    pub(super) require_gzip: bool,
+    pub(super) invalid_every: Option<u32>,
+}
+
+/// All that does.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) config: Value,
+    pub(super) queries: Vec<(String, String)>,
+    pub(super) scripts: HashMap<Endpoint, VecDeque<Answer>>,
+    pub(super) always: HashMap<Endpoint, Answer>,
+    pub(super) known: HashSet<String>,
+    pub(super) given: Vec<String>,
+    pub(super) next_node_key: Option<String>,
+    pub(super) requests: Vec<Recorded>,
+    pub(super) results: Vec<Value>,
+    pub(super) statuses: Vec<Value>,
+    pub(super) written: Vec<Value>,
+    pub(super) connections: usize,
+    pub(super) handshake_errors: Vec<String>,
+    /// Goes up with everything that a waiting test may wait for.
+    pub(super) changes: u64,
+    pub(super) enrollments: usize,
+    pub(super) configs_asked: u32,
+}
+
+/// A status and a body: all that a default answer is.
+pub(super) type Reply = (u16, String);
+
+impl State {
+    /// The answer that a test has laid out for this request, if any.
+    pub(super) fn planned(&mut self, endpoint: Endpoint) -> Option<Answer> {
+        let scripted = self.scripts.get_mut(&endpoint).and_then(VecDeque::pop_front);
+        scripted.or_else(|| self.always.get(&endpoint).cloned())
+    }
+
+    /// Does what the request asks for, and says what came of it.
+    pub(super) fn reply(&mut self, rules: &Rules, request: &Recorded) -> Reply {
+        if request.endpoint == Endpoint::Other {
+            return ok(&json!({"foo": "bar"}));
+        }
+        let get = match request.method.as_str() {
+            "POST" => false,
+            "GET" if request.endpoint == Endpoint::Config => true,
+            _ => return (405, json!({"error": "method not allowed"}).to_string()),
+        };
+        if request.endpoint == Endpoint::Log && rules.require_gzip && !is_gzip(request) {
+            return refused("log requests must be compressed by gzip");
+        }
+        if !request.body.is_empty() && !request.json.as_ref().is_some_and(Value::is_object) {
+            return refused("the body is not a JSON object");
+        }
+        if request.endpoint == Endpoint::Enroll {
+            return self.enroll(rules, request);
+        }
+        let Some(node_key) = request.node_key().filter(|key| self.known.contains(key)) else { return invalid() };
+        match request.endpoint {
+            Endpoint::Config => self.config(rules, &node_key, get),
+            Endpoint::Log => self.log(request),
+            Endpoint::DistributedRead => self.distributed_read(),
+            _ => self.distributed_write(request),
+        }
+    }
+
+    fn enroll(&mut self, rules: &Rules, request: &Recorded) -> Reply {
+        let secret = member(request, &rules.secret_name).and_then(Value::as_str);
+        if rules.enroll_secret.is_some() && rules.enroll_secret.as_deref() != secret {
+            return invalid();
+        }
+        let key = self.next_node_key.take().unwrap_or_else(|| {
+            self.enrollments += 1;
+            format!("node-key-{}", self.enrollments)
+        });
+        self.known.insert(key.clone());
+        self.given.push(key.clone());
+        ok(&json!({"node_key": key}))
+    }
+
+    fn config(&mut self, rules: &Rules, node_key: &str, as_text: bool) -> Reply {
+        self.configs_asked += 1;
+        if rules.invalid_every.is_some_and(|every| self.configs_asked.is_multiple_of(every.max(1))) {
+            self.known.remove(node_key);
+            return invalid();
+        }
+        if as_text { ok(&json!({"config": self.config.to_string()})) } else { ok(&self.config) }
+    }
+
+    fn log(&mut self, request: &Recorded) -> Reply {
+        let Some(Value::Array(lines)) = member(request, "data") else { return refused("data is not a list") };
+        match member(request, "log_type").and_then(Value::as_str) {
+            Some("result") => self.results.extend_from_slice(lines),
+            Some("status") => self.statuses.extend_from_slice(lines),
+            _ => return refused("log_type is neither result nor status"),
+        }
+        ok(&json!({}))
+    }
+
+    fn distributed_read(&mut self) -> Reply {
+        let queries = self.queries.drain(..).map(|(id, sql)| (id, Value::String(sql))).collect();
+        ok(&json!({"queries": Value::Object(queries)}))
+    }
+
+    fn distributed_write(&mut self, request: &Recorded) -> Reply {
+        self.written.extend(request.json.clone());
+        ok(&json!({}))
+    }
+}
+
+/// Whether the body came compressed by gzip.
+pub(super) fn is_gzip(request: &Recorded) -> bool {
+    request.header("content-encoding").is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip"))
+}
+
+fn member<'a>(request: &'a Recorded, name: &str) -> Option<&'a Value> {
+    request.json.as_ref().and_then(|json| json.get(name))
+}
+
+fn ok(body: &Value) -> Reply {
+    (200, body.to_string())
+}
+
+fn invalid() -> Reply {
+    ok(&json!({"node_invalid": true}))
+}
+
+fn refused(why: &str) -> Reply {
+    (400, json!({"error": why}).to_string())
+}
