@@ -65,6 +65,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         sender,
         threads: serving.clone(),
         interval: cli.interval.max(Duration::from_millis(200)),
+        return_timeout: worker.flags.current().return_timeout,
         attached: worker.attached(),
     };
     let ended = lifecycle.run();

@@ -61,6 +61,10 @@ pub struct OwnFlags {
     /// Seconds that a request may take, from connecting to the last byte of its answer [default: 60]
     #[arg(long = "request_timeout", value_name = "SECONDS")]
     pub request_timeout: Option<String>,
+
+    /// Seconds to wait for osqueryd to come back before ending [default: 60]
+    #[arg(long = "return_timeout", value_name = "SECONDS")]
+    pub return_timeout: Option<String>,
 }
 
 /// A flag file is parsed line by line with the definition of the command line.
@@ -102,6 +106,7 @@ impl OwnFlags {
             buffer_path: self.buffer_path.or(other.buffer_path),
             logger_max_request_bytes: self.logger_max_request_bytes.or(other.logger_max_request_bytes),
             request_timeout: self.request_timeout.or(other.request_timeout),
+            return_timeout: self.return_timeout.or(other.return_timeout),
         }
     }
 

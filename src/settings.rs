@@ -65,6 +65,9 @@ pub struct Settings {
     pub buffer_path: PathBuf,
     /// Longest time for one request, connecting included.
     pub request_timeout: Duration,
+    /// How long osqueryd is waited for when it has gone away. When its worker dies within 5 s of its start, the next
+    /// one comes only 7 to 9 s later; the watcher's longest pause between two starts is a minute.
+    pub return_timeout: Duration,
 }
 
 /// A host name or address, and a port.
@@ -245,7 +248,8 @@ impl Reader<'_> {
             logger: self.logger(own),
             verbose: self.truth("verbose", false),
             buffer_path: own.buffer_path.clone().unwrap_or_else(|| self.default_buffer_path()),
-            request_timeout: self.own_seconds("request_timeout", own.request_timeout.as_deref(), 60, 1..=3600),
+            request_timeout: self.own_seconds("request_timeout", own.request_timeout.as_deref(), 60),
+            return_timeout: self.own_seconds("return_timeout", own.return_timeout.as_deref(), 60),
         }
     }
 
@@ -416,15 +420,9 @@ impl Reader<'_> {
         }
     }
 
-    fn own_seconds(
-        &mut self,
-        name: &str,
-        local: Option<&str>,
-        default: u64,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Duration {
+    fn own_seconds(&mut self, name: &str, local: Option<&str>, default: u64) -> Duration {
         let allowed = "a whole number of seconds from 1 to 3600 is needed";
-        Duration::from_secs(self.own_number(name, local, default, range, allowed))
+        Duration::from_secs(self.own_number(name, local, default, 1..=3600, allowed))
     }
 }
 

@@ -24,10 +24,6 @@ pub enum Event {
     Shutdown,
 }
 
-/// How long a new manager is waited for. When osqueryd's worker dies within 5 s of its start, the next one comes
-/// only 7 to 9 s later; the watcher's longest pause between two starts is a minute.
-const RETURN_LIMIT: Duration = Duration::from_secs(60);
-
 /// Between two looks for a manager. osqueryd's worker that restarts waits 3 s for its plugins.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -72,6 +68,8 @@ pub struct Lifecycle {
     pub threads: ThreadCount,
     /// Between two checks that osqueryd still knows us.
     pub interval: Duration,
+    /// How long osqueryd is waited for when it has gone away.
+    pub return_timeout: Duration,
     /// Called after each registration: osqueryd may be another one, with other flags.
     pub attached: Box<dyn Fn()>,
 }
@@ -198,12 +196,12 @@ impl Lifecycle {
         let orphaned = || parent_id() != parent;
         let began = Instant::now();
         loop {
-            let left = RETURN_LIMIT.saturating_sub(began.elapsed());
+            let left = self.return_timeout.saturating_sub(began.elapsed());
             match wait_for_manager(&self.manager, left, |pause| orphaned() || stopped_within(&self.events, pause)) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(_) => {
-                    log::info!("osqueryd did not come back within {RETURN_LIMIT:?}: ending");
+                    log::info!("osqueryd did not come back within {:?}: ending", self.return_timeout);
                     return Ok(None);
                 }
             }

@@ -153,8 +153,9 @@ impl Shared {
     }
 
     fn accept(self: &Arc<Self>) {
-        loop {
-            self.idle.fetch_add(1, Ordering::SeqCst);
+        // One that would be idle beside enough others was a spare one, and is no longer needed.
+        let rest = |idle| (idle < ACCEPTORS).then_some(idle + 1);
+        while self.idle.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest).is_ok() {
             let accepted = self.listener.accept();
             let others_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
             match accepted {
@@ -173,10 +174,6 @@ impl Shared {
                     log::warn!("can't accept a connection from osqueryd: {error}");
                     thread::sleep(ACCEPT_PAUSE);
                 }
-            }
-            // A spare one that is no longer needed.
-            if self.idle.load(Ordering::SeqCst) >= ACCEPTORS {
-                return;
             }
         }
     }

@@ -203,7 +203,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         let mut socket = TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time));
         socket.set_timeout(details.timeout);
         if let Err(error) = connection.complete_io(&mut socket) {
-            return Err(last_words(&mut connection, &mut socket).unwrap_or_else(|| named(error)));
+            return Err(broken(error, &mut connection, &mut socket));
         }
         let config = details.config;
         Ok(Some(TlsTransport {
@@ -225,15 +225,18 @@ fn named(error: io::Error) -> ureq::Error {
     }
 }
 
-/// The alert that a server sent before it hung up. In TLS 1.3 a client learns only so, while it still sends, that
-/// its certificate was refused or missed.
-fn last_words(connection: &mut ClientConnection, socket: &mut TransportAdapter) -> Option<ureq::Error> {
-    while connection.read_tls(socket).ok()? > 0 {
-        if let Err(error) = connection.process_new_packets() {
-            return Some(handshake_error(&error));
+/// Why the connection broke. In TLS 1.3 a client learns only while it sends its first request that its certificate
+/// was refused or missed: the alert lies behind the error in writing.
+fn broken(error: io::Error, connection: &mut ClientConnection, socket: &mut TransportAdapter) -> ureq::Error {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) {
+        while connection.read_tls(socket).is_ok_and(|read| read > 0) {
+            if let Err(alert) = connection.process_new_packets() {
+                return handshake_error(&alert);
+            }
         }
     }
-    None
+    named(error)
 }
 
 /// A connection within TLS.
@@ -243,10 +246,9 @@ pub struct TlsTransport {
 }
 
 impl TlsTransport {
-    /// Why the connection broke. rustls tells of an error in writing only at the next call, reading included.
+    /// rustls tells of an error in writing only at the next call, reading included.
     fn broken(&mut self, error: io::Error) -> ureq::Error {
-        let StreamOwned { conn, sock } = &mut self.stream;
-        last_words(conn, sock).unwrap_or_else(|| named(error))
+        broken(error, &mut self.stream.conn, &mut self.stream.sock)
     }
 }
 

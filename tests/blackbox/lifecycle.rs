@@ -164,6 +164,19 @@ fn a_worker_that_stays_away_for_seconds_is_waited_for() {
 }
 
 #[test]
+fn it_ends_when_no_worker_comes_back() {
+    let rig = Setup::new().own_flag("--return_timeout=2").start();
+    let process = rig.pid();
+    rig.osqueryd.kill_worker();
+    let gone = Instant::now();
+    let exit =
+        rig.osqueryd.wait("the end", LIMIT, || rig.osqueryd.exits().into_iter().find(|exit| exit.pid == process));
+    assert_eq!(exit.status.code(), Some(0), "{exit:?}");
+    assert!(exit.at.duration_since(gone) >= Duration::from_secs(2), "{exit:?}");
+    rig.said("osqueryd did not come back within 2s: ending");
+}
+
+#[test]
 fn an_extension_that_osqueryd_has_dropped_registers_again() {
     let rig = Setup::new().flag("extensions_interval", "1").start();
     let first = rig.wait_attached();

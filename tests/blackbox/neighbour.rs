@@ -12,8 +12,10 @@ fn a_neighbour_registers_beside_ours_and_both_answer() {
         let names: Vec<String> = rig.osqueryd.registrations().into_iter().map(|one| one.name).collect();
         (names.len() == 2 && names.contains(&"remote_tls".to_owned())).then_some(())
     });
-    let rows = rig.osqueryd.query("SELECT * FROM neighbour_numbers").unwrap();
-    assert!(!rows.is_empty());
+    // It binds its socket only after its registration.
+    rig.osqueryd.wait("the neighbour's rows", LIMIT, || {
+        rig.osqueryd.query("SELECT * FROM neighbour_numbers").ok().filter(|rows| !rows.is_empty())
+    });
     rig.log(&line(0));
     assert_eq!(rig.delivered(1), [0]);
     // osqueryd's tables and flags show them side by side, to ours as well.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use testkit::certs::{Authority, Identity, self_signed};
 use testkit::server::{Endpoint, TlsVersions};
@@ -191,6 +192,19 @@ fn connections_are_kept_or_not_as_the_flag_says() {
         }
         assert_eq!(rig.server.connections(), connections, "tls_session_reuse={reuse}");
     }
+}
+
+#[test]
+fn a_connection_idle_for_too_long_is_not_used_again() {
+    let rig = Setup::new().flag("tls_session_timeout", "1").start();
+    rig.config();
+    let idle_since = Instant::now();
+    while idle_since.elapsed() < Duration::from_millis(1100) {
+        std::thread::yield_now();
+    }
+    rig.config();
+    let of = |index: usize| rig.server.requests_to(Endpoint::Config)[index].connection;
+    assert_ne!(of(0), of(1));
 }
 
 #[test]
