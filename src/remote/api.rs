@@ -84,6 +84,12 @@ pub enum AnswerError {
         /// Its first bytes.
         beginning: String,
     },
+    /// A 2xx whose body is nested absurdly deep.
+    #[error("the answer is {depth} levels deep")]
+    TooDeep {
+        /// How deep.
+        depth: usize,
+    },
     /// An enrollment without a key.
     #[error("the answer has no node key")]
     NoNodeKey,
@@ -149,6 +155,9 @@ impl Verdict {
     }
 }
 
+/// No server's answer is nested deeper; osqueryd's own reader, which gets some answers, is recursive.
+const DEEPEST_ANSWER: usize = 100;
+
 /// Judges an answer: its JSON object's text, `{}` for an empty body, or why it is no success.
 ///
 /// Any status but 2xx is a failure, but its body is still read for `node_invalid` and `error`, since several
@@ -164,6 +173,10 @@ pub fn judge(
     let success = (200..300).contains(&status);
     let text = String::from_utf8_lossy(body);
     let text = text.trim();
+    let depth = depth(text);
+    if depth > DEEPEST_ANSWER {
+        return Err(if success { AnswerError::TooDeep { depth } } else { AnswerError::Status { status, retry_after } });
+    }
     let verdict = match text {
         "" => Ok(Verdict::default()),
         _ if !text.starts_with('{') => Err(()),

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
 use super::trust::{ServerVerifier, TrustKind, explain};
@@ -186,14 +186,14 @@ impl fmt::Debug for TlsConnector {
 }
 
 impl<In: Transport> Connector<In> for TlsConnector {
-    type Out = TlsTransport;
+    type Out = Either<In, TlsTransport>;
 
-    fn connect(
-        &self,
-        details: &ConnectionDetails<'_>,
-        chained: Option<In>,
-    ) -> Result<Option<TlsTransport>, ureq::Error> {
+    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
         let Some(transport) = chained else { return Ok(None) };
+        // The way to a proxy is plain.
+        if !details.needs_tls() {
+            return Ok(Some(Either::A(transport)));
+        }
         let config = self.config().map_err(|error| ureq::Error::Other(error.into()))?;
         let host = details.uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -206,10 +206,10 @@ impl<In: Transport> Connector<In> for TlsConnector {
             return Err(broken(error, &mut connection, &mut socket));
         }
         let config = details.config;
-        Ok(Some(TlsTransport {
+        Ok(Some(Either::B(TlsTransport {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             stream: StreamOwned::new(connection, socket),
-        }))
+        })))
     }
 }
 

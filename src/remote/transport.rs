@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER, USER_AGENT};
-use ureq::http::{HeaderMap, HeaderValue, Request, Response};
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, TcpConnector};
+use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
 use super::tls::{TlsConnector, TlsError};
@@ -47,15 +47,15 @@ pub enum TransportError {
     /// Trust, certificates or the handshake.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The server's name has no address.
-    #[error("the host's name can't be resolved")]
-    HostNotFound,
+    /// A name has no address.
+    #[error(transparent)]
+    HostNotFound(#[from] HostNotFound),
     /// The connection could not be made.
     #[error("can't connect: {0}")]
     Connect(io::Error),
-    /// The proxy refused, or is none.
-    #[error("the proxy refused the connection: {0}")]
-    Proxy(String),
+    /// The proxy refused, can't be reached, or is none.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// A step took too long.
     #[error("timed out ({0})")]
     Timeout(String),
@@ -71,6 +71,22 @@ pub enum TransportError {
     /// The process is ending.
     #[error("ending")]
     Ending,
+}
+
+/// A name that has no address.
+#[derive(Debug, thiserror::Error)]
+#[error("the name {host} can't be resolved: {reason}")]
+pub struct HostNotFound {
+    host: String,
+    reason: String,
+}
+
+/// Why a proxy gave no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy {address} gave no connection: {reason}")]
+pub struct ProxyError {
+    address: String,
+    reason: String,
 }
 
 /// The methods of the API.
@@ -211,11 +227,11 @@ impl Transport {
             Some((made_with, agent)) if *made_with == wanted => Ok(agent.clone()),
             _ => {
                 let connector =
-                    ().chain(ConnectProxyConnector::default())
+                    ().chain(ProxyConnector::default())
                         .chain(TcpConnector::default())
                         .chain(TlsConnector::new(&settings.tls, client))
                         .chain(CountOpened);
-                let new = Agent::with_parts(config(&wanted)?, connector, DefaultResolver::default());
+                let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
                 *agent = Some((wanted, new.clone()));
                 Ok(new)
             }
@@ -237,7 +253,9 @@ fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportError> {
             if let Some((user, password)) = &proxy.credentials {
                 builder = builder.username(user).password(password.expose());
             }
-            Some(builder.build().map_err(|error| TransportError::Proxy(error.to_string()))?)
+            let unusable =
+                |error: ureq::Error| ProxyError { address: proxy.address.to_string(), reason: error.to_string() };
+            Some(builder.build().map_err(unusable)?)
         }
     };
     let kept = if wanted.tls.session_reuse { KEPT_CONNECTIONS } else { 0 };
@@ -357,8 +375,6 @@ impl From<ureq::Error> for TransportError {
             AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied,
         };
         match error {
-            ureq::Error::HostNotFound => Self::HostNotFound,
-            ureq::Error::ConnectProxyFailed(reason) => Self::Proxy(reason),
             ureq::Error::Timeout(step) => Self::Timeout(step.to_string()),
             ureq::Error::BodyExceedsLimit(_) => Self::TooLarge,
             ureq::Error::Io(error) => match error.kind() {
@@ -370,12 +386,77 @@ impl From<ureq::Error> for TransportError {
                     Err(error) => Self::Broken(error.to_string()),
                 },
             },
-            ureq::Error::Other(error) => match error.downcast::<TlsError>() {
-                Ok(error) => Self::Tls(*error),
-                Err(error) => Self::Broken(error.to_string()),
-            },
+            ureq::Error::Other(error) => Self::from_connector(error),
             other => Self::Broken(other.to_string()),
         }
+    }
+}
+
+impl TransportError {
+    /// What our own parts of the connector chain, and the resolver, report.
+    fn from_connector(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        let error = match error.downcast::<TlsError>() {
+            Ok(error) => return Self::Tls(*error),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<ProxyError>() {
+            Ok(error) => return Self::Proxy(*error),
+            Err(error) => error,
+        };
+        match error.downcast::<HostNotFound>() {
+            Ok(error) => Self::HostNotFound(*error),
+            Err(error) => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+/// CONNECT, with the proxy's failures named as its own.
+#[derive(Debug, Default)]
+struct ProxyConnector(Connecting);
+
+/// ureq's connector has no `Debug`.
+#[derive(Default)]
+struct Connecting(ConnectProxyConnector);
+
+impl fmt::Debug for Connecting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectProxyConnector")
+    }
+}
+
+impl<In: ureq::unversioned::transport::Transport> Connector<In> for ProxyConnector {
+    type Out = <ConnectProxyConnector as Connector<In>>::Out;
+
+    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
+        self.0.0.connect(details, chained).map_err(|error| {
+            let address = details.config.proxy().map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
+            let reason = match error {
+                ureq::Error::ConnectProxyFailed(reason) => reason,
+                error => TransportError::from(error).to_string(),
+            };
+            ureq::Error::Other(ProxyError { address: address.unwrap_or_default(), reason }.into())
+        })
+    }
+}
+
+/// The system's resolver, asked anew for each connection, with the name in its errors.
+#[derive(Debug, Default)]
+struct NamingResolver(DefaultResolver);
+
+impl Resolver for NamingResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        self.0.resolve(uri, config, timeout).map_err(|error| match error {
+            timeout @ ureq::Error::Timeout(_) => timeout,
+            error => {
+                let host = uri.host().unwrap_or_default().to_owned();
+                ureq::Error::Other(HostNotFound { host, reason: error.to_string() }.into())
+            }
+        })
     }
 }
 

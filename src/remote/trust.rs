@@ -253,6 +253,23 @@ fn explain_handshake(error: &rustls::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustls::crypto::ring;
+    use rustls_pki_types::pem::PemObject;
+    use std::time::Duration;
+
+    /// rustls serves no such certificate, so that this can't be tried with a server of the kit.
+    #[test]
+    fn a_version_1_certificate_is_refused_and_the_message_says_why() {
+        let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let authority = certificate(include_str!("../../tests/kit/fixtures/v1-ca.pem"));
+        let leaf = certificate(include_str!("../../tests/kit/fixtures/v1-leaf.pem"));
+        let provider = Arc::new(ring::default_provider());
+        let verifier = ServerVerifier::new(vec![authority], TrustKind::Explicit, provider).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
+        let name = ServerName::try_from("localhost").unwrap();
+        let error = verifier.verify_server_cert(&leaf, &[], &name, &[], now).unwrap_err();
+        assert!(explain(&error).contains("X.509 version 1, which is not supported"), "{error:?}");
+    }
 
     #[test]
     fn a_common_name_matches_like_a_host_name() {

@@ -6,6 +6,7 @@
 // clippy.toml's allowances reach only the test functions themselves, not what they share.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
+mod answers;
 mod boundary;
 mod cli;
 mod config;
@@ -15,7 +16,9 @@ mod enroll;
 mod lifecycle;
 mod logger;
 mod neighbour;
+mod proxy;
 mod rig;
 mod secrets;
 mod settings;
 mod tls;
+mod trust;

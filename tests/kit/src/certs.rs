@@ -19,10 +19,10 @@ pub struct Authority {
 impl Authority {
     /// A new authority with a new key.
     pub fn new(common_name: &str) -> Authority {
-        let mut params = named(common_name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Authority { issuer: CertifiedIssuer::self_signed(params, new_key()).expect("a CA certificate is made") }
+        Authority {
+            issuer: CertifiedIssuer::self_signed(authority_params(common_name), new_key())
+                .expect("a CA certificate is made"),
+        }
     }
 
     /// The authority's own certificate: what `tls_server_certs` names.
@@ -47,6 +47,20 @@ impl Authority {
         let mut params = named(common_name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(leaf(params))
+    }
+
+    /// A client certificate (PEM) for a key that exists (PKCS#8 PEM).
+    pub fn certify_client(&self, common_name: &str, key_pem: &str) -> String {
+        let mut params = named(common_name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::from_pem(key_pem).expect("a key in PKCS#8");
+        leaf(params).signed_by(&key, &self.issuer).expect("a certificate is signed").pem()
+    }
+
+    /// An authority below this one.
+    pub fn subordinate(&self, common_name: &str) -> Authority {
+        let issuer = CertifiedIssuer::signed_by(authority_params(common_name), new_key(), &self.issuer);
+        Authority { issuer: issuer.expect("a CA certificate is made") }
     }
 
     fn issue(&self, params: CertificateParams) -> Identity {
@@ -172,6 +186,13 @@ fn leaf(mut params: CertificateParams) -> CertificateParams {
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn authority_params(common_name: &str) -> CertificateParams {
+    let mut params = named(common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 

@@ -2,4 +2,5 @@
 
 pub mod certs;
 pub mod osqueryd;
+pub mod proxy;
 pub mod server;

@@ -1,0 +1,214 @@
+//! Answers as servers and what lies between really give them.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use testkit::server::{Answer, Endpoint};
+
+use crate::rig::{LIMIT, Rig, Setup, line};
+
+/// What one attempt at the configuration says.
+fn refusal(rig: &Rig) -> String {
+    let outcome = rig.gen_config();
+    assert_eq!(outcome.code, 1, "{:?}", outcome.rows);
+    outcome.message
+}
+
+fn one_attempt() -> Setup {
+    Setup::new().flag("config_tls_max_attempts", "1")
+}
+
+#[test]
+fn redirects_within_the_host_are_followed_with_the_body() {
+    let rig = one_attempt().start();
+    rig.config();
+    for status in [301, 302, 303, 307, 308] {
+        rig.server.forget_requests();
+        let location = format!("https://{}/elsewhere/config", rig.server.hostname());
+        rig.server.script(Endpoint::Config, [Answer::empty(status).header("Location", &location)]);
+        rig.config();
+        rig.server.script(Endpoint::Config, [Answer::empty(status).header("Location", "/elsewhere/config")]);
+        rig.config();
+        let requests = rig.server.requests_to(Endpoint::Config);
+        let targets: Vec<&str> = requests.iter().map(|request| request.target.as_str()).collect();
+        assert_eq!(targets, ["/config", "/elsewhere/config", "/config", "/elsewhere/config"]);
+        assert!(requests.iter().all(|request| request.method == "POST" && request.node_key().is_some()));
+    }
+}
+
+#[test]
+fn redirects_elsewhere_are_not_followed() {
+    let rig = one_attempt().start();
+    rig.config();
+    let elsewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let port = elsewhere.local_addr().unwrap().port();
+    for location in [
+        format!("https://localhost:{port}/config"),
+        format!("http://{}/config", rig.server.hostname()),
+        format!("https://127.0.0.1:{}/config", rig.server.port()),
+        format!("//localhost:{port}/config"),
+        String::new(),
+    ] {
+        let answer = Answer::empty(302);
+        let answer = if location.is_empty() { answer } else { answer.header("Location", &location) };
+        rig.server.script(Endpoint::Config, [answer]);
+        let message = refusal(&rig);
+        assert!(message.contains("redirected to") && message.contains("not followed"), "{location}: {message}");
+    }
+    assert!(elsewhere.accept().is_err(), "somebody was asked elsewhere");
+}
+
+#[test]
+fn redirects_in_a_circle_end() {
+    let rig = one_attempt().start();
+    rig.config();
+    rig.server.forget_requests();
+    rig.server.always(Endpoint::Config, Some(Answer::empty(302).header("Location", "/config")));
+    assert!(refusal(&rig).contains("redirected more than 10 times"));
+    assert_eq!(rig.server.requests_to(Endpoint::Config).len(), 11);
+}
+
+#[test]
+fn http_1_0_servers_and_those_that_close_are_spoken_to() {
+    let rig = Setup::new().server(|server| server.keep_alive = false).start();
+    rig.config();
+    rig.log(&line(0));
+    assert_eq!(rig.delivered(1), [0]);
+    rig.server.always(Endpoint::Config, Some(Answer::default_behaviour().http10()));
+    rig.config();
+    rig.server.always(Endpoint::Config, Some(Answer::default_behaviour().close_silently()));
+    for _ in 0..3 {
+        rig.config();
+    }
+}
+
+#[test]
+fn content_types_do_not_matter() {
+    let rig = one_attempt().start();
+    for content_type in ["text/html", "text/plain; charset=utf-8", "application/octet-stream", ""] {
+        let answer = Answer::default_behaviour().header("Content-Type", content_type);
+        rig.server.script(Endpoint::Config, [answer]);
+        rig.config();
+    }
+}
+
+#[test]
+fn endless_answers_cost_no_memory() {
+    let rig = one_attempt().flag("tls_accept_gzip", "true").start();
+    rig.config();
+    let before = resident_kib(&rig);
+    for answer in [Answer::endless(1 << 30), Answer::endless(1 << 30).gzip()] {
+        rig.server.script(Endpoint::Config, [answer]);
+        assert!(refusal(&rig).contains("larger than 16777216 bytes"));
+    }
+    let grown = peak_kib(&rig).saturating_sub(before);
+    assert!(grown < 80 << 10, "{grown} KiB more than before");
+}
+
+fn memory(rig: &Rig, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", rig.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn resident_kib(rig: &Rig) -> u64 {
+    memory(rig, "VmRSS:")
+}
+
+fn peak_kib(rig: &Rig) -> u64 {
+    memory(rig, "VmHWM:")
+}
+
+#[test]
+fn absurdly_nested_answers_are_refused() {
+    let rig = one_attempt().flag("distributed_tls_max_attempts", "1").start();
+    rig.config();
+    let nested = format!("{{\"queries\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    for (endpoint, request) in
+        [(Endpoint::Config, ("config", "genConfig")), (Endpoint::DistributedRead, ("distributed", "getQueries"))]
+    {
+        rig.server.script(endpoint, [Answer::status(200, nested.clone())]);
+        let outcome = rig.call(request.0, &[("action", request.1)]);
+        assert_eq!(outcome.code, 1, "{}", outcome.message);
+    }
+    rig.config();
+}
+
+#[test]
+fn servers_that_say_nothing_are_given_up_at_every_step() {
+    // Connected, and never a word of TLS.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = format!("localhost:{}", silent.local_addr().unwrap().port());
+    let rig = one_attempt()
+        .flag("tls_hostname", &address)
+        .flag("tls_enroll_max_attempts", "1")
+        .own_flag("--request_timeout=2")
+        .start();
+    let begun = Instant::now();
+    assert!(refusal(&rig).contains("timed out"));
+    assert!(begun.elapsed() < LIMIT);
+
+    // Connected, and not TLS at all.
+    let plain = Setup::new().server(|server| server.tls = false).flag("tls_enroll_max_attempts", "1").start();
+    let message = refusal(&plain);
+    assert!(message.contains("does not speak TLS") || message.contains("connection broke"), "{message}");
+
+    // Never the first byte; never the last one; the request never read.
+    let rig = one_attempt().own_flag("--request_timeout=2").start();
+    rig.config();
+    for answer in [
+        Answer::hang(),
+        Answer::trickle("{\"schedule\":{}", Duration::from_millis(50)),
+        Answer::default_behaviour().delayed(Duration::from_secs(3600)),
+    ] {
+        rig.server.script(Endpoint::Config, [answer]);
+        let begun = Instant::now();
+        assert!(refusal(&rig).contains("timed out"));
+        assert!(begun.elapsed() < LIMIT);
+    }
+    rig.config();
+}
+
+#[test]
+fn a_host_without_an_address_is_named() {
+    let rig = Setup::new().flag("tls_hostname", "no-such-host.invalid").flag("tls_enroll_max_attempts", "1").start();
+    let message = refusal(&rig);
+    assert!(message.contains("no-such-host.invalid") && message.contains("can't be resolved"), "{message}");
+}
+
+#[test]
+fn every_kind_of_bad_answer_leaves_every_endpoint_working_afterwards() {
+    let rig = one_attempt().flag("distributed_tls_max_attempts", "1").start();
+    rig.config();
+    for answer in [
+        Answer::html(502),
+        Answer::empty(204),
+        Answer::status(200, "\u{feff}{}"),
+        Answer::status(200, "{\"a\":\"\\ud800\"}"),
+        Answer::status(599, "x"),
+        Answer::truncated("{", 10),
+        Answer::drop_mid_request(),
+    ] {
+        for endpoint in [Endpoint::Config, Endpoint::DistributedRead, Endpoint::DistributedWrite] {
+            rig.server.script(endpoint, [answer.clone()]);
+        }
+        rig.call("config", &[("action", "genConfig")]);
+        rig.call("distributed", &[("action", "getQueries")]);
+        rig.call("distributed", &[("action", "writeResults"), ("results", "{}")]);
+        // What a script has left over, for connections that were tried twice or not at all.
+        for _ in 0..2 {
+            rig.call("config", &[("action", "genConfig")]);
+            rig.call("distributed", &[("action", "getQueries")]);
+            rig.call("distributed", &[("action", "writeResults"), ("results", "{}")]);
+        }
+    }
+    rig.config();
+    assert_eq!(rig.call("distributed", &[("action", "getQueries")]).code, 0);
+    let results = json!({"queries": {"q": []}}).to_string();
+    assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", &results)]).code, 0);
+    rig.log(&line(0));
+    assert_eq!(rig.delivered(1), [0]);
+    let _: Value = serde_json::from_str(&rig.config().1).unwrap();
+}
