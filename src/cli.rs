@@ -4,7 +4,7 @@
 //! nothing else can be passed; what osquery has no flag for is therefore also read from
 //! `/etc/osquery/remote_tls.flags`, the same `--name=value` lines as osquery's own flag files.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +40,10 @@ pub struct Cli {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "false", action = ArgAction::Set)]
     pub verbose: bool,
+
+    /// Be the worker of a supervisor, which hands over all that one needs
+    #[arg(long, hide = true)]
+    pub worker: bool,
 
     /// What osquery has no flag for.
     #[command(flatten)]
@@ -108,6 +112,30 @@ impl OwnFlags {
             request_timeout: self.request_timeout.or(other.request_timeout),
             return_timeout: self.return_timeout.or(other.return_timeout),
         }
+    }
+
+    /// The same flags as arguments of a command line.
+    #[must_use]
+    pub fn to_arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        let mut add = |name: &str, value: &OsStr| {
+            let mut argument = OsString::from(format!("--{name}="));
+            argument.push(value);
+            arguments.push(argument);
+        };
+        if let Some(path) = &self.buffer_path {
+            add("buffer_path", path.as_os_str());
+        }
+        for (name, value) in [
+            ("logger_max_request_bytes", &self.logger_max_request_bytes),
+            ("request_timeout", &self.request_timeout),
+            ("return_timeout", &self.return_timeout),
+        ] {
+            if let Some(value) = value {
+                add(name, OsStr::new(value));
+            }
+        }
+        arguments
     }
 
     /// Reads a flag file: `--name=value` a line, `#` begins a comment, the last line of a name counts. A file that
@@ -199,6 +227,19 @@ mod tests {
     #[test]
     fn without_a_socket_it_is_osquery_s_own() {
         assert_eq!(parse(&[]).socket, Path::new(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn flags_become_arguments_and_flags_again() {
+        let flags = OwnFlags {
+            buffer_path: Some("/a b".into()),
+            logger_max_request_bytes: Some("2000".into()),
+            request_timeout: Some("9".into()),
+            return_timeout: Some("8".into()),
+        };
+        let arguments = std::iter::once("remote_tls.ext".into()).chain(flags.to_arguments());
+        assert_eq!(Cli::parse_from(arguments).own, flags);
+        assert_eq!(OwnFlags::default().to_arguments(), Vec::<OsString>::new());
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cli::OwnFlags;
-use crate::extension::manager::{Manager, ManagerError};
+use crate::extension::manager::Manager;
 use crate::logging::{self, Verbosity};
-use crate::settings::Settings;
+use crate::settings::{Options, Settings};
 
 /// Settings read so recently are fresh: one flush or one call of osqueryd asks for them several times.
 const FRESH: Duration = Duration::from_secs(1);
@@ -28,11 +28,12 @@ struct State {
 }
 
 impl Flags {
-    /// Reads osqueryd's flags for the first time. `verbose` is what the command line asks for.
-    pub fn read(manager: Arc<Manager>, own: OwnFlags, verbose: Verbosity) -> Result<Self, ManagerError> {
+    /// Begins with these flags of osqueryd's. `verbose` is what the command line asks for.
+    #[must_use]
+    pub fn new(manager: Arc<Manager>, own: OwnFlags, verbose: Verbosity, options: &Options) -> Self {
         let mut said = BTreeSet::new();
-        let settings = Arc::new(read(&manager, &own, verbose, &mut said)?);
-        Ok(Self { manager, own, verbose, state: Mutex::new(State { settings, read_at: Instant::now(), said }) })
+        let settings = Arc::new(settings(options, &own, verbose, &mut said));
+        Self { manager, own, verbose, state: Mutex::new(State { settings, read_at: Instant::now(), said }) }
     }
 
     /// The settings as last read.
@@ -57,8 +58,9 @@ impl Flags {
     pub fn refresh(&self) {
         // The lock is not held while osqueryd is asked: others go on with what was read before.
         let mut said = self.state().said.clone();
-        match read(&self.manager, &self.own, self.verbose, &mut said) {
-            Ok(settings) => {
+        match self.manager.options() {
+            Ok(options) => {
+                let settings = settings(&options, &self.own, self.verbose, &mut said);
                 let mut state = self.state();
                 if *state.settings != settings {
                     state.settings = Arc::new(settings);
@@ -75,13 +77,8 @@ impl Flags {
     }
 }
 
-fn read(
-    manager: &Manager,
-    own: &OwnFlags,
-    verbose: Verbosity,
-    said: &mut BTreeSet<String>,
-) -> Result<Settings, ManagerError> {
-    let (settings, errors) = Settings::new(&manager.options()?, own);
+fn settings(options: &Options, own: &OwnFlags, verbose: Verbosity, said: &mut BTreeSet<String>) -> Settings {
+    let (settings, errors) = Settings::new(options, own);
     let unusable = [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
     for error in errors.iter().chain(unusable.into_iter().flatten()) {
         let message = error.to_string();
@@ -90,5 +87,5 @@ fn read(
         }
     }
     logging::set_verbosity(if settings.verbose { Verbosity::Verbose } else { verbose });
-    Ok(settings)
+    settings
 }

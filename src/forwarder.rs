@@ -6,6 +6,7 @@
 //! buffer is empty.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
@@ -34,6 +35,17 @@ pub struct Forwarder {
     pub bell: Arc<Doorbell>,
     /// Asks for the end.
     pub shutdown: Shutdown,
+    /// Whether what waits at the end is to be sent, as far as a moment allows.
+    pub last_flush: Arc<AtomicBool>,
+}
+
+/// What happens at the end to lines that wait. They are safe either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastFlush {
+    /// osqueryd ends: they are sent, as far as a moment allows.
+    Try,
+    /// Another worker sends them.
+    Skip,
 }
 
 /// Why a flush ended early.
@@ -76,7 +88,7 @@ impl Forwarder {
             next_flush = Instant::now() + self.wait_after(outcome, &logger, &mut backoff);
         }
         // What can be sent within a moment is; the rest is safe.
-        if backoff.failures() == 0 {
+        if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
             let _ = self.flush(&mut batching, Some(Instant::now() + LAST_FLUSH_LIMIT));
         }
     }

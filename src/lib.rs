@@ -9,7 +9,9 @@
 pub mod cli;
 pub mod settings;
 
-pub mod app;
+pub mod control;
+pub mod supervisor;
+pub mod worker;
 
 pub mod extension;
 

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use osquery_remote_tls::app;
 use osquery_remote_tls::cli::{Cli, with_two_dashes};
+use osquery_remote_tls::logging::{self, Verbosity};
+use osquery_remote_tls::{supervisor, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
@@ -18,7 +19,10 @@ fn main() -> ExitCode {
             return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    match app::run(cli) {
+    let verbose = if cli.verbose { Verbosity::Verbose } else { Verbosity::Normal };
+    logging::start(verbose);
+    let ended = if cli.worker { worker::run(cli, verbose) } else { supervisor::run(cli) };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");

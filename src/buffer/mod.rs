@@ -37,6 +37,10 @@ pub const MEMORY_LIMIT: usize = 32 << 20;
 /// Between two attempts to open a buffer that could not be opened. Appends to an open one are always tried.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// At the first opening, a predecessor that is ending is waited for: calls wait rather than have their lines in
+/// memory only.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(3);
+
 /// Why lines can't be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum BufferError {
@@ -267,8 +271,10 @@ impl Buffer {
             if writing.not_before.is_some_and(|at| Instant::now() < at) {
                 return Err(BufferError::NotYet { path: self.path.clone() });
             }
+            let patience = if writing.not_before.is_none() { PREDECESSOR_LIMIT } else { Duration::ZERO };
+            let opened = Store::open(&self.path, patience);
             writing.not_before = Some(Instant::now() + REOPEN_INTERVAL);
-            let store = Store::open(&self.path)?;
+            let store = opened?;
             if store.count() > 0 {
                 log::info!("{} {} lines wait in the buffer since before the start", store.count(), self.name);
             }

@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
@@ -12,6 +12,9 @@ use super::{Batch, BufferError};
 
 /// How long SQLite waits for a lock. Ours are held for milliseconds; an operator's `sqlite3` may hold one longer.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Between two attempts to take the lock of a predecessor; std has no lock with a deadline.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Pages that SQLite keeps in memory, in KiB.
 const CACHE_KIB: i32 = 512;
@@ -29,13 +32,15 @@ pub(super) struct Store {
 impl Store {
     /// Opens the database at `path`, and makes it and its directory when they are not there. One that is damaged
     /// or isn't ours is moved aside.
-    pub(super) fn open(path: &Path) -> Result<Self, BufferError> {
+    ///
+    /// Another process that holds it is waited for, at most `patience`: a predecessor that is ending.
+    pub(super) fn open(path: &Path, patience: Duration) -> Result<Self, BufferError> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let unusable = |source| BufferError::Directory { path: directory.to_owned(), source };
         if !directory.is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
         }
-        let lock = lock(&path.with_extension("lock")).map_err(|error| match error {
+        let lock = lock(&path.with_extension("lock"), patience).map_err(|error| match error {
             TryLockError::WouldBlock => BufferError::InUse { path: path.to_owned() },
             TryLockError::Error(source) => unusable(source),
         })?;
@@ -163,10 +168,16 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn lock(path: &Path) -> Result<File, TryLockError> {
+fn lock(path: &Path, patience: Duration) -> Result<File, TryLockError> {
+    let deadline = Instant::now() + patience;
     let file = private(path).map_err(TryLockError::Error)?;
-    file.try_lock()?;
-    Ok(file)
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Opens a file for writing, and makes it with mode 0600 when it isn't there.

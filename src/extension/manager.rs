@@ -17,16 +17,18 @@ use std::time::{Duration, Instant};
 
 use thrift::protocol::{TBinaryOutputProtocol, TOutputProtocol};
 
-use super::lifecycle::Event;
 use super::osquery::{
-    ExtensionManagerSyncClient, ExtensionResponse, ExtensionStatus, InternalExtensionInfo, TExtensionManagerSyncClient,
-    TExtensionSyncClient,
+    ExtensionManagerSyncClient, ExtensionResponse, ExtensionStatus, ExtensionSyncClient, InternalExtensionInfo,
+    TExtensionManagerSyncClient, TExtensionSyncClient,
 };
 use super::protocol::LossyInput;
-use super::registry::{NAME, Registry, StringMap};
+use super::registry::{NAME, Routes, StringMap};
 
 /// How long osqueryd may take for any one answer. Its own are there in milliseconds.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The same for the question whether it still knows us.
+const CHECK_LIMIT: Duration = Duration::from_millis(300);
 
 /// The same for the last call of all: the end must not wait for an osqueryd that is ending too.
 const LAST_CALL_LIMIT: Duration = Duration::from_millis(300);
@@ -72,15 +74,18 @@ type Result<T> = std::result::Result<T, ManagerError>;
 /// osqueryd's extension manager, reached over its socket. Calls are made one at a time.
 pub struct Manager {
     socket: PathBuf,
-    events: Sender<Event>,
+    hung_up: HangUp,
     link: Mutex<Option<Link>>,
 }
 
+/// What is done when osqueryd hangs up.
+pub type HangUp = Arc<dyn Fn() + Send + Sync>;
+
 impl Manager {
-    /// The manager that listens, or will listen, at `socket`. Its hang-up is told to `events`.
+    /// The manager that listens, or will listen, at `socket`. `hung_up` is called the moment that it hangs up.
     #[must_use]
-    pub fn new(socket: PathBuf, events: Sender<Event>) -> Self {
-        Self { socket, events, link: Mutex::new(None) }
+    pub fn new(socket: PathBuf, hung_up: HangUp) -> Self {
+        Self { socket, hung_up, link: Mutex::new(None) }
     }
 
     /// The manager's socket.
@@ -104,7 +109,7 @@ impl Manager {
     }
 
     /// Registers this extension with its plugins: answers the uuid given to it.
-    pub fn register(&self, registry: &Registry) -> Result<i64> {
+    pub fn register(&self, routes: &Routes) -> Result<i64> {
         let info = InternalExtensionInfo::new(
             NAME.to_owned(),
             env!("CARGO_PKG_VERSION").to_owned(),
@@ -112,7 +117,7 @@ impl Manager {
             SDK_VERSION.to_owned(),
         );
         let status =
-            self.call("registerExtension", |client| client.register_extension(info.clone(), registry.routes()))?;
+            self.call("registerExtension", |client| client.register_extension(info.clone(), routes.clone()))?;
         let uuid = status.uuid.unwrap_or_default();
         accepted("registerExtension", status)?;
         Ok(uuid)
@@ -129,9 +134,9 @@ impl Manager {
         }
     }
 
-    /// Whether osqueryd still knows the extension with this uuid.
+    /// Whether osqueryd still knows the extension with this uuid. Asked by a thread that must not wait for long.
     pub fn knows(&self, uuid: i64) -> Result<bool> {
-        Ok(self.call("extensions", TExtensionManagerSyncClient::extensions)?.contains_key(&uuid))
+        Ok(self.call_within(CHECK_LIMIT, "extensions", TExtensionManagerSyncClient::extensions)?.contains_key(&uuid))
     }
 
     /// The rows of an SQL statement.
@@ -167,29 +172,48 @@ impl Manager {
     }
 
     fn call<T>(&self, method: &'static str, call: impl FnOnce(&mut Client) -> thrift::Result<T>) -> Result<T> {
+        self.call_within(CALL_LIMIT, method, call)
+    }
+
+    fn call_within<T>(
+        &self,
+        limit: Duration,
+        method: &'static str,
+        call: impl FnOnce(&mut Client) -> thrift::Result<T>,
+    ) -> Result<T> {
         let mut link = self.lock();
         let connected = match link.as_mut() {
             Some(connected) => connected,
             None => link.insert(self.dial()?),
         };
-        connected.deadline.set(Instant::now() + CALL_LIMIT);
+        connected.deadline.set(Instant::now() + limit);
         call(&mut connected.client).map_err(|source| {
             // What is left of this answer would be taken for the next one's: begin again with a new connection.
             *link = None;
-            // Its reader ends silently now. The receiver is gone only when the process ends anyway.
-            let _ = self.events.send(Event::HungUp);
+            // Its reader ends silently now.
+            (self.hung_up)();
             ManagerError::Broken { method, source }
         })
     }
 
     fn dial(&self) -> Result<Link> {
-        Link::open(&self.socket, self.events.clone())
+        Link::open(&self.socket, Arc::clone(&self.hung_up))
             .map_err(|source| ManagerError::Unreachable { path: self.socket.clone(), source })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Pings an extension's socket, as its manager does.
+pub fn ping(socket: &Path, limit: Duration) -> thrift::Result<()> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    let input = LossyInput::new(BufReader::new(stream.try_clone()?))?;
+    let output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
+    ExtensionSyncClient::new(input, output).ping().map(drop)
 }
 
 fn database_request(action: &str, key: &str) -> StringMap {
@@ -220,7 +244,7 @@ struct Link {
 }
 
 impl Link {
-    fn open(socket: &Path, events: Sender<Event>) -> io::Result<Self> {
+    fn open(socket: &Path, hung_up: HangUp) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_write_timeout(Some(CALL_LIMIT))?;
         let closing = Arc::new(AtomicBool::new(false));
@@ -232,8 +256,7 @@ impl Link {
             move || {
                 forward(&mut reading, &chunks);
                 if !closing.load(Ordering::SeqCst) {
-                    // The receiver is gone only when the process ends anyway.
-                    let _ = events.send(Event::HungUp);
+                    hung_up();
                 }
             }
         })?;

@@ -1,13 +1,14 @@
 //! The boundary with osqueryd: Thrift over Unix sockets, in both directions.
 //!
-//! [`manager`] calls osqueryd, [`server`] answers its calls by way of the [`registry`], [`lifecycle`] registers,
-//! watches and registers again. Nothing here knows of HTTP or of the buffer.
+//! [`manager`] calls osqueryd, [`server`] answers its calls on a [`socket`] by way of the [`registry`], [`lifecycle`]
+//! registers. Nothing here knows of HTTP or of the buffer.
 
 pub mod lifecycle;
 pub mod manager;
 pub mod protocol;
 pub mod registry;
 pub mod server;
+pub mod socket;
 
 /// Generated from osquery.thrift by `src/extension/regenerate`; never edited.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]

@@ -6,6 +6,9 @@ use std::fmt;
 /// A request or a row: string to string, as the Thrift interface has it.
 pub type StringMap = BTreeMap<String, String>;
 
+/// What a registration tells osqueryd: each registry's plugins with their route information.
+pub type Routes = BTreeMap<String, BTreeMap<String, Vec<StringMap>>>;
+
 /// A plugin's name in each of its registries, and the extension's own name.
 pub const NAME: &str = "remote_tls";
 
@@ -36,6 +39,15 @@ impl fmt::Display for RegistryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// The routes of this extension: one plugin in each of its registries.
+#[must_use]
+pub fn routes() -> Routes {
+    let plugin = || BTreeMap::from([(NAME.to_owned(), Vec::new())]);
+    [RegistryName::Config, RegistryName::Logger, RegistryName::Distributed]
+        .map(|registry| (registry.to_string(), plugin()))
+        .into()
 }
 
 /// The answer to a call: a status and, when its code is 0, rows.
@@ -92,13 +104,6 @@ impl Registry {
     #[must_use]
     pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
         Self(plugins)
-    }
-
-    /// What registration tells osqueryd: each registry's plugins with their route information.
-    #[must_use]
-    pub fn routes(&self) -> BTreeMap<String, BTreeMap<String, Vec<StringMap>>> {
-        let route = |plugin: &dyn Plugin| (plugin.registry().to_string(), [(NAME.to_owned(), Vec::new())].into());
-        self.0.iter().map(|plugin| route(plugin.as_ref())).collect()
     }
 
     /// Answers a call for the plugin `item` of `registry`.

@@ -1,20 +1,16 @@
-//! The extension's own socket, on which osqueryd calls it.
+//! Answers osqueryd's calls on the extension's socket.
 //!
 //! For each call osqueryd connects twice, and its threads wait meanwhile. So several threads block in `accept` on
 //! one listener and each serves its connection to the end: no hand-over between threads, half the CPU time a call
 //! of the thrift crate's own server. When all of them are busy (a config call waits for the network), a spare
 //! one is started, so that a log line never waits behind them.
 
-use std::fs::{self, Permissions};
 use std::io::{self, BufReader, BufWriter};
 use std::net::Shutdown as Direction;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,7 +18,6 @@ use std::time::Duration;
 use thrift::protocol::TBinaryOutputProtocol;
 use thrift::server::TProcessor;
 
-use super::lifecycle::Event;
 use super::osquery::{ExtensionResponse, ExtensionStatus, ExtensionSyncHandler, ExtensionSyncProcessor};
 use super::protocol::LossyInput;
 use super::registry::{Registry, Reply, StringMap};
@@ -45,8 +40,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A listening socket and the threads that serve it.
 pub struct Server {
-    manager: PathBuf,
-    path: PathBuf,
     uuid: Arc<AtomicI64>,
     shared: Arc<Shared>,
 }
@@ -72,57 +65,37 @@ struct Connections {
 }
 
 impl Server {
-    /// Listens beside the manager's socket, mode 0600, and answers from `registry`; osqueryd's `shutdown` call goes
-    /// to `events`. Nobody knows the socket before it is [published](Self::publish).
+    /// Serves `listener` from `registry`; osqueryd's `shutdown` call is told to `asked_to_end`.
     pub fn start(
-        manager: &Path,
+        listener: UnixListener,
         registry: Arc<Registry>,
-        events: Sender<Event>,
+        asked_to_end: impl Fn() + Send + Sync + 'static,
         threads: ThreadCount,
     ) -> io::Result<Self> {
-        let path = with_suffix(manager, &format!(".new-{}", std::process::id()));
-        remove_if_there(&path)?;
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         let uuid = Arc::new(AtomicI64::new(0));
+        let handler = Handler { uuid: Arc::clone(&uuid), registry, asked_to_end: Box::new(asked_to_end) };
         let shared = Arc::new(Shared {
             listener,
-            processor: ExtensionSyncProcessor::new(Handler { uuid: Arc::clone(&uuid), registry, events }),
+            processor: ExtensionSyncProcessor::new(handler),
             threads,
             idle: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
         });
-        let server = Self { manager: manager.to_owned(), path, uuid, shared };
         for _ in 0..ACCEPTORS {
-            Shared::spawn(&server.shared)?;
+            Shared::spawn(&shared)?;
         }
-        Ok(server)
+        Ok(Self { uuid, shared })
     }
 
-    /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`.
-    ///
-    /// osqueryd may call the moment it has registered us, and takes us for dead when it can't connect: nothing but
-    /// this renaming lies between its answer and our readiness.
-    pub fn publish(&mut self, uuid: i64) -> io::Result<()> {
+    /// The uuid under which osqueryd has registered the extension, which each answer carries.
+    pub fn set_uuid(&self, uuid: i64) {
         self.uuid.store(uuid, Ordering::SeqCst);
-        let path = with_suffix(&self.manager, &format!(".{uuid}"));
-        fs::rename(&self.path, &path)?;
-        self.path = path;
-        Ok(())
     }
 
-    /// The socket's path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Takes no more calls and removes the socket. Calls in flight go on and are answered; [`ThreadCount::wait`]
-    /// waits for them.
+    /// Takes no more calls than those that wait to be accepted. Calls in flight go on and are answered;
+    /// [`ThreadCount::wait`] waits for them. The listener is of no use to anybody after this.
     pub fn close(self) {
-        // Another worker may have swept it away already.
-        let _ = remove_if_there(&self.path);
         self.shared.stopping.store(true, Ordering::SeqCst);
         for (_, stream) in &self.shared.connections().open {
             // Only the reading side: an answer in the making still gets out.
@@ -269,7 +242,7 @@ impl Drop for ThreadGuard {
 struct Handler {
     uuid: Arc<AtomicI64>,
     registry: Arc<Registry>,
-    events: Sender<Event>,
+    asked_to_end: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Handler {
@@ -295,28 +268,14 @@ impl ExtensionSyncHandler for Handler {
 
     fn handle_shutdown(&self) -> thrift::Result<()> {
         log::info!("osqueryd asks for the end");
-        // The receiver is gone only when the end has begun.
-        let _ = self.events.send(Event::Shutdown);
+        (self.asked_to_end)();
         Ok(())
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::path::Path;
 
     use super::*;
     use crate::extension::osquery::{ExtensionSyncClient, TExtensionSyncClient};
@@ -349,31 +308,31 @@ mod tests {
     #[test]
     fn a_panic_stays_in_its_call() {
         let directory = tempfile::tempdir().unwrap();
-        let (sender, _events) = mpsc::channel();
+        let path = directory.path().join("s.em.7");
+        let listener = UnixListener::bind(&path).unwrap();
         let threads = ThreadCount::default();
         let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
-        let server = Server::start(&directory.path().join("s.em"), registry, sender, threads.clone()).unwrap();
+        let server = Server::start(listener, registry, || {}, threads.clone()).unwrap();
         for _ in 0..3 * ACCEPTORS {
-            let status = call(server.path(), "panic").unwrap().status.unwrap();
+            let status = call(&path, "panic").unwrap().status.unwrap();
             assert_eq!((status.code, status.message.as_deref()), (Some(1), Some("internal error of the extension")));
         }
-        assert_eq!(call(server.path(), "calm").unwrap().status.unwrap().code, Some(0));
+        assert_eq!(call(&path, "calm").unwrap().status.unwrap().code, Some(0));
         assert!(threads.now() >= ACCEPTORS);
-        let path = server.path().to_owned();
         server.close();
         assert!(threads.wait(LIMIT), "{} threads are left", threads.now());
-        assert!(!path.exists());
     }
 
     #[test]
     fn spare_threads_come_when_all_are_busy_and_go_again() {
         let directory = tempfile::tempdir().unwrap();
-        let (sender, _events) = mpsc::channel();
+        let path = directory.path().join("s.em.7");
+        let listener = UnixListener::bind(&path).unwrap();
         let threads = ThreadCount::default();
         let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
-        let server = Server::start(&directory.path().join("s.em"), registry, sender, threads.clone()).unwrap();
-        let busy: Vec<UnixStream> = (0..10).map(|_| UnixStream::connect(server.path()).unwrap()).collect();
-        assert_eq!(call(server.path(), "calm").unwrap().status.unwrap().code, Some(0));
+        let server = Server::start(listener, registry, || {}, threads.clone()).unwrap();
+        let busy: Vec<UnixStream> = (0..10).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        assert_eq!(call(&path, "calm").unwrap().status.unwrap().code, Some(0));
         assert!(threads.now() > 10);
         drop(busy);
         let deadline = std::time::Instant::now() + LIMIT;

@@ -108,7 +108,7 @@ fn endless_answers_cost_no_memory() {
 }
 
 fn memory(rig: &Rig, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", rig.pid())).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", rig.worker_pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup, line, program};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, program};
 
 /// The end takes less than this, as the invariant has it.
 const END_LIMIT: Duration = Duration::from_secs(3);
@@ -226,10 +226,7 @@ fn wait_for_child(parent: u32, directory: &Path) -> u32 {
             let name = entry.file_name().to_string_lossy().into_owned();
             name.strip_prefix("osquery.em.").is_some_and(|uuid| uuid.parse::<u16>().is_ok())
         });
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-        // Threads start children too: any process whose parent it is will do.
-        let child = children.split_whitespace().next().and_then(|pid| pid.parse().ok()).or_else(|| child_of(parent));
-        match child {
+        match child_of(parent) {
             Some(child) if serves => return child,
             _ if Instant::now() > deadline => {
                 panic!("no extension:\n{}", fs::read_to_string(directory.join("log")).unwrap_or_default())
@@ -237,14 +234,6 @@ fn wait_for_child(parent: u32, directory: &Path) -> u32 {
             _ => std::thread::yield_now(),
         }
     }
-}
-
-fn child_of(parent: u32) -> Option<u32> {
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|process| {
-        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-        status.lines().any(|line| line == format!("PPid:\t{parent}"))
-    })
 }
 
 #[test]

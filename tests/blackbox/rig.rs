@@ -206,6 +206,11 @@ impl Rig {
         self.osqueryd.store_get("configurations", "nodeKey")
     }
 
+    /// The supervisor's child.
+    pub(crate) fn worker_pid(&self) -> u32 {
+        self.osqueryd.wait("a worker", LIMIT, || child_of(self.pid()))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.osqueryd.extension_pid("osquery-remote-tls").unwrap()
     }
@@ -217,6 +222,15 @@ impl Drop for Rig {
             eprintln!("==== osqueryd\n{}\n==== server\n{}", self.osqueryd.transcript(), self.server.transcript());
         }
     }
+}
+
+/// A process whose parent `parent` is.
+pub(crate) fn child_of(parent: u32) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|process| {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{parent}"))
+    })
 }
 
 /// The lines' `n` members.
