@@ -91,6 +91,7 @@ impl Forwarder {
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
             let _ = self.flush(&mut batching, Some(Instant::now() + LAST_FLUSH_LIMIT));
         }
+        self.buffer.close();
     }
 
     /// Says what changed, and answers how long to wait until the next flush.
@@ -102,9 +103,15 @@ impl Forwarder {
                 if failures > 0 {
                     log::info!("{name} lines are delivered again, after {failures} failures");
                 }
+                self.buffer.shrink();
                 logger.period
             }
             Err(_) if self.shutdown.requested() => Duration::ZERO,
+            // Not the server's fault, and said where it happened.
+            Err(FlushError::Buffer(error)) => {
+                log::debug!("{error}");
+                logger.period
+            }
             Err(error) => {
                 let wait = backoff.failed().max(retry_after(&error).unwrap_or_default());
                 if backoff.failures() == 1 {
@@ -135,17 +142,16 @@ impl Forwarder {
     /// Sends one batch, and removes it when the server has it.
     fn send(&self, batch: Batch, logger: &LoggerSettings, batching: &mut Batching) -> Result<(), FlushError> {
         if self.log_type == LogType::Status && logger.status_disabled {
-            return Ok(self.buffer.acknowledge(batch.last)?);
+            self.buffer.discard(&batch);
+            return Ok(());
         }
-        let count = batch.lines.len();
         let too_long = batch.lines.iter().filter(|line| line.len() > logger.max_line_bytes).count();
-        let lines: Vec<String> =
-            batch.lines.into_iter().filter(|line| line.len() <= logger.max_line_bytes && api::is_json(line)).collect();
+        let lines: Vec<&String> = batch.lines.iter().filter(|line| self.is_sound(line, logger)).collect();
         if !lines.is_empty() {
             match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &lines)) {
                 Ok(_) => batching.accepted(logger.max_lines),
                 Err(error) if error.status() == Some(413) => {
-                    return self.too_large(lines.len(), logger, batching, error);
+                    return self.too_large(&batch, lines.len(), logger, batching, error);
                 }
                 Err(error) => {
                     if error.says_too_slow() {
@@ -155,12 +161,13 @@ impl Forwarder {
                 }
             }
         }
-        let lost = (count - lines.len()) as u64;
+        let lost = (batch.lines.len() - lines.len()) as u64;
         let reason = match too_long {
             0 => "it was no JSON".to_owned(),
             _ => format!("it had more than {} bytes (logger_tls_max_linesize)", logger.max_line_bytes),
         };
-        Ok(self.buffer.acknowledge_with_losses(batch.last, lost, &reason)?)
+        self.buffer.acknowledge(&batch, lost, &reason);
+        Ok(())
     }
 
     /// The server calls a request too large: the next one has half the lines, down to one.
@@ -169,6 +176,7 @@ impl Forwarder {
     /// there are servers that answer 413 when their own storage fails, and then nothing is wrong with the line.
     fn too_large(
         &self,
+        batch: &Batch,
         lines: usize,
         logger: &LoggerSettings,
         batching: &mut Batching,
@@ -185,15 +193,20 @@ impl Forwarder {
             return Err(error.into());
         }
         let two = self.buffer.peek(2, usize::MAX)?;
-        match two.lines.get(1) {
-            Some(next) if next.len() <= logger.max_line_bytes && api::is_json(next) => {
-                self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, std::slice::from_ref(next)))?;
+        match two.lines.as_slice() {
+            // Still the same one in front, and not one that took its place when the oldest were dropped.
+            [first, next] if batch.lines.first() == Some(first) && self.is_sound(next, logger) => {
+                self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &[next]))?;
                 batching.accepted(logger.max_lines);
-                let reason = "the server refuses it alone as too large, and takes others";
-                Ok(self.buffer.acknowledge_with_losses(two.last, 1, reason)?)
+                self.buffer.acknowledge(&two, 1, "the server refuses it alone as too large, and takes others");
+                Ok(())
             }
             _ => Err(error.into()),
         }
+    }
+
+    fn is_sound(&self, line: &str, logger: &LoggerSettings) -> bool {
+        line.len() <= logger.max_line_bytes && api::is_json(line)
     }
 
     fn over(&self, deadline: Option<Instant>) -> bool {

@@ -20,6 +20,8 @@ pub fn start(verbose: Verbosity) {
     // Only the first start in a process takes effect, which is what tests in one process need.
     let _ = log::set_logger(&Stderr);
     set_verbosity(verbose);
+    // A panic's text goes the same way, and is masked there.
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 }
 
 /// How much is logged.

@@ -22,7 +22,7 @@ const SHORTEST_MASKED: usize = 3;
 /// Node keys change with each enrollment; of the forms known, so many are kept.
 const FORMS_KEPT: usize = 64;
 
-/// Every form of every secret seen, newest last.
+/// Every form of every secret seen, oldest first.
 static FORMS: RwLock<Vec<String>> = RwLock::new(Vec::new());
 
 /// An enrollment secret, a node key or a password. Neither `Debug` nor any message shows it.
@@ -74,7 +74,10 @@ pub fn percent_encode(text: &str) -> String {
 pub fn redact(text: &str) -> Cow<'_, str> {
     let forms = FORMS.read().unwrap_or_else(PoisonError::into_inner);
     let mut text = Cow::Borrowed(text);
-    for form in forms.iter() {
+    // The longest first: one that begins with another one is masked whole.
+    let mut forms: Vec<&String> = forms.iter().filter(|form| text.contains(form.as_str())).collect();
+    forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+    for form in forms {
         if text.contains(form.as_str()) {
             text = Cow::Owned(text.replace(form.as_str(), MASK));
         }
@@ -113,6 +116,13 @@ mod tests {
         let secret = Secret::new("a/b+c\"d");
         let text = format!("raw a/b+c\"d, url {}, json a/b+c\\\"d", secret.percent_encoded());
         assert_eq!(redact(&text), format!("raw {MASK}, url {MASK}, json {MASK}"));
+    }
+
+    #[test]
+    fn a_secret_that_begins_with_another_one_is_masked_whole() {
+        let _short = Secret::new("beginning-of");
+        let _long = Secret::new("beginning-of-a-longer-one");
+        assert_eq!(redact("it is beginning-of-a-longer-one"), format!("it is {MASK}"));
     }
 
     #[test]

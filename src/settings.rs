@@ -19,6 +19,9 @@ pub const REMOTE_PREFIX: &str = "custom_remote_tls_";
 /// The bundle of public authorities that osquery's packages bring.
 pub const DEFAULT_SERVER_CERTS: &str = "/opt/osquery/share/osquery/certs/certs.pem";
 
+/// No flag asks for a longer time than a week.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// osqueryd's flags as [`ExtensionManager.options()`] hands them out: name to current value.
 ///
 /// [`ExtensionManager.options()`]: crate::extension::manager::Manager::options
@@ -386,8 +389,9 @@ impl Reader<'_> {
         usize::try_from(self.number(flag, default)).unwrap_or(usize::MAX)
     }
 
+    /// At most [`LONGEST`]: nobody means more, and clocks overflow.
     fn seconds(&mut self, flag: &str, default: u64) -> Duration {
-        Duration::from_secs(self.number(flag, default))
+        Duration::from_secs(self.number(flag, default)).min(LONGEST)
     }
 
     fn attempts(&mut self, flag: &str) -> u32 {
@@ -461,7 +465,7 @@ impl Proxy {
     pub fn parse(text: &str) -> Option<Self> {
         let (credentials, address) = match text.rsplit_once('@') {
             Some((credentials, address)) => {
-                let (user, password) = credentials.split_once(':')?;
+                let (user, password) = credentials.split_once(':').filter(|(_, rest)| !rest.starts_with("//"))?;
                 (Some((user.to_owned(), Secret::new(password))), address)
             }
             None => (None, text),
@@ -539,6 +543,12 @@ mod tests {
     }
 
     #[test]
+    fn absurd_times_are_a_week() {
+        let (settings, _) = settings(&[("logger_tls_period", "18446744073709551615")]);
+        assert_eq!(settings.logger.period, LONGEST);
+    }
+
+    #[test]
     fn servers_are_hosts_with_or_without_a_port() {
         for good in ["localhost", "fleet.example.com:8080", "10.0.0.1:443", "[::1]:8443", "[::1]", "a_b"] {
             assert_eq!(HostPort::parse(good).unwrap().to_string(), good);
@@ -558,6 +568,7 @@ mod tests {
         assert_eq!(proxy.address.to_string(), "proxy:8080");
         let (user, password) = proxy.credentials.unwrap();
         assert_eq!((user.as_str(), password.expose()), ("me", "p@ss"));
+        assert_eq!(Proxy::parse("http://me:hunter2@proxy"), None);
         let (settings, _) = settings(&[("proxy_hostname", "me:hunter2@http://proxy")]);
         let message = settings.proxy.unwrap_err().to_string();
         assert!(!message.contains("hunter2") && message.contains("proxy_hostname"), "{message}");

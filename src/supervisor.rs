@@ -321,6 +321,9 @@ impl Supervisor {
         let orphaned = || parent_id() != parent;
         let began = Instant::now();
         loop {
+            if orphaned() {
+                return Ok(None);
+            }
             let left = limit.saturating_sub(began.elapsed());
             match self.lifecycle.wait_for_manager(left, |pause| orphaned() || self.stopped_within(pause)) {
                 Ok(true) => {}

@@ -11,10 +11,11 @@
 //! * **Append** is one transaction, in the write-ahead log before the call returns (`synchronous=NORMAL`): a line
 //!   survives the death of every process. Only a power cut can take the last moments' lines.
 //! * **Peek** reads the oldest lines over a connection of its own: it neither waits for an append nor makes one
-//!   wait.
+//!   wait. One thread peeks and acknowledges.
 //! * **Acknowledge** and **drop oldest** remove from the front, and nothing else removes.
-//! * When the disk refuses, lines wait in memory, in order, up to [`MEMORY_LIMIT`] bytes, and are written as soon
-//!   as it accepts again. Only what exceeds that is dropped: the newest, since the older ones are on the way.
+//! * When the disk refuses, lines wait in memory, in order, up to [`MEMORY_LIMIT`] bytes. They are written as soon
+//!   as it accepts again, which is tried once a second; when there is nothing older on disk they are peeked from
+//!   there. Only what exceeds the bound is dropped: the newest, since the older ones are on the way.
 //! * A file that is no database, or a damaged one, is moved aside and a new one begun.
 //!
 //! Every line dropped is counted and said.
@@ -34,8 +35,8 @@ use crate::shutdown::Doorbell;
 /// Bytes of lines that wait in memory while the disk refuses them, a stream.
 pub const MEMORY_LIMIT: usize = 32 << 20;
 
-/// Between two attempts to open a buffer that could not be opened. Appends to an open one are always tried.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two attempts to open or write a buffer that could not be.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// At the first opening, a predecessor that is ending is waited for: calls wait rather than have their lines in
 /// memory only.
@@ -74,13 +75,41 @@ pub enum BufferError {
     },
 }
 
-/// The oldest lines that wait, and up to which one they reach.
+impl BufferError {
+    /// Whether the file is no database, or a damaged one.
+    fn is_damage(&self) -> bool {
+        matches!(self, Self::Database { source, .. } if store::is_damage(source))
+    }
+
+    /// Whether the file holds lines that we did not write.
+    fn is_conflict(&self) -> bool {
+        matches!(self, Self::Database { source, .. }
+            if source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation))
+    }
+}
+
+/// The oldest lines that wait.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// The lines, oldest first.
     pub lines: Vec<String>,
-    /// The last one's id, for [`Buffer::acknowledge`].
-    pub last: i64,
+    /// Which they are, for [`Buffer::acknowledge`].
+    pub place: Place,
+}
+
+/// Where lines wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On disk, from the first id to the last.
+    Disk(i64, i64),
+    /// In memory, that many from the front.
+    Memory(usize),
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::Memory(0)
+    }
 }
 
 /// What became of lines, counted since the process began.
@@ -98,8 +127,9 @@ pub struct Counts {
 pub struct Buffer {
     name: &'static str,
     path: PathBuf,
-    written: Mutex<Writing>,
-    reader: Mutex<Option<Reader>>,
+    writing: Mutex<Writing>,
+    /// With the number of the store that it reads.
+    reader: Mutex<Option<(u64, Reader)>>,
     accepted: AtomicU64,
     delivered: AtomicU64,
     dropped: AtomicU64,
@@ -111,11 +141,17 @@ pub struct Buffer {
 #[derive(Default)]
 struct Writing {
     store: Option<Store>,
+    /// Counts the stores opened: a reader of an older one reads a file that was moved aside.
+    stores: u64,
+    /// When opening may be tried again.
     not_before: Option<Instant>,
+    /// When writing may be tried again, after a refusal.
+    refused_until: Option<Instant>,
     /// Lines that the disk refused, oldest first.
     waiting: VecDeque<String>,
     waiting_bytes: usize,
-    refused: bool,
+    /// How many of them, from the front, are on their way to the server.
+    lent: usize,
 }
 
 impl Buffer {
@@ -125,7 +161,7 @@ impl Buffer {
         Self {
             name,
             path: directory.join(format!("{name}.sqlite")),
-            written: Mutex::default(),
+            writing: Mutex::default(),
             reader: Mutex::default(),
             accepted: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
@@ -141,12 +177,11 @@ impl Buffer {
         }
         self.accepted.fetch_add(lines.len() as u64, Ordering::Relaxed);
         let mut writing = self.writing();
-        self.write(&mut writing, lines);
+        self.keep(&mut writing, lines);
         if let (Some(most), Some(store)) = (most, writing.store.as_mut()) {
-            match store.drop_oldest(most) {
-                Ok(0) => {}
-                Ok(dropped) => self.count_dropped(dropped, "more of them wait than buffered_log_max allows"),
-                Err(error) => log::debug!("{error}"),
+            let dropped = store.drop_oldest(most);
+            if dropped > 0 {
+                self.count_dropped(dropped, "more of them wait than buffered_log_max allows");
             }
         }
         drop(writing);
@@ -154,46 +189,68 @@ impl Buffer {
     }
 
     /// The oldest lines: at most `max_lines` of them, and `max_bytes` together unless the first alone has more.
+    /// What was peeked before and not acknowledged is peeked again.
     pub fn peek(&self, max_lines: usize, max_bytes: usize) -> Result<Batch, BufferError> {
-        let first = {
-            let mut writing = self.writing();
-            self.store(&mut writing)?;
-            self.write(&mut writing, Vec::new());
-            self.store(&mut writing)?.first()
-        };
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if reader.is_none() {
-            *reader = Some(Reader::open(&self.path)?);
-        }
-        let batch = reader.as_ref().map_or(Ok(Batch::default()), |reader| reader.peek(first, max_lines, max_bytes));
-        if batch.is_err() {
-            *reader = None;
-        }
-        batch
-    }
-
-    /// The server has the lines up to this id: removes them.
-    pub fn acknowledge(&self, last: i64) -> Result<(), BufferError> {
         let mut writing = self.writing();
-        let removed = self.store(&mut writing)?.remove_through(last)?;
-        self.delivered.fetch_add(removed, Ordering::Relaxed);
-        Ok(())
+        writing.lent = 0;
+        let opened = self.store(&mut writing).map(|_| ());
+        self.write_waiting(&mut writing);
+        let on_disk = writing.store.as_ref().filter(|store| store.count() > 0).map(Store::first);
+        match on_disk {
+            Some(first) => {
+                let stores = writing.stores;
+                drop(writing);
+                self.peek_on_disk(stores, first, max_lines, max_bytes)
+            }
+            None if !writing.waiting.is_empty() => Ok(writing.peek_in_memory(max_lines, max_bytes)),
+            None => opened.map(|()| Batch::default()),
+        }
     }
 
-    /// Removes the lines up to this id, of which `dropped` were not delivered, for the reason given.
-    pub fn acknowledge_with_losses(&self, last: i64, dropped: u64, reason: &str) -> Result<(), BufferError> {
-        self.acknowledge(last)?;
-        if dropped > 0 {
-            self.delivered.fetch_sub(dropped, Ordering::Relaxed);
-            self.count_dropped(dropped, reason);
+    /// The server has a batch, but for `lost` of its lines, which are given up for the reason given: removes it.
+    pub fn acknowledge(&self, batch: &Batch, lost: u64, reason: &str) {
+        let mut writing = self.writing();
+        let removed = match batch.place {
+            Place::Disk(_, last) => writing.store.as_mut().map_or(0, |store| store.remove_through(last)),
+            Place::Memory(count) => writing.remove_from_memory(count),
+        };
+        drop(writing);
+        let lost = lost.min(removed);
+        self.delivered.fetch_add(removed - lost, Ordering::Relaxed);
+        if lost > 0 {
+            self.count_dropped(lost, reason);
         }
-        Ok(())
+    }
+
+    /// Removes a batch that nobody is to have.
+    pub fn discard(&self, batch: &Batch) {
+        self.acknowledge(batch, 0, "");
+        self.delivered.fetch_sub(batch.lines.len() as u64, Ordering::Relaxed);
     }
 
     /// Whether no line waits, as far as is known without asking the disk more than it must be.
     pub fn is_empty(&self) -> bool {
         let mut writing = self.writing();
         writing.waiting.is_empty() && self.store(&mut writing).is_ok_and(|store| store.count() == 0)
+    }
+
+    /// Gives the disk back what a backlog has taken, once it is gone. Bit by bit, so that appends don't wait.
+    pub fn shrink(&self) {
+        while self.writing().store.as_mut().is_some_and(Store::shrink_a_bit) {}
+    }
+
+    /// The end: a last attempt to write what waits in memory, and the word on what is lost if that fails.
+    pub fn close(&self) {
+        let mut writing = self.writing();
+        writing.lent = 0;
+        writing.refused_until = None;
+        writing.not_before = writing.not_before.map(|_| Instant::now());
+        self.write_waiting(&mut writing);
+        let lost = writing.waiting.len() as u64;
+        if lost > 0 {
+            self.count_dropped(lost, "the disk refused them until the end");
+            writing.remove_from_memory(usize::MAX);
+        }
     }
 
     /// What became of lines.
@@ -212,24 +269,31 @@ impl Buffer {
         self.count_dropped(1, reason);
     }
 
-    /// Writes what waits in memory and then `lines`; what the disk refuses waits in memory.
-    fn write(&self, writing: &mut Writing, lines: Vec<String>) {
-        if writing.waiting.is_empty() {
-            if lines.is_empty() {
-                return;
-            }
+    /// Writes lines, behind those that wait in memory; what the disk refuses joins them.
+    fn keep(&self, writing: &mut Writing, lines: Vec<String>) {
+        if writing.waiting.is_empty() && writing.may_write() {
             match self.store(writing).and_then(|store| store.append(&lines)) {
                 Ok(()) => return,
                 Err(error) => self.note_refusal(writing, &error),
             }
-            return self.wait_in_memory(writing, lines);
         }
-        self.wait_in_memory(writing, lines);
+        let lost = writing.wait_in_memory(lines);
+        if lost > 0 {
+            self.count_dropped(lost, "the disk refuses them and the memory for them is full");
+        }
+        self.write_waiting(writing);
+    }
+
+    /// Writes what waits in memory, unless that was refused a moment ago or is on its way to the server.
+    fn write_waiting(&self, writing: &mut Writing) {
+        if writing.waiting.is_empty() || writing.lent > 0 || !writing.may_write() {
+            return;
+        }
         let waiting = std::mem::take(&mut writing.waiting);
         match self.store(writing).and_then(|store| store.append(&waiting)) {
             Ok(()) => {
                 writing.waiting_bytes = 0;
-                writing.refused = false;
+                writing.refused_until = None;
                 log::info!(
                     "the {} buffer can be written again: {} lines from memory are safe",
                     self.name,
@@ -243,26 +307,51 @@ impl Buffer {
         }
     }
 
-    fn wait_in_memory(&self, writing: &mut Writing, lines: Vec<String>) {
-        let mut lost = 0;
-        for line in lines {
-            if writing.waiting_bytes + line.len() > MEMORY_LIMIT {
-                lost += 1;
-            } else {
-                writing.waiting_bytes += line.len();
-                writing.waiting.push_back(line);
-            }
+    fn note_refusal(&self, writing: &mut Writing, error: &BufferError) {
+        if error.is_damage() {
+            self.move_aside(writing, error);
+            return;
         }
-        if lost > 0 {
-            self.count_dropped(lost, "the disk refuses them and the memory for them is full");
+        if error.is_conflict() {
+            // Somebody else has written into our file: look at it afresh.
+            writing.store = None;
+            writing.not_before = None;
+        }
+        if writing.refused_until.is_none() {
+            log::error!("{error}: {} lines wait in memory until it can be written again", self.name);
+        }
+        writing.refused_until = Some(Instant::now() + RETRY_INTERVAL);
+    }
+
+    /// A damaged database goes out of the way; the next use begins a new one.
+    fn move_aside(&self, writing: &mut Writing, error: &BufferError) {
+        let Some(store) = writing.store.take() else { return };
+        let count = store.count();
+        drop(store);
+        writing.not_before = None;
+        match store::set_aside(&self.path, error) {
+            Ok(()) if count > 0 => {
+                self.count_dropped(count, "the buffer's file was damaged; what is left is in the file moved aside")
+            }
+            Ok(()) => {}
+            Err(error) => log::error!("the damaged buffer {} can't be moved aside: {error}", self.path.display()),
         }
     }
 
-    fn note_refusal(&self, writing: &mut Writing, error: &BufferError) {
-        if !writing.refused {
-            writing.refused = true;
-            log::error!("{error}: {} lines wait in memory until it can be written again", self.name);
+    fn peek_on_disk(&self, stores: u64, first: i64, max_lines: usize, max_bytes: usize) -> Result<Batch, BufferError> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if reader.as_ref().is_none_or(|(number, _)| *number != stores) {
+            *reader = Some((stores, Reader::open(&self.path)?));
         }
+        let batch =
+            reader.as_ref().map_or(Ok(Batch::default()), |(_, reader)| reader.peek(first, max_lines, max_bytes));
+        if let Err(error) = &batch {
+            *reader = None;
+            if error.is_damage() {
+                self.move_aside(&mut self.writing(), error);
+            }
+        }
+        batch
     }
 
     /// The open store; opens it when that has not failed a moment ago.
@@ -271,9 +360,10 @@ impl Buffer {
             if writing.not_before.is_some_and(|at| Instant::now() < at) {
                 return Err(BufferError::NotYet { path: self.path.clone() });
             }
-            let patience = if writing.not_before.is_none() { PREDECESSOR_LIMIT } else { Duration::ZERO };
+            let patience = if writing.stores == 0 { PREDECESSOR_LIMIT } else { Duration::ZERO };
+            writing.stores += 1;
             let opened = Store::open(&self.path, patience);
-            writing.not_before = Some(Instant::now() + REOPEN_INTERVAL);
+            writing.not_before = Some(Instant::now() + RETRY_INTERVAL);
             let store = opened?;
             if store.count() > 0 {
                 log::info!("{} {} lines wait in the buffer since before the start", store.count(), self.name);
@@ -292,7 +382,46 @@ impl Buffer {
     }
 
     fn writing(&self) -> MutexGuard<'_, Writing> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writing {
+    fn may_write(&self) -> bool {
+        self.refused_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Puts lines behind those that wait: how many found no room.
+    fn wait_in_memory(&mut self, lines: Vec<String>) -> u64 {
+        let mut lost = 0;
+        for line in lines {
+            if self.waiting_bytes + line.len() > MEMORY_LIMIT {
+                lost += 1;
+            } else {
+                self.waiting_bytes += line.len();
+                self.waiting.push_back(line);
+            }
+        }
+        lost
+    }
+
+    fn peek_in_memory(&mut self, max_lines: usize, max_bytes: usize) -> Batch {
+        let mut bytes = 0;
+        let fits = |line: &&String| {
+            bytes += line.len() + 1;
+            bytes <= max_bytes || bytes == line.len() + 1
+        };
+        let lines: Vec<String> = self.waiting.iter().take(max_lines).take_while(fits).cloned().collect();
+        self.lent = lines.len();
+        Batch { place: Place::Memory(lines.len()), lines }
+    }
+
+    fn remove_from_memory(&mut self, count: usize) -> u64 {
+        let count = count.min(self.waiting.len());
+        let bytes: usize = self.waiting.drain(..count).map(|line| line.len()).sum();
+        self.waiting_bytes -= bytes;
+        self.lent = 0;
+        count as u64
     }
 }
 

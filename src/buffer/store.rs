@@ -8,10 +8,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::{Batch, BufferError};
+use super::{Batch, BufferError, Place};
 
-/// How long SQLite waits for a lock. Ours are held for milliseconds; an operator's `sqlite3` may hold one longer.
-const LOCK_LIMIT: Duration = Duration::from_secs(2);
+/// How long SQLite waits for a lock. Ours are held for milliseconds; when an operator's `sqlite3` holds one longer,
+/// lines wait in memory rather than osqueryd for them.
+const LOCK_LIMIT: Duration = Duration::from_millis(100);
+
+/// Free pages that a file may keep, and how many are given back at a time.
+const FREE_PAGES: i64 = 256;
+const PAGES_AT_A_TIME: i64 = 1000;
 
 /// Between two attempts to take the lock of a predecessor; std has no lock with a deadline.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -25,6 +30,7 @@ pub(super) struct Store {
     connection: Connection,
     first: i64,
     next: i64,
+    removal_refused: bool,
     /// Held as long as the store is open, so that a second process leaves the file alone.
     _lock: File,
 }
@@ -47,12 +53,14 @@ impl Store {
         // SQLite gives its other files the mode of this one.
         private(path).map_err(unusable)?;
         match Self::open_database(path) {
-            Ok((connection, first, next)) => Ok(Self { path: path.to_owned(), connection, first, next, _lock: lock }),
+            Ok((connection, first, next)) => {
+                Ok(Self { path: path.to_owned(), connection, first, next, removal_refused: false, _lock: lock })
+            }
             Err(error) if is_damage(&error) => {
                 set_aside(path, &error).map_err(unusable)?;
                 private(path).map_err(unusable)?;
                 let (connection, first, next) = Self::open_database(path).map_err(|source| database(path, source))?;
-                Ok(Self { path: path.to_owned(), connection, first, next, _lock: lock })
+                Ok(Self { path: path.to_owned(), connection, first, next, removal_refused: false, _lock: lock })
             }
             Err(source) => Err(database(path, source)),
         }
@@ -104,23 +112,55 @@ impl Store {
 
     /// Removes the lines up to this id: how many there were. They count as gone even when the disk refuses, and
     /// are removed with the next ones then.
-    pub(super) fn remove_through(&mut self, last: i64) -> Result<u64, BufferError> {
+    pub(super) fn remove_through(&mut self, last: i64) -> u64 {
         let before = self.first;
-        self.first = (last + 1).clamp(self.first, self.next);
-        self.connection
+        self.first = last.saturating_add(1).clamp(self.first, self.next);
+        let removed = self
+            .connection
             .prepare_cached("DELETE FROM lines WHERE id < ?1")
-            .and_then(|mut delete| delete.execute([self.first]))
-            .map_err(|source| database(&self.path, source))?;
-        Ok(u64::try_from(self.first - before).unwrap_or(0))
+            .and_then(|mut delete| delete.execute([self.first]));
+        match removed {
+            Ok(_) => self.removal_refused = false,
+            Err(error) if self.removal_refused => log::debug!("lines still can't be removed: {error}"),
+            Err(error) => {
+                self.removal_refused = true;
+                log::error!(
+                    "lines can't be removed from {} and may be sent again after a restart: {error}",
+                    self.path.display()
+                );
+            }
+        }
+        u64::try_from(self.first - before).unwrap_or(0)
     }
 
     /// Removes the oldest lines until only `most` are left: how many were removed.
-    pub(super) fn drop_oldest(&mut self, most: u64) -> Result<u64, BufferError> {
-        let surplus = self.count().saturating_sub(most);
-        if surplus == 0 {
-            return Ok(0);
+    pub(super) fn drop_oldest(&mut self, most: u64) -> u64 {
+        match self.count().saturating_sub(most) {
+            0 => 0,
+            surplus => self.remove_through(self.first.saturating_add(i64::try_from(surplus).unwrap_or(i64::MAX)) - 1),
         }
-        self.remove_through(self.first + i64::try_from(surplus).unwrap_or(i64::MAX) - 1)
+    }
+
+    /// Gives some free pages of an empty database back to the file system: whether there is more to give.
+    pub(super) fn shrink_a_bit(&mut self) -> bool {
+        if self.count() > 0 {
+            return false;
+        }
+        let shrink = || -> rusqlite::Result<bool> {
+            let free: i64 = self.connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+            if free <= FREE_PAGES {
+                return Ok(false);
+            }
+            run(&self.connection, &format!("PRAGMA incremental_vacuum({PAGES_AT_A_TIME})"))?;
+            if free <= PAGES_AT_A_TIME + FREE_PAGES {
+                run(&self.connection, "PRAGMA wal_checkpoint(TRUNCATE)")?;
+            }
+            Ok(true)
+        };
+        shrink().unwrap_or_else(|error| {
+            log::debug!("{} can't be made smaller now: {error}", self.path.display());
+            false
+        })
     }
 }
 
@@ -144,7 +184,7 @@ impl Reader {
             let mut select =
                 self.connection.prepare_cached("SELECT id, line FROM lines WHERE id >= ?1 ORDER BY id LIMIT ?2")?;
             let mut rows = select.query(params![first, i64::try_from(max_lines).unwrap_or(i64::MAX)])?;
-            let mut batch = Batch::default();
+            let mut batch = Batch { lines: Vec::new(), place: Place::Disk(first, first) };
             let mut bytes = 0;
             while let Some(row) = rows.next()? {
                 let line = row.get_ref(1)?.as_bytes_or_null()?.map(String::from_utf8_lossy).unwrap_or_default();
@@ -152,7 +192,7 @@ impl Reader {
                 if bytes > max_bytes && !batch.lines.is_empty() {
                     break;
                 }
-                batch.last = row.get(0)?;
+                batch.place = Place::Disk(first, row.get(0)?);
                 batch.lines.push(line.into_owned());
             }
             Ok(batch)
@@ -166,6 +206,14 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.busy_timeout(LOCK_LIMIT)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     Ok(connection)
+}
+
+/// Runs a statement to its end; a vacuum frees a page a step.
+fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(())
 }
 
 fn lock(path: &Path, patience: Duration) -> Result<File, TryLockError> {
@@ -189,14 +237,14 @@ fn database(path: &Path, source: rusqlite::Error) -> BufferError {
     BufferError::Database { path: path.to_owned(), source }
 }
 
-fn is_damage(error: &rusqlite::Error) -> bool {
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
         // A database of somebody else's, with another table of that name.
         || matches!(error, rusqlite::Error::SqlInputError { .. })
 }
 
 /// Moves a database and its companions out of the way.
-fn set_aside(path: &Path, reason: &rusqlite::Error) -> io::Result<()> {
+pub(super) fn set_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let name = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();

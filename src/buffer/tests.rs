@@ -29,7 +29,7 @@ fn lines_come_out_in_the_order_they_went_in_until_they_are_acknowledged() {
     let batch = buffer.peek(4, ALL).unwrap();
     assert_eq!(batch.lines, lines(0..4));
     assert_eq!(buffer.peek(4, ALL).unwrap(), batch);
-    buffer.acknowledge(batch.last).unwrap();
+    buffer.acknowledge(&batch, 0, "");
     assert_eq!(buffer.peek(4, ALL).unwrap().lines, lines(4..5));
     assert_eq!(buffer.counts(), Counts { accepted: 5, delivered: 4, dropped: 0 });
 }
@@ -40,7 +40,7 @@ fn lines_outlive_the_process() {
     let buffer = open(directory.path());
     buffer.append(lines(0..10), None);
     let batch = buffer.peek(3, ALL).unwrap();
-    buffer.acknowledge(batch.last).unwrap();
+    buffer.acknowledge(&batch, 0, "");
     drop(buffer);
     assert_eq!(open(directory.path()).peek(ALL, ALL).unwrap().lines, lines(3..10));
 }
@@ -52,7 +52,7 @@ fn a_batch_has_a_size_but_a_single_line_may_be_larger() {
     buffer.append(vec!["1".repeat(10), "2".repeat(10), "3".repeat(100)], None);
     assert_eq!(buffer.peek(ALL, 22).unwrap().lines.len(), 2);
     assert_eq!(buffer.peek(ALL, 21).unwrap().lines.len(), 1);
-    buffer.acknowledge(buffer.peek(2, ALL).unwrap().last).unwrap();
+    buffer.acknowledge(&buffer.peek(2, ALL).unwrap(), 0, "");
     assert_eq!(buffer.peek(ALL, 22).unwrap().lines, ["3".repeat(100)]);
 }
 
@@ -73,7 +73,7 @@ fn an_acknowledgement_of_lines_dropped_meanwhile_takes_no_others() {
     buffer.append(lines(0..4), None);
     let sent = buffer.peek(ALL, ALL).unwrap();
     buffer.append(lines(4..9), Some(2));
-    buffer.acknowledge(sent.last).unwrap();
+    buffer.acknowledge(&sent, 0, "");
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(7..9));
 }
 
@@ -107,27 +107,85 @@ fn a_foreign_file_is_moved_aside() {
     assert!(aside);
 }
 
+/// A buffer whose directory can't be made, whoever we are: a file is in its place.
+fn blocked(directory: &Path) -> (Buffer, std::path::PathBuf) {
+    let obstacle = directory.join("remote_tls");
+    fs::write(&obstacle, "").unwrap();
+    (open(directory), obstacle)
+}
+
 #[test]
 fn lines_wait_in_memory_while_the_disk_refuses_them() {
     let directory = directory();
-    // A file where the directory should be: nothing can be made there, whoever we are.
-    let blocked = directory.path().join("remote_tls");
-    fs::write(&blocked, "").unwrap();
-    let buffer = open(directory.path());
+    let (buffer, obstacle) = blocked(directory.path());
     buffer.append(lines(0..3), None);
     assert!(!buffer.is_empty());
-    assert!(buffer.peek(ALL, ALL).is_err());
-    fs::remove_file(&blocked).unwrap();
-    // The next attempt to open is due after a moment.
+    fs::remove_file(&obstacle).unwrap();
+    // The next attempt to write is due after a moment.
     let batch = loop {
-        match buffer.peek(ALL, ALL) {
-            Ok(batch) => break batch,
-            Err(BufferError::NotYet { .. }) => std::thread::yield_now(),
-            Err(error) => panic!("{error}"),
+        let batch = buffer.peek(ALL, ALL).unwrap();
+        if matches!(batch.place, Place::Disk(..)) {
+            break batch;
         }
+        std::thread::yield_now();
     };
     assert_eq!(batch.lines, lines(0..3));
-    assert_eq!(buffer.counts().dropped, 0);
+    drop(buffer);
+    assert_eq!(open(directory.path()).peek(ALL, ALL).unwrap().lines, lines(0..3));
+}
+
+#[test]
+fn lines_are_delivered_from_memory_while_the_disk_refuses_them() {
+    let directory = directory();
+    let (buffer, _obstacle) = blocked(directory.path());
+    buffer.append(lines(0..5), None);
+    let batch = buffer.peek(3, ALL).unwrap();
+    assert_eq!((batch.lines.clone(), batch.place), (lines(0..3), Place::Memory(3)));
+    buffer.append(lines(5..6), None);
+    buffer.acknowledge(&batch, 0, "");
+    assert_eq!(buffer.peek(ALL, 14).unwrap().lines, lines(3..4));
+    assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(3..6));
+    assert_eq!(buffer.counts(), Counts { accepted: 6, delivered: 3, dropped: 0 });
+    buffer.close();
+    assert_eq!(buffer.counts().dropped, 3, "lost at the end, and counted");
+}
+
+#[test]
+fn a_file_damaged_while_it_is_used_is_moved_aside() {
+    let directory = directory();
+    let buffer = open(directory.path());
+    buffer.append(lines(0..2000), None);
+    let path = directory.path().join("remote_tls/results.sqlite");
+    // Everything into the file, then damage to all of its pages but the first.
+    rusqlite::Connection::open(&path).unwrap().pragma(None, "wal_checkpoint", "TRUNCATE", |_| Ok(())).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4096..].fill(0xa5);
+    fs::write(&path, &bytes).unwrap();
+    while buffer.peek(ALL, ALL).map_or(true, |batch| !batch.lines.is_empty()) {
+        buffer.append(lines(0..0), None);
+        std::thread::yield_now();
+    }
+    buffer.append(lines(5..7), None);
+    assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(5..7));
+    assert_eq!(buffer.counts().dropped, 2000);
+}
+
+#[test]
+fn the_file_shrinks_when_a_backlog_is_gone() {
+    let directory = directory();
+    let buffer = open(directory.path());
+    let line = "x".repeat(1000);
+    for _ in 0..20 {
+        buffer.append(vec![line.clone(); 1000], None);
+    }
+    let path = directory.path().join("remote_tls/results.sqlite");
+    let size = |suffix: &str| fs::metadata(format!("{}{suffix}", path.display())).map_or(0, |file| file.len());
+    assert!(size("") + size("-wal") > 20_000_000);
+    buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), 0, "");
+    buffer.shrink();
+    assert!(size("") + size("-wal") < 2_000_000, "{} and {}", size(""), size("-wal"));
+    buffer.append(lines(0..1), None);
+    assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(0..1));
 }
 
 #[test]
@@ -147,6 +205,6 @@ fn a_second_process_leaves_the_buffer_alone() {
     first.append(lines(0..2), None);
     let second = open(directory.path());
     second.append(lines(5..6), None);
-    assert!(matches!(second.peek(ALL, ALL), Err(BufferError::InUse { .. } | BufferError::NotYet { .. })));
+    assert_eq!(second.peek(ALL, ALL).unwrap().place, Place::Memory(1));
     assert_eq!(first.peek(ALL, ALL).unwrap().lines, lines(0..2));
 }

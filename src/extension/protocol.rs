@@ -20,7 +20,10 @@ pub const MAX_STRING: usize = 512 << 20;
 const RESERVED_AHEAD: usize = 64 << 10;
 
 /// Reads the binary protocol (strict), with strings repaired instead of refused.
-pub struct LossyInput<R: BufRead>(TBinaryInputProtocol<R>);
+pub struct LossyInput<R: BufRead> {
+    inner: TBinaryInputProtocol<R>,
+    broken: bool,
+}
 
 impl<R: BufRead> LossyInput<R> {
     /// Reads from `reader`.
@@ -29,26 +32,57 @@ impl<R: BufRead> LossyInput<R> {
             .max_message_size(Some(2 * MAX_STRING))
             .max_string_size(Some(MAX_STRING))
             .build()?;
-        Ok(Self(TBinaryInputProtocol::with_config(reader, true, limits)))
+        Ok(Self { inner: TBinaryInputProtocol::with_config(reader, true, limits), broken: false })
+    }
+
+    /// Whether something could not be read: where the next message begins is not known then.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn note<T>(&mut self, read: Result<T>) -> Result<T> {
+        self.broken |= read.is_err();
+        read
     }
 
     fn protocol_error<T>(kind: ProtocolErrorKind, message: String) -> Result<T> {
         Err(thrift::Error::Protocol(ProtocolError::new(kind, message)))
     }
-}
 
-impl<R: BufRead> TInputProtocol for LossyInput<R> {
-    fn read_bytes(&mut self) -> Result<Vec<u8>> {
-        let claimed = self.0.read_i32()?;
+    fn bytes(&mut self) -> Result<Vec<u8>> {
+        let claimed = self.inner.read_i32()?;
         let Some(length) = usize::try_from(claimed).ok().filter(|&length| length <= MAX_STRING) else {
             return Self::protocol_error(ProtocolErrorKind::SizeLimit, format!("a string of {claimed} bytes"));
         };
         let mut bytes = Vec::with_capacity(length.min(RESERVED_AHEAD));
-        let got = (&mut self.0.transport).take(length as u64).read_to_end(&mut bytes)?;
+        let got = (&mut self.inner.transport).take(length as u64).read_to_end(&mut bytes)?;
         if got < length {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
         Ok(bytes)
+    }
+
+    fn message_begin(&mut self) -> Result<TMessageIdentifier> {
+        // Its name is short: the inner protocol's own reading of it is good enough, but not its appetite.
+        if self.inner.transport.fill_buf()?.is_empty() {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        let header = self.inner.read_i32()?;
+        let [_, version, _, kind] = header.to_be_bytes();
+        if header >= 0 || version != 1 {
+            return Self::protocol_error(ProtocolErrorKind::BadVersion, format!("header {header:#010x}"));
+        }
+        let message_type = kind.try_into()?;
+        let name = self.read_string()?;
+        let sequence_number = self.inner.read_i32()?;
+        Ok(TMessageIdentifier::new(name, message_type, sequence_number))
+    }
+}
+
+impl<R: BufRead> TInputProtocol for LossyInput<R> {
+    fn read_bytes(&mut self) -> Result<Vec<u8>> {
+        let read = self.bytes();
+        self.note(read)
     }
 
     fn read_string(&mut self) -> Result<String> {
@@ -57,99 +91,107 @@ impl<R: BufRead> TInputProtocol for LossyInput<R> {
     }
 
     fn read_message_begin(&mut self) -> Result<TMessageIdentifier> {
-        // Its name is short: the inner protocol's own reading of it is good enough, but not its appetite.
-        if self.0.transport.fill_buf()?.is_empty() {
-            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-        }
-        let header = self.0.read_i32()?;
-        let [_, version, _, kind] = header.to_be_bytes();
-        if header >= 0 || version != 1 {
-            return Self::protocol_error(ProtocolErrorKind::BadVersion, format!("header {header:#010x}"));
-        }
-        let message_type = kind.try_into()?;
-        let name = self.read_string()?;
-        let sequence_number = self.0.read_i32()?;
-        Ok(TMessageIdentifier::new(name, message_type, sequence_number))
+        let read = self.message_begin();
+        self.note(read)
     }
 
     fn read_message_end(&mut self) -> Result<()> {
-        self.0.read_message_end()
+        let read = self.inner.read_message_end();
+        self.note(read)
     }
 
     fn read_struct_begin(&mut self) -> Result<Option<TStructIdentifier>> {
-        self.0.read_struct_begin()
+        let read = self.inner.read_struct_begin();
+        self.note(read)
     }
 
     fn read_struct_end(&mut self) -> Result<()> {
-        self.0.read_struct_end()
+        let read = self.inner.read_struct_end();
+        self.note(read)
     }
 
     fn read_field_begin(&mut self) -> Result<TFieldIdentifier> {
-        self.0.read_field_begin()
+        let read = self.inner.read_field_begin();
+        self.note(read)
     }
 
     fn read_field_end(&mut self) -> Result<()> {
-        self.0.read_field_end()
+        let read = self.inner.read_field_end();
+        self.note(read)
     }
 
     fn read_bool(&mut self) -> Result<bool> {
-        self.0.read_bool()
+        let read = self.inner.read_bool();
+        self.note(read)
     }
 
     fn read_i8(&mut self) -> Result<i8> {
-        self.0.read_i8()
+        let read = self.inner.read_i8();
+        self.note(read)
     }
 
     fn read_i16(&mut self) -> Result<i16> {
-        self.0.read_i16()
+        let read = self.inner.read_i16();
+        self.note(read)
     }
 
     fn read_i32(&mut self) -> Result<i32> {
-        self.0.read_i32()
+        let read = self.inner.read_i32();
+        self.note(read)
     }
 
     fn read_i64(&mut self) -> Result<i64> {
-        self.0.read_i64()
+        let read = self.inner.read_i64();
+        self.note(read)
     }
 
     fn read_double(&mut self) -> Result<f64> {
-        self.0.read_double()
+        let read = self.inner.read_double();
+        self.note(read)
     }
 
     fn read_uuid(&mut self) -> Result<uuid::Uuid> {
-        self.0.read_uuid()
+        let read = self.inner.read_uuid();
+        self.note(read)
     }
 
     fn read_list_begin(&mut self) -> Result<TListIdentifier> {
-        self.0.read_list_begin()
+        let read = self.inner.read_list_begin();
+        self.note(read)
     }
 
     fn read_list_end(&mut self) -> Result<()> {
-        self.0.read_list_end()
+        let read = self.inner.read_list_end();
+        self.note(read)
     }
 
     fn read_set_begin(&mut self) -> Result<TSetIdentifier> {
-        self.0.read_set_begin()
+        let read = self.inner.read_set_begin();
+        self.note(read)
     }
 
     fn read_set_end(&mut self) -> Result<()> {
-        self.0.read_set_end()
+        let read = self.inner.read_set_end();
+        self.note(read)
     }
 
     fn read_map_begin(&mut self) -> Result<TMapIdentifier> {
-        self.0.read_map_begin()
+        let read = self.inner.read_map_begin();
+        self.note(read)
     }
 
     fn read_map_end(&mut self) -> Result<()> {
-        self.0.read_map_end()
+        let read = self.inner.read_map_end();
+        self.note(read)
     }
 
     fn read_byte(&mut self) -> Result<u8> {
-        self.0.read_byte()
+        let read = self.inner.read_byte();
+        self.note(read)
     }
 
     fn min_serialized_size(&self, field_type: TType) -> usize {
-        self.0.min_serialized_size(field_type)
+        self.inner.min_serialized_size(field_type)
     }
 }
 

@@ -20,7 +20,7 @@ use thrift::server::TProcessor;
 
 use super::osquery::{ExtensionResponse, ExtensionStatus, ExtensionSyncHandler, ExtensionSyncProcessor};
 use super::protocol::LossyInput;
-use super::registry::{Registry, Reply, StringMap};
+use super::registry::{Registry, RegistryName, Reply, StringMap};
 use crate::secret::redact;
 
 /// Threads that wait in `accept` when nothing happens.
@@ -29,8 +29,8 @@ const ACCEPTORS: usize = 4;
 /// Threads at most, busy ones included. osqueryd has a handful of threads that call.
 const MOST_THREADS: usize = 64;
 
-/// How long a connection may say nothing. osqueryd's say something at once.
-const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a connection may say nothing. osqueryd's say something at once, unless it was stopped in between.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The same while the end is near.
 const LAST_IDLE_LIMIT: Duration = Duration::from_millis(200);
@@ -172,7 +172,8 @@ impl Shared {
         let mut output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
         loop {
             match self.processor.process(&mut input, &mut output) {
-                Ok(()) if self.stopping() => return Ok(()),
+                // The processor answers a message that can't be read, too, and leaves the rest of it unread.
+                Ok(()) if self.stopping() || input.is_broken() => return Ok(()),
                 Ok(()) => {}
                 Err(thrift::Error::Transport(error)) if error.kind == thrift::TransportErrorKind::EndOfFile => {
                     return Ok(());
@@ -238,6 +239,8 @@ impl Drop for ThreadGuard {
     }
 }
 
+const INTERNAL_ERROR: &str = "internal error of the extension";
+
 /// Answers the methods of the `Extension` service.
 struct Handler {
     uuid: Arc<AtomicI64>,
@@ -260,7 +263,8 @@ impl ExtensionSyncHandler for Handler {
         let call = AssertUnwindSafe(|| self.registry.call(&registry, &item, request));
         let reply = panic::catch_unwind(call).unwrap_or_else(|_| {
             log::error!("a call of the {registry} plugin panicked; please report it with the lines above");
-            Reply::failed("internal error of the extension")
+            // A line is lost by this one panic; a failure would end osqueryd.
+            if registry == RegistryName::Logger.as_str() { Reply::ok() } else { Reply::failed(INTERNAL_ERROR) }
         });
         let status = ExtensionStatus::new(reply.code, redact(&reply.message).into_owned(), self.uuid());
         Ok(ExtensionResponse::new(status, reply.rows))
@@ -279,7 +283,7 @@ mod tests {
 
     use super::*;
     use crate::extension::osquery::{ExtensionSyncClient, TExtensionSyncClient};
-    use crate::extension::registry::{NAME, Plugin, RegistryName};
+    use crate::extension::registry::{NAME, Plugin};
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -288,7 +292,7 @@ mod tests {
 
     impl Plugin for Panicking {
         fn registry(&self) -> RegistryName {
-            RegistryName::Logger
+            RegistryName::Config
         }
 
         fn call(&self, request: StringMap) -> Reply {
@@ -302,7 +306,7 @@ mod tests {
         let input = LossyInput::new(BufReader::new(stream.try_clone()?))?;
         let output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
         let request = StringMap::from([(request.to_owned(), String::new())]);
-        ExtensionSyncClient::new(input, output).call("logger".to_owned(), NAME.to_owned(), request)
+        ExtensionSyncClient::new(input, output).call("config".to_owned(), NAME.to_owned(), request)
     }
 
     #[test]
@@ -315,7 +319,7 @@ mod tests {
         let server = Server::start(listener, registry, || {}, threads.clone()).unwrap();
         for _ in 0..3 * ACCEPTORS {
             let status = call(&path, "panic").unwrap().status.unwrap();
-            assert_eq!((status.code, status.message.as_deref()), (Some(1), Some("internal error of the extension")));
+            assert_eq!((status.code, status.message.as_deref()), (Some(1), Some(INTERNAL_ERROR)));
         }
         assert_eq!(call(&path, "calm").unwrap().status.unwrap().code, Some(0));
         assert!(threads.now() >= ACCEPTORS);

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::Endpoint;
-use crate::secret::Secret;
+use crate::secret::{Secret, redact};
 
 /// The two kinds of log requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub enum Payload<'a> {
     /// A JSON object, passed on as it is.
     Object(&'a str),
     /// Log lines, each a JSON value.
-    Lines(LogType, &'a [String]),
+    Lines(LogType, &'a [&'a String]),
 }
 
 /// Where the node key goes.
@@ -330,7 +330,7 @@ pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String 
     }
 }
 
-fn log_body(log_type: LogType, lines: &[String], key: &str) -> String {
+fn log_body(log_type: LogType, lines: &[&String], key: &str) -> String {
     let length = lines.iter().map(|line| line.len() + 1).sum::<usize>() + key.len() + 60;
     let mut body = String::with_capacity(length);
     body.push_str(&format!("{{\"node_key\":{key},\"log_type\":\"{}\",\"data\":[", log_type.as_str()));
@@ -386,8 +386,9 @@ pub fn enroll_body(
     .to_string()
 }
 
-/// The beginning of a text, for a message.
+/// The beginning of a text, for a message. Masked before it is cut: the first half of a key would show.
 fn beginning(text: &str, most: usize) -> String {
+    let text = &*redact(text);
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
@@ -514,6 +515,7 @@ mod tests {
         assert_eq!(body(Payload::None, KeyPlace::Body), r#"{"node_key":"k\"1"}"#);
         assert_eq!(body(Payload::None, KeyPlace::Url), "{}");
         let lines = ["{\"a\":1}".to_owned(), "2".to_owned()];
+        let lines: Vec<&String> = lines.iter().collect();
         let log = r#"{"node_key":"k\"1","log_type":"status","data":[{"a":1},2]}"#;
         assert_eq!(body(Payload::Lines(LogType::Status, &lines), KeyPlace::Body), log);
         assert_eq!(body(Payload::Lines(LogType::Status, &lines), KeyPlace::Url), log);

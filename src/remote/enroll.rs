@@ -51,6 +51,16 @@ pub enum EnrollError {
     Remote(#[from] RemoteError),
 }
 
+impl EnrollError {
+    /// How long the server asks to be left alone.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Remote(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+}
+
 /// This node's enrollment.
 pub struct Enrollment {
     manager: Arc<Manager>,
@@ -59,6 +69,8 @@ pub struct Enrollment {
     transport: Arc<Transport>,
     shutdown: Shutdown,
     state: Mutex<State>,
+    /// Held over reading and changing the stored key.
+    store: Mutex<()>,
     changed: Condvar,
     needed: Doorbell,
 }
@@ -66,9 +78,15 @@ pub struct Enrollment {
 struct State {
     /// The key last seen, for the time when osqueryd's store can't be read.
     last_seen: Option<Secret>,
+    /// A key that osqueryd's store did not take.
+    unstored: Option<Secret>,
+    /// A key that was rejected and that osqueryd's store did not give up.
+    rejected: Option<Secret>,
     /// The server wants no keys: it knows its nodes by their client certificates.
     blank: bool,
-    /// `enroll_always` asks for an enrollment that has not happened yet.
+    /// `enroll_always` asks for an enrollment by whoever needs a key first.
+    force_at_start: bool,
+    /// That enrollment is under way: a stored key doesn't count.
     forced: bool,
     /// A key that no request has succeeded with yet.
     provisional: Option<Secret>,
@@ -100,8 +118,11 @@ impl Enrollment {
             shutdown: shutdown.clone(),
             state: Mutex::new(State {
                 last_seen: None,
+                unstored: None,
+                rejected: None,
                 blank: false,
-                forced: enroll.always && !enroll.disabled,
+                force_at_start: enroll.always && !enroll.disabled,
+                forced: false,
                 provisional: None,
                 wanted: false,
                 attempts: 0,
@@ -109,6 +130,7 @@ impl Enrollment {
                 not_before: Instant::now(),
                 last_error: None,
             }),
+            store: Mutex::default(),
             changed: Condvar::new(),
             needed: Doorbell::default(),
         });
@@ -116,6 +138,8 @@ impl Enrollment {
         shutdown.on_request(move || {
             if let Some(enrollment) = ended.upgrade() {
                 enrollment.needed.ring();
+                // Under the lock: whoever is about to wait has either seen the request or is waiting.
+                let _state = enrollment.state();
                 enrollment.changed.notify_all();
             }
         });
@@ -131,13 +155,14 @@ impl Enrollment {
             return Ok(Secret::default());
         }
         // Whoever comes first at the start waits for the enrollment that `enroll_always` asks for.
-        let forced = std::mem::take(&mut self.state().forced);
+        let forced = std::mem::take(&mut self.state().force_at_start);
         if !forced && let Some(key) = self.usable_key() {
             return Ok(key);
         }
         let deadline = Instant::now() + limit;
         let mut state = self.state();
         state.wanted = true;
+        state.forced |= forced;
         self.needed.ring();
         while state.wanted && !self.shutdown.requested() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -157,6 +182,7 @@ impl Enrollment {
         let mut state = self.state();
         if state.provisional.as_ref() == Some(key) {
             state.provisional = None;
+            state.attempts = 0;
             state.backoff.succeeded();
         }
     }
@@ -175,9 +201,12 @@ impl Enrollment {
         if state.last_seen.as_ref() == Some(key) {
             state.last_seen = None;
         }
+        if state.unstored.as_ref() == Some(key) {
+            state.unstored = None;
+        }
         if state.provisional.as_ref() == Some(key) {
             state.provisional = None;
-            state.failed(&enroll, "the server does not accept the node key that it gave".to_owned());
+            state.failed(&enroll, "the server does not accept the node key that it gave".to_owned(), None);
         }
         drop(state);
         self.remove_if_current(key);
@@ -203,6 +232,12 @@ impl Enrollment {
 
     /// One attempt, and what follows from it.
     fn attempt(&self) {
+        // One that has come meanwhile (another caller's, the built-in plugins') will do.
+        if !self.state().forced && self.usable_key().is_some() {
+            self.state().wanted = false;
+            self.changed.notify_all();
+            return;
+        }
         let settings = self.flags.fresh();
         let asked_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let outcome = self.ask(&settings);
@@ -213,7 +248,7 @@ impl Enrollment {
         match outcome {
             Ok(enrolled) => {
                 log::info!("enrolled after {} failed attempts", state.backoff.failures());
-                state.attempts = 0;
+                state.forced = false;
                 state.wanted = false;
                 state.last_error = None;
                 match enrolled {
@@ -233,7 +268,7 @@ impl Enrollment {
                 } else {
                     log::debug!("enrollment failed again: {error}");
                 }
-                state.failed(&settings.enroll, error.to_string());
+                state.failed(&settings.enroll, error.to_string(), error.retry_after());
             }
         }
         drop(state);
@@ -293,8 +328,10 @@ impl Enrollment {
         }
         match self.manager.setting(KEY) {
             Ok(stored) => {
-                let key = stored.filter(|key| !key.is_empty()).map(Secret::new);
-                self.state().last_seen.clone_from(&key);
+                let stored = stored.filter(|key| !key.is_empty()).map(Secret::new);
+                let mut state = self.state();
+                let key = stored.filter(|key| state.rejected.as_ref() != Some(key)).or_else(|| state.unstored.clone());
+                state.last_seen.clone_from(&key);
                 key
             }
             Err(error) => {
@@ -305,16 +342,26 @@ impl Enrollment {
     }
 
     fn store(&self, key: &Secret, asked_at: u64) {
+        let _guard = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = self
             .manager
             .put_setting(KEY, key.expose())
             .and_then(|()| self.manager.put_setting(KEY_TIME, &asked_at.to_string()));
-        if let Err(error) = stored {
-            log::warn!("the node key can't be stored, so this host will enroll again later: {error}");
+        let mut state = self.state();
+        state.rejected = None;
+        match stored {
+            Ok(()) => state.unstored = None,
+            Err(error) => {
+                log::warn!(
+                    "the node key can't be stored: it is used until the end, then this host enrolls again: {error}"
+                );
+                state.unstored = Some(key.clone());
+            }
         }
     }
 
     fn remove_if_current(&self, key: &Secret) {
+        let _guard = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = match self.manager.setting(KEY) {
             Ok(Some(stored)) if stored == key.expose() => {
                 log::warn!("the server does not accept the node key any more: enrolling again");
@@ -324,7 +371,8 @@ impl Enrollment {
             Err(error) => Err(error),
         };
         if let Err(error) = removed {
-            log::warn!("the rejected node key can't be removed: {error}");
+            log::warn!("the rejected node key can't be removed, and is not used any more: {error}");
+            self.state().rejected = Some(key.clone());
         }
     }
 
@@ -336,9 +384,9 @@ impl Enrollment {
 impl State {
     /// Counts a failed attempt: its wait begins, and after the last one of a round nobody waits any longer. The
     /// next need begins another round, after that wait.
-    fn failed(&mut self, enroll: &EnrollSettings, error: String) {
+    fn failed(&mut self, enroll: &EnrollSettings, error: String, retry_after: Option<Duration>) {
         self.backoff.set_bounds(Duration::from_secs(1), enroll.max_interval);
-        self.not_before = Instant::now() + self.backoff.failed();
+        self.not_before = Instant::now() + self.backoff.failed().max(retry_after.unwrap_or_default());
         self.last_error = Some(error);
         self.attempts = self.attempts.saturating_add(1);
         if enroll.max_attempts.is_some_and(|most| self.attempts >= most) {
@@ -347,6 +395,7 @@ impl State {
             }
             self.attempts = 0;
             self.wanted = false;
+            self.forced = false;
         }
     }
 }

@@ -86,6 +86,14 @@ pub enum RemoteError {
         /// What happened.
         source: transport::TransportError,
     },
+    /// The server has asked to be left alone for a while.
+    #[error("{endpoint}: the server asked to be left alone for another {left:?}")]
+    Patience {
+        /// What was asked for.
+        endpoint: Endpoint,
+        /// How long that still is.
+        left: std::time::Duration,
+    },
     /// The answer says no.
     #[error("{endpoint} ({url}): {source}")]
     Answer {
@@ -115,7 +123,7 @@ impl RemoteError {
     #[must_use]
     pub fn says_too_slow(&self) -> bool {
         self.status() == Some(408)
-            || matches!(self, Self::Transport { source: transport::TransportError::Timeout(_), .. })
+            || matches!(self, Self::Transport { source: transport::TransportError::Timeout(step), .. } if !step.is_connecting())
     }
 
     /// Whether a compressed body may be the reason: servers that don't take one answer 400 or 415, or hang up.
@@ -123,6 +131,16 @@ impl RemoteError {
     pub fn may_be_the_compression(&self) -> bool {
         matches!(self.status(), Some(400 | 415))
             || matches!(self, Self::Transport { source: transport::TransportError::Broken(_), .. })
+    }
+
+    /// How long the server asks to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        match self {
+            Self::Answer { source, .. } => source.retry_after(),
+            Self::Patience { left, .. } => Some(*left),
+            _ => None,
+        }
     }
 
     /// The HTTP status of a refusal.

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::api::{self, KeyPlace, Payload};
 use super::enroll::Enrollment;
@@ -14,7 +14,9 @@ use super::url::Url;
 use super::{Endpoint, RemoteError};
 use crate::backoff::Backoff;
 use crate::flags::Flags;
-use crate::secret::Secret;
+use serde_json::Value;
+
+use crate::secret::{MASK, Secret};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 
@@ -40,25 +42,43 @@ pub struct Node {
     pub gzip_refused: AtomicBool,
 }
 
-/// Failures in a row, by endpoint.
+/// Failures in a row by endpoint, and until when the server asked to be left alone.
 #[derive(Default)]
-pub struct Outages(Mutex<HashMap<Endpoint, u32>>);
+pub struct Outages(Mutex<HashMap<Endpoint, Outage>>);
+
+#[derive(Default)]
+struct Outage {
+    failures: u32,
+    not_before: Option<Instant>,
+}
 
 impl Outages {
     fn note<T>(&self, endpoint: Endpoint, outcome: &Result<T, RemoteError>) {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outages = self.lock();
         match outcome {
             Ok(_) => {
-                if let Some(count) = failures.remove(&endpoint) {
-                    log::info!("{endpoint}: works again, after {count} failures");
+                if let Some(outage) = outages.remove(&endpoint) {
+                    log::info!("{endpoint}: works again, after {} failures", outage.failures);
                 }
             }
             Err(error) => {
-                let count = failures.entry(endpoint).or_insert(0);
-                *count = count.saturating_add(1);
-                if *count == 1 { log::warn!("{error}") } else { log::debug!("{error}") }
+                let outage = outages.entry(endpoint).or_default();
+                outage.failures = outage.failures.saturating_add(1);
+                outage.not_before = error.retry_after().map(|wait| Instant::now() + wait);
+                if outage.failures == 1 { log::warn!("{error}") } else { log::debug!("{error}") }
             }
         }
+    }
+
+    /// How long the server still asked to be left alone.
+    fn patience(&self, endpoint: Endpoint) -> Option<RemoteError> {
+        let not_before = self.lock().get(&endpoint)?.not_before?;
+        let left = not_before.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(RemoteError::Patience { endpoint, left })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Outage>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,6 +109,9 @@ impl Node {
         payload: Payload<'_>,
         attempts: u32,
     ) -> Result<String, RemoteError> {
+        if let Some(patience) = self.outages.patience(endpoint) {
+            return Err(patience);
+        }
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::MAX);
         loop {
             let outcome = self.send(endpoint, payload);
@@ -98,7 +121,9 @@ impl Node {
                 Err(error) => error,
             };
             let wait = backoff.failed();
-            if backoff.failures() >= attempts || !error.is_worth_another_attempt() || self.shutdown.wait(wait) {
+            let patient = error.retry_after().is_none_or(|asked| asked <= wait);
+            let again = backoff.failures() < attempts && error.is_worth_another_attempt() && patient;
+            if !again || self.shutdown.wait(wait) {
                 return Err(error);
             }
         }
@@ -196,9 +221,19 @@ fn method(endpoint: Endpoint, place: KeyPlace) -> Method {
     }
 }
 
-/// `tls_dump` with `verbose`: the body goes to the log, masked like everything there.
+/// `tls_dump` with `verbose`: the body goes to the log, masked like everything there. Keys and secrets are masked by
+/// their members' names too, however the server escapes them.
 pub(super) fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
-    if settings.api.dump && settings.verbose {
-        log::debug!("tls_dump: {endpoint} {what}: {body}");
+    if !(settings.api.dump && settings.verbose) {
+        return;
     }
+    let Ok(mut json) = serde_json::from_str::<Value>(body) else {
+        return log::debug!("tls_dump: {endpoint} {what}: {body}");
+    };
+    for name in ["node_key", "id", settings.api.secret_name.as_str()] {
+        if let Some(value @ Value::String(_)) = json.get_mut(name) {
+            *value = MASK.into();
+        }
+    }
+    log::debug!("tls_dump: {endpoint} {what}: {json}");
 }

@@ -58,7 +58,7 @@ pub enum TransportError {
     Proxy(#[from] ProxyError),
     /// A step took too long.
     #[error("timed out ({0})")]
-    Timeout(String),
+    Timeout(Step),
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -71,6 +71,24 @@ pub enum TransportError {
     /// The process is ending.
     #[error("ending")]
     Ending,
+}
+
+/// A step of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Step(ureq::Timeout);
+
+impl Step {
+    /// Whether nothing has been sent yet.
+    #[must_use]
+    pub fn is_connecting(self) -> bool {
+        matches!(self.0, ureq::Timeout::Resolve | ureq::Timeout::Connect)
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A name that has no address.
@@ -375,7 +393,7 @@ impl From<ureq::Error> for TransportError {
             AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied,
         };
         match error {
-            ureq::Error::Timeout(step) => Self::Timeout(step.to_string()),
+            ureq::Error::Timeout(step) => Self::Timeout(Step(step)),
             ureq::Error::BodyExceedsLimit(_) => Self::TooLarge,
             ureq::Error::Io(error) => match error.kind() {
                 ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable

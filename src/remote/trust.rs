@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::EndEntityCert;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
-use x509_parser::prelude::FromDer;
+use x509_parser::oid_registry::{OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME, Oid};
+use x509_parser::prelude::{FromDer, X509Version};
 
 /// How the trust came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,9 @@ pub enum TrustKind {
 /// Judges server certificates.
 #[derive(Debug)]
 pub struct ServerVerifier {
-    webpki: Arc<WebPkiServerVerifier>,
+    /// Judges chains; `None` where nothing but pinned certificates is trusted.
+    webpki: Option<Arc<WebPkiServerVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
     kind: TrustKind,
     /// The bundle's certificates as themselves.
     bundle: Vec<CertificateDer<'static>>,
@@ -47,14 +49,24 @@ impl ServerVerifier {
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
-        let (_, ignored) = roots.add_parsable_certificates(bundle.iter().cloned());
-        if ignored > 0 {
-            log::debug!("{ignored} of {} trusted certificates are of no use as authorities", bundle.len());
+        // webpki takes whatever it is given for an authority: a server's pinned certificate must not be one.
+        roots.add_parsable_certificates(bundle.iter().filter(|certificate| is_authority(certificate)).cloned());
+        let pinned =
+            kind == TrustKind::Explicit && bundle.iter().any(|certificate| is_self_signed(certificate) == Ok(true));
+        if roots.is_empty() && !pinned {
+            return Err("it holds no usable certificate".to_owned());
         }
-        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .map_err(|_| "it holds no usable certificate".to_owned())?;
-        Ok(Self { webpki, kind, bundle })
+        // Judges names, handshake signatures and, where there are authorities, chains.
+        let algorithms = provider.signature_verification_algorithms;
+        let webpki = match roots.is_empty() {
+            true => None,
+            false => Some(
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                    .build()
+                    .map_err(|error| error.to_string())?,
+            ),
+        };
+        Ok(Self { webpki, algorithms, kind, bundle })
     }
 
     fn verify(
@@ -67,13 +79,25 @@ impl ServerVerifier {
         if self.kind == TrustKind::Explicit && self.bundle.contains(certificate) && is_self_signed(certificate)? {
             return self.verify_pinned(certificate, name, now);
         }
-        match self.webpki.verify_server_cert(certificate, intermediates, name, &[], now) {
+        let Some(webpki) = &self.webpki else { return Err(CertificateError::UnknownIssuer.into()) };
+        match webpki.verify_server_cert(certificate, intermediates, name, &[], now) {
             // The name is judged last: the chain is good.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.kind == TrustKind::Explicit => verify_name(certificate, name),
+            )) if self.kind == TrustKind::Explicit && !self.has_name_constraints(intermediates) => {
+                verify_name(certificate, name)
+            }
             outcome => outcome.map(drop),
         }
+    }
+
+    /// Whether any authority that may be in the chain is limited to some names. Those limits were judged against
+    /// alternative names only, so a common name is not believed then.
+    fn has_name_constraints(&self, intermediates: &[CertificateDer<'_>]) -> bool {
+        let constrains = |certificate: &CertificateDer<'_>| {
+            parse(certificate).map_or(true, |parsed| has_extension(&parsed, &OID_X509_EXT_NAME_CONSTRAINTS))
+        };
+        intermediates.iter().any(constrains) || self.bundle.iter().any(|certificate| constrains(certificate))
     }
 
     /// A self-signed certificate that is trusted as itself, whatever its basicConstraints.
@@ -116,7 +140,7 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -125,11 +149,11 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.webpki.verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -162,10 +186,17 @@ fn matches_host(common_name: &str, host: &str) -> bool {
 }
 
 fn has_alternative_names(certificate: &X509Certificate<'_>) -> bool {
-    certificate
-        .extensions()
-        .iter()
-        .any(|extension| matches!(extension.parsed_extension(), ParsedExtension::SubjectAlternativeName(_)))
+    has_extension(certificate, &OID_X509_EXT_SUBJECT_ALT_NAME)
+}
+
+/// By its identifier: one that can't be parsed is there all the same.
+fn has_extension(certificate: &X509Certificate<'_>, identifier: &Oid<'_>) -> bool {
+    certificate.extensions().iter().any(|extension| extension.oid == *identifier)
+}
+
+/// Whether a certificate may issue others: `CA:TRUE`, or of version 1, which knows no such extension.
+fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    parse(certificate).is_ok_and(|parsed| parsed.is_ca() || parsed.version() == X509Version::V1)
 }
 
 fn is_self_signed(certificate: &CertificateDer<'_>) -> Result<bool, rustls::Error> {
