@@ -33,8 +33,9 @@ use crate::extension::socket::Socket;
 use crate::settings::Options;
 use crate::worker::settings_of;
 
-/// A worker that accepts a connection and doesn't answer a ping for so long is replaced.
-pub const HUNG_LIMIT: Duration = Duration::from_secs(10);
+/// A worker that accepts a connection and doesn't answer a ping for so long is replaced. With the interval between
+/// two pings (3 s) before it, that is less than the 10 s after which osqueryd takes the extension for dead.
+pub const HUNG_LIMIT: Duration = Duration::from_secs(5);
 
 /// A new worker beside an old one must serve within this, or the old one stays.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -43,10 +44,16 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_millis(2400);
 
 /// A worker that has lived so long was not to blame for its predecessors' deaths.
-const LONG_LIFE: Duration = Duration::from_secs(60);
+const LONG_LIFE: Duration = Duration::from_secs(5);
 
-/// The longest pause before another worker is started, when one dies after the other.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause before another worker is started when one dies after the other: n² times the first number, at most the
+/// second one, since osqueryd's calls wait.
+const PAUSE_STEP: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A worker killed in the middle of osqueryd's own ping is dropped by osqueryd: the registration is checked again so
+/// soon after a worker's death.
+const CHECK_AFTER_DEATH: Duration = Duration::from_millis(100);
 
 /// The shortest time between two checks of the registration.
 const CHECK_PAUSE: Duration = Duration::from_millis(50);
@@ -175,6 +182,9 @@ impl Supervisor {
                 Ok(Event::Worker(number, news)) => {
                     if self.hear(attachment, number, &news) {
                         return Outcome::End;
+                    }
+                    if attachment.worker.is_none() {
+                        next_check = next_check.min(Instant::now() + CHECK_AFTER_DEATH);
                     }
                 }
                 // Not at once again and again, should osqueryd accept connections only to close them.
@@ -308,7 +318,7 @@ impl Supervisor {
             options,
             socket,
             worker: Some(worker),
-            deaths: Backoff::new(Duration::from_millis(50), LONGEST_PAUSE),
+            deaths: Backoff::new(PAUSE_STEP, LONGEST_PAUSE),
             born: Instant::now(),
             due: None,
             candidate: None,
@@ -574,10 +584,8 @@ fn own_flags(command_line: OwnFlags) -> OwnFlags {
 /// Whether a worker accepts a connection and doesn't answer. One that can't be connected to is another matter: its
 /// socket was swept away, or it is dead, which is noticed elsewhere.
 fn is_hung(socket: &Path) -> bool {
-    match ping(socket, HUNG_LIMIT) {
-        Err(thrift::Error::Transport(error)) => error.kind == thrift::TransportErrorKind::TimedOut,
-        _ => false,
-    }
+    let asked = Instant::now();
+    ping(socket, HUNG_LIMIT).is_err() && asked.elapsed() >= HUNG_LIMIT
 }
 
 fn watch_signals(events: Sender<Event>) -> anyhow::Result<Handle> {

@@ -4,7 +4,14 @@
 //! both sides' transcripts when it fails.
 
 // clippy.toml's allowances reach only the test functions themselves, not what they share.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
 
 mod answers;
 mod boundary;
@@ -20,5 +27,6 @@ mod proxy;
 mod rig;
 mod secrets;
 mod settings;
+mod supervisor;
 mod tls;
 mod trust;

@@ -126,7 +126,8 @@ fn connect<T>(
     timeout: Duration,
     talk: impl FnOnce(UnixStream) -> thrift::Result<T>,
 ) -> thrift::Result<T> {
-    let stream = UnixStream::connect(socket)?;
+    // Told apart from a connection that breaks later.
+    let stream = UnixStream::connect(socket).map_err(|error| format!("cannot connect: {error}"))?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     let _kept = connections.keep(&stream)?;
