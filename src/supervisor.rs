@@ -105,7 +105,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     let ended = supervisor.run();
     signals.close();
-    Ok(ended?)
+    ended
 }
 
 struct Supervisor {
@@ -160,7 +160,10 @@ impl Supervisor {
                     self.retire(attachment);
                     match self.reattach(parent, settings.return_timeout)? {
                         Some(next) => attachment = next,
-                        None => return Ok(self.end_retiring(Instant::now() + END_LIMIT)),
+                        None => {
+                            self.end_retiring(Instant::now() + END_LIMIT);
+                            return Ok(());
+                        }
                     }
                 }
             }

@@ -114,8 +114,13 @@ impl Worker {
         let shutdown = Shutdown::default();
         let host = Arc::new(Host::new(Arc::clone(&manager)));
         let transport = Arc::new(Transport::new(shutdown.clone()));
-        let enrollment =
-            Enrollment::new(manager, Arc::clone(&host), Arc::clone(&flags), Arc::clone(&transport), shutdown.clone());
+        let enrollment = Enrollment::new(
+            Arc::clone(&manager),
+            Arc::clone(&host),
+            Arc::clone(&flags),
+            Arc::clone(&transport),
+            shutdown.clone(),
+        );
         let node = Arc::new(Node {
             enrollment: Arc::clone(&enrollment),
             host: Arc::clone(&host),
@@ -145,8 +150,11 @@ impl Worker {
             Ok(buffer)
         };
         let (results, statuses) = (stream("results", LogType::Result)?, stream("statuses", LogType::Status)?);
+        let config = Config::new(Arc::clone(&node), manager, &directory, shutdown.clone());
+        let fetching = Arc::clone(&config);
+        threads.spawn("config", move || fetching.run())?;
         let registry = Registry::new(vec![
-            Box::new(Config::new(Arc::clone(&node))),
+            Box::new(config),
             Box::new(Logger::new(results, statuses, Arc::clone(&flags), host)),
             Box::new(Distributed::new(node)),
         ]);

@@ -167,6 +167,15 @@ impl Manager {
         rows("database remove", self.call_plugin("database", "", database_request("remove", key))?).map(drop)
     }
 
+    /// Replaces the configuration of `source` now, without waiting for osqueryd's own refresh.
+    pub fn push_config(&self, source: &str, document: &str) -> Result<()> {
+        let request = [("action", "update"), ("source", source), ("data", document)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        // The item must be this one: one's own name loops back into the extension.
+        rows("config update", self.call_plugin("config", "update", request)?).map(drop)
+    }
+
     fn call_plugin(&self, registry: &str, item: &str, request: StringMap) -> Result<ExtensionResponse> {
         self.call("call", |client| client.call(registry.to_owned(), item.to_owned(), request))
     }

@@ -1,45 +1,63 @@
-//! The config plugin: what the server gives, when it is a configuration.
+//! The config plugin: what the server gives, when it is a configuration; the last good one while the server can't be
+//! reached at the start.
+//!
+//! osqueryd's start waits for the first genConfig, so a call waits at most [`CALL_LIMIT`]. The fetching is done by a
+//! thread of its own, which goes on when the call doesn't wait any longer, and tries again until it succeeds; what it
+//! gets then is pushed to osqueryd.
 
-use std::sync::Arc;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
+use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::remote::Endpoint;
 use crate::remote::RemoteError;
 use crate::remote::api::{self, AnswerError, ConfigLimits, Payload};
 use crate::remote::node::{Node, key_place};
+use crate::shutdown::{Doorbell, Shutdown};
 
 /// The name that the built-in plugin gives its one source; another one would be a second configuration.
 const SOURCE: &str = "tls_plugin";
 
+/// The longest that a genConfig waits, enrollment and all attempts included.
+pub const CALL_LIMIT: Duration = Duration::from_secs(45);
+
+/// Waits between attempts that nobody waits for.
+const RETRY_STEP: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// The file of the last good configuration, in the directory of the buffers.
+const FILE: &str = "config.json";
+
 /// Gives osqueryd its configuration.
 pub struct Config {
     node: Arc<Node>,
+    manager: Arc<Manager>,
+    file: PathBuf,
+    shutdown: Shutdown,
+    state: Mutex<State>,
+    changed: Condvar,
+    asked: Doorbell,
 }
 
-impl Config {
-    /// Asks as this node.
-    #[must_use]
-    pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
-    }
-
-    fn gen_config(&self) -> Reply {
-        match self.fetch() {
-            Ok(document) => Reply::row(SOURCE, document),
-            // With code 1 the running schedule stays.
-            Err(error) => Reply::failed(error.to_string()),
-        }
-    }
-
-    fn fetch(&self) -> Result<String, FetchError> {
-        let settings = self.node.flags.fresh();
-        let answer = self.node.send_with_attempts(Endpoint::Config, Payload::None, settings.config_max_attempts)?;
-        let limits = ConfigLimits::of_version(self.node.host.version().as_deref());
-        Ok(api::configuration(answer, key_place(&settings), limits)
-            .inspect_err(|error| log::error!("config: {error}"))?)
-    }
+#[derive(Default)]
+struct State {
+    /// Counts genConfigs; the fetching thread answers the newest.
+    asked: u64,
+    answered: u64,
+    answer: Option<Result<String, String>>,
+    /// Whether osqueryd has a configuration of the server's, from this worker.
+    delivered: bool,
+    /// A genConfig was answered without one: what comes later is pushed.
+    owed: bool,
 }
 
+/// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
     #[error(transparent)]
@@ -48,7 +66,177 @@ enum FetchError {
     Answer(#[from] AnswerError),
 }
 
-impl Plugin for Config {
+impl Config {
+    /// Asks as this node; keeps the last good configuration in `directory`. [`Self::run`] must be running.
+    #[must_use]
+    pub fn new(node: Arc<Node>, manager: Arc<Manager>, directory: &Path, shutdown: Shutdown) -> Arc<Self> {
+        let config = Arc::new(Self {
+            node,
+            manager,
+            file: directory.join(FILE),
+            shutdown: shutdown.clone(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            asked: Doorbell::default(),
+        });
+        let ended = Arc::downgrade(&config);
+        shutdown.on_request(move || {
+            if let Some(config) = ended.upgrade() {
+                config.asked.ring();
+                // Under the lock: whoever is about to wait has either seen the request or is waiting.
+                let _state = config.state();
+                config.changed.notify_all();
+            }
+        });
+        config
+    }
+
+    /// The fetching thread's work, until the end is asked for.
+    pub fn run(&self) {
+        let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
+        let mut retry_at = None;
+        while !self.shutdown.requested() {
+            self.asked.wait(retry_at.filter(|_| self.state().owed));
+            let asked = {
+                let state = self.state();
+                if state.owed && retry_at.is_none() {
+                    retry_at = Some(Instant::now() + backoff.failed());
+                }
+                let due = state.owed && retry_at.is_some_and(|at| Instant::now() >= at);
+                if state.asked == state.answered && !due {
+                    continue;
+                }
+                state.asked
+            };
+            let fetched = self.fetch().map_err(|error| error.to_string());
+            if let Ok(document) = &fetched {
+                self.keep(document);
+            }
+            retry_at = match self.answer(asked, fetched) {
+                Owed::Nothing => {
+                    backoff.succeeded();
+                    None
+                }
+                Owed::Configuration => Some(Instant::now() + backoff.failed()),
+            };
+        }
+    }
+
+    /// Answers the calls up to `asked`, and pushes what nobody waits for any longer.
+    fn answer(&self, asked: u64, fetched: Result<String, String>) -> Owed {
+        let mut state = self.state();
+        state.answered = asked;
+        let push = state.owed.then(|| fetched.as_ref().ok().cloned()).flatten();
+        state.answer = Some(fetched);
+        self.changed.notify_all();
+        let Some(document) = push else {
+            return if state.owed { Owed::Configuration } else { Owed::Nothing };
+        };
+        drop(state);
+        match self.manager.push_config(SOURCE, &document) {
+            Ok(()) => {
+                log::info!("the configuration has come, and osqueryd has it");
+                let mut state = self.state();
+                state.owed = false;
+                state.delivered = true;
+                Owed::Nothing
+            }
+            Err(error) => {
+                log::warn!("the configuration has come, and osqueryd can't be given it: {error}");
+                Owed::Configuration
+            }
+        }
+    }
+
+    fn gen_config(&self) -> Reply {
+        let outcome = self.wait_for_answer();
+        let mut state = self.state();
+        match outcome {
+            Ok(document) => {
+                state.delivered = true;
+                state.owed = false;
+                Reply::row(SOURCE, document)
+            }
+            // With code 1 the running schedule stays. Without one, the last good configuration is better.
+            Err(error) if state.delivered => Reply::failed(error),
+            Err(error) => {
+                state.owed = true;
+                drop(state);
+                self.asked.ring();
+                match fs::read_to_string(&self.file).map(|text| self.check(text)) {
+                    Ok(Ok(document)) => {
+                        log::warn!("giving osqueryd the last good configuration, the server's comes later: {error}");
+                        Reply::row(SOURCE, document)
+                    }
+                    _ => Reply::failed(error),
+                }
+            }
+        }
+    }
+
+    /// Has the server asked, and waits for its answer.
+    fn wait_for_answer(&self) -> Result<String, String> {
+        let deadline = Instant::now() + CALL_LIMIT;
+        let mut state = self.state();
+        state.asked += 1;
+        let asked = state.asked;
+        self.asked.ring();
+        while state.answered < asked {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.shutdown.requested() {
+                return Err(format!("config: no answer within {CALL_LIMIT:?}; still asking"));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.answer.clone().unwrap_or_else(|| Err("config: no answer".to_owned()))
+    }
+
+    fn fetch(&self) -> Result<String, FetchError> {
+        let settings = self.node.flags.fresh();
+        let answer = self.node.send_with_attempts(Endpoint::Config, Payload::None, settings.config_max_attempts)?;
+        let limits = self.limits();
+        Ok(api::configuration(answer, key_place(&settings), limits)
+            .inspect_err(|error| log::error!("config: {error}"))?)
+    }
+
+    fn limits(&self) -> ConfigLimits {
+        ConfigLimits::of_version(self.node.host.version().as_deref())
+    }
+
+    /// What lies on the disk is no more to be trusted than what comes over the network.
+    fn check(&self, text: String) -> Result<String, AnswerError> {
+        api::configuration(text, api::KeyPlace::Body, self.limits())
+    }
+
+    /// Keeps a configuration for a start without the server. All or nothing: written aside, then renamed.
+    fn keep(&self, document: &str) {
+        let write = || -> io::Result<()> {
+            if fs::read_to_string(&self.file).is_ok_and(|kept| kept == document) {
+                return Ok(());
+            }
+            let aside = self.file.with_extension("new");
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+            file.write_all(document.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&aside, &self.file)
+        };
+        if let Err(error) = write() {
+            log::debug!("the configuration can't be kept in {}: {error}", self.file.display());
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether osqueryd still waits for a configuration.
+enum Owed {
+    Nothing,
+    Configuration,
+}
+
+impl Plugin for Arc<Config> {
     fn registry(&self) -> RegistryName {
         RegistryName::Config
     }

@@ -97,7 +97,7 @@ impl ServerVerifier {
         let constrains = |certificate: &CertificateDer<'_>| {
             parse(certificate).map_or(true, |parsed| has_extension(&parsed, &OID_X509_EXT_NAME_CONSTRAINTS))
         };
-        intermediates.iter().any(constrains) || self.bundle.iter().any(|certificate| constrains(certificate))
+        intermediates.iter().any(constrains) || self.bundle.iter().any(constrains)
     }
 
     /// A self-signed certificate that is trusted as itself, whatever its basicConstraints.

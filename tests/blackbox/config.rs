@@ -100,3 +100,51 @@ fn a_running_daemon_keeps_its_schedule_through_bad_answers() {
     rig.server.always(Endpoint::Config, None);
     rig.osqueryd.wait("the new schedule", LIMIT, || (rig.osqueryd.schedule().len() == 2).then_some(()));
 }
+
+#[test]
+fn the_last_good_configuration_is_given_at_a_start_without_the_server_and_the_newer_one_pushed() {
+    let schedule = |name: &str| json!({"schedule": {name: {"query": "select 1", "interval": 60}}});
+    let rig = Setup::new()
+        .server(|server| server.config = schedule("old"))
+        .flag("config_tls_max_attempts", "1")
+        .start_daemon();
+    let names = || rig.osqueryd.schedule().into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
+    assert_eq!(names(), ["old"]);
+    rig.server.stop();
+    rig.osqueryd.kill_worker();
+    rig.osqueryd.start_worker().unwrap();
+    assert_eq!(names(), ["old"], "a new osqueryd has it from the disk");
+    rig.said("giving osqueryd the last good configuration");
+    rig.server.set_config(schedule("new"));
+    rig.server.resume().unwrap();
+    // Long before osqueryd asks again by itself.
+    rig.osqueryd.wait("the newer one", LIMIT, || (names() == ["new"]).then_some(()));
+    rig.said("the configuration has come, and osqueryd has it");
+}
+
+#[test]
+fn a_configuration_that_came_too_late_at_the_very_first_start_is_pushed() {
+    let rig = Setup::new()
+        .server(|server| server.config = json!({"schedule": {"q": {"query": "select 1", "interval": 60}}}))
+        .flag("tls_enroll_max_attempts", "1")
+        .start();
+    rig.server.stop();
+    assert_eq!(rig.gen_config().code, 1, "there is nothing to give");
+    rig.server.resume().unwrap();
+    rig.said("the configuration has come, and osqueryd has it");
+    rig.osqueryd.wait("the schedule", LIMIT, || (rig.osqueryd.schedule().len() == 1).then_some(()));
+}
+
+#[test]
+fn a_kept_configuration_that_was_tampered_with_is_not_given() {
+    let rig = Setup::new().flag("config_tls_max_attempts", "1").start();
+    rig.config();
+    let kept = rig.directory.path().join("remote_tls/config.json");
+    rig.osqueryd.wait("the kept configuration", LIMIT, || kept.exists().then_some(()));
+    std::fs::write(&kept, "<html>").unwrap();
+    rig.server.stop();
+    rig.osqueryd.kill_worker();
+    rig.osqueryd.start_worker().unwrap();
+    rig.wait_attached();
+    assert_eq!(rig.gen_config().code, 1);
+}
