@@ -133,11 +133,14 @@ impl Worker {
         threads.spawn("enroll", move || enrollment.run())?;
         let last_flush = Arc::new(AtomicBool::new(false));
         let directory = flags.current().buffer_path.clone();
-        let mut stream = |name: &'static str, log_type| -> anyhow::Result<Arc<Buffer>> {
+        let buffer = |name: &'static str| {
             let bell = Arc::new(Doorbell::default());
-            let buffer = Arc::new(Buffer::new(&directory, name, Arc::clone(&bell)));
             let ring = Arc::clone(&bell);
             shutdown.on_request(move || ring.ring());
+            (Arc::new(Buffer::new(&directory, name, Arc::clone(&bell))), bell)
+        };
+        let mut stream = |name: &'static str, log_type| -> anyhow::Result<Arc<Buffer>> {
+            let (buffer, bell) = buffer(name);
             let forwarder = Forwarder {
                 log_type,
                 buffer: Arc::clone(&buffer),
@@ -150,13 +153,17 @@ impl Worker {
             Ok(buffer)
         };
         let (results, statuses) = (stream("results", LogType::Result)?, stream("statuses", LogType::Status)?);
-        let config = Config::new(Arc::clone(&node), manager, &directory, shutdown.clone());
+        let (kept, bell) = buffer("distributed");
+        let distributed = Distributed::new(Arc::clone(&node), kept, bell, shutdown.clone());
+        let sending = Arc::clone(&distributed);
+        threads.spawn("distributed", move || sending.run())?;
+        let config = Config::new(node, manager, &directory, shutdown.clone());
         let fetching = Arc::clone(&config);
         threads.spawn("config", move || fetching.run())?;
         let registry = Registry::new(vec![
             Box::new(config),
             Box::new(Logger::new(results, statuses, Arc::clone(&flags), host)),
-            Box::new(Distributed::new(node)),
+            Box::new(distributed),
         ]);
         Ok(Self { registry: Arc::new(registry), transport, shutdown, last_flush, threads })
     }

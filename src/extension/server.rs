@@ -55,6 +55,8 @@ struct Shared {
     idle: AtomicUsize,
     stopping: AtomicBool,
     connections: Mutex<Connections>,
+    /// Rung when a connection ends.
+    closed: Condvar,
 }
 
 /// The open connections, by number, so that idle ones can be ended.
@@ -81,6 +83,7 @@ impl Server {
             idle: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
+            closed: Condvar::new(),
         });
         for _ in 0..ACCEPTORS {
             Shared::spawn(&shared)?;
@@ -97,12 +100,8 @@ impl Server {
     /// [`ThreadCount::wait`] waits for them. The listener is of no use to anybody after this.
     pub fn close(self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        for (_, stream) in &self.shared.connections().open {
-            // Only the reading side: an answer in the making still gets out.
-            let _ = stream.shutdown(Direction::Read);
-        }
-        // shutdown(2) on the listener ends every `accept`, once nothing waits to be accepted. std offers it for streams only, and a file descriptor
-        // doesn't mind which type holds it.
+        // shutdown(2) on the listener ends every `accept`, once nothing waits to be accepted. std offers it for
+        // streams only, and a file descriptor doesn't mind which type holds it.
         match self.shared.listener.try_clone() {
             Ok(listener) => {
                 if let Err(error) = UnixStream::from(OwnedFd::from(listener)).shutdown(Direction::Both) {
@@ -110,6 +109,17 @@ impl Server {
                 }
             }
             Err(error) => log::warn!("can't end the accepting threads: {error}"),
+        }
+        // Whoever has just connected is about to speak. Those that say nothing are ended, by their reading side
+        // only: an answer in the making still gets out.
+        let connections = self.shared.connections();
+        let (connections, _) = self
+            .shared
+            .closed
+            .wait_timeout_while(connections, LAST_IDLE_LIMIT, |connections| !connections.open.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, stream) in &connections.open {
+            let _ = stream.shutdown(Direction::Read);
         }
     }
 }
@@ -163,6 +173,7 @@ impl Shared {
             Err(_) => log::error!("a connection ended by a panic; please report it with the lines above"),
         }
         self.connections().remove(number);
+        self.closed.notify_all();
     }
 
     fn converse(&self, stream: &UnixStream) -> thrift::Result<()> {

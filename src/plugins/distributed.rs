@@ -1,29 +1,114 @@
 //! The distributed plugin: ad-hoc queries in, their results out, both as osqueryd and the server write them.
+//!
+//! Results are sent at once. When that fails they are kept on disk and sent later, in order, until the server has
+//! them or a day has passed; osqueryd is answered 0 when they are safe, since it would keep failed ones in memory
+//! without bound.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::backoff::Backoff;
+use crate::buffer::{Batch, Buffer};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::remote::Endpoint;
 use crate::remote::api::{self, Payload};
 use crate::remote::node::Node;
+use crate::shutdown::{Doorbell, Shutdown};
+
+/// Results that the server has not taken for so long are given up: whoever asked has gone.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// As many results are kept; the oldest go first.
+const MOST_KEPT: u64 = 1000;
+
+/// Waits between attempts at kept results.
+const RETRY_STEP: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// Carries ad-hoc queries and their results.
 pub struct Distributed {
     node: Arc<Node>,
+    kept: Arc<Buffer>,
+    bell: Arc<Doorbell>,
+    shutdown: Shutdown,
+}
+
+/// Results as they are kept.
+#[derive(Deserialize, Serialize)]
+struct Kept<'a> {
+    /// Since when, in Unix seconds.
+    since: u64,
+    #[serde(borrow)]
+    results: &'a RawValue,
 }
 
 impl Distributed {
-    /// Asks and answers as this node.
+    /// Asks and answers as this node, and keeps results in this buffer, which rings this bell. [`Self::run`] must be
+    /// running.
     #[must_use]
-    pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
+    pub fn new(node: Arc<Node>, kept: Arc<Buffer>, bell: Arc<Doorbell>, shutdown: Shutdown) -> Arc<Self> {
+        Arc::new(Self { node, kept, bell, shutdown })
+    }
+
+    /// Sends kept results, until the end is asked for.
+    pub fn run(&self) {
+        let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
+        while !self.shutdown.requested() {
+            match self.kept.peek(1, usize::MAX) {
+                Ok(batch) if batch.lines.is_empty() => {
+                    self.kept.shrink();
+                    self.bell.wait(None);
+                }
+                Ok(batch) if self.settle(&batch) => {
+                    backoff.succeeded();
+                }
+                outcome => {
+                    let wait = backoff.failed();
+                    if let Err(error) = outcome {
+                        log::debug!("{error}");
+                    }
+                    if self.shutdown.wait(wait) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.kept.close();
+    }
+
+    /// Sends the oldest kept results, or gives them up: whether they are dealt with.
+    fn settle(&self, batch: &Batch) -> bool {
+        let Some(Ok(kept)) = batch.lines.first().map(|line| serde_json::from_str::<Kept<'_>>(line)) else {
+            self.kept.acknowledge(batch, 1, "it was no JSON");
+            return true;
+        };
+        let age = now().saturating_sub(kept.since);
+        if age > GIVE_UP_AFTER.as_secs() {
+            self.kept.acknowledge(batch, 1, "the server has not taken it for a day");
+            return true;
+        }
+        match self.node.send(Endpoint::DistributedWrite, Payload::Object(kept.results.get())) {
+            Ok(_) => {
+                log::info!("results of distributed queries that were kept for {age} s are delivered");
+                self.kept.acknowledge(batch, 0, "");
+                true
+            }
+            Err(error) => {
+                log::debug!("{error}");
+                false
+            }
+        }
     }
 
     fn get_queries(&self) -> Reply {
+        let attempts = self.node.flags.fresh().distributed_max_attempts;
         // osqueryd itself interprets queries, discovery and accelerate.
-        match self.send(Endpoint::DistributedRead, Payload::None) {
+        match self.node.send_with_attempts(Endpoint::DistributedRead, Payload::None, attempts) {
             Ok(answer) => Reply::row("results", answer),
-            Err(failed) => failed,
+            Err(error) => Reply::failed(error.to_string()),
         }
     }
 
@@ -31,19 +116,33 @@ impl Distributed {
         if !api::is_object(results) {
             return Reply::failed("the results of distributed queries are not a JSON object");
         }
-        match self.send(Endpoint::DistributedWrite, Payload::Object(results)) {
+        let attempts = self.node.flags.fresh().distributed_max_attempts;
+        let began = Instant::now();
+        match self.node.send_with_attempts(Endpoint::DistributedWrite, Payload::Object(results), attempts) {
             Ok(_) => Reply::ok(),
-            Err(failed) => failed,
+            Err(error) => self.keep(results, began.elapsed(), &error.to_string()),
         }
     }
 
-    fn send(&self, endpoint: Endpoint, payload: Payload<'_>) -> Result<String, Reply> {
-        let attempts = self.node.flags.fresh().distributed_max_attempts;
-        self.node.send_with_attempts(endpoint, payload, attempts).map_err(|error| Reply::failed(error.to_string()))
+    fn keep(&self, results: &str, after: Duration, error: &str) -> Reply {
+        let line = RawValue::from_string(results.to_owned())
+            .and_then(|results| serde_json::to_string(&Kept { since: now(), results: &results }));
+        match line {
+            Ok(line) => {
+                log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
+                self.kept.append(vec![line], Some(MOST_KEPT));
+                Reply::ok()
+            }
+            Err(_) => Reply::failed(error),
+        }
     }
 }
 
-impl Plugin for Distributed {
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Plugin for Arc<Distributed> {
     fn registry(&self) -> RegistryName {
         RegistryName::Distributed
     }

@@ -85,6 +85,27 @@ fn http_1_0_servers_and_those_that_close_are_spoken_to() {
 }
 
 #[test]
+fn a_server_that_asks_for_patience_is_left_alone_on_every_endpoint() {
+    let rig = Setup::new().start();
+    rig.config();
+    for (endpoint, call) in
+        [(Endpoint::Config, ("config", "genConfig")), (Endpoint::DistributedRead, ("distributed", "getQueries"))]
+    {
+        rig.server.forget_requests();
+        rig.server.script(endpoint, [Answer::empty(503).header("Retry-After", "3600")]);
+        let asked = || rig.call(call.0, &[("action", call.1)]);
+        assert!(asked().message.contains("503"));
+        assert!(asked().message.contains("asked to be left alone"), "{}", asked().message);
+        assert_eq!(rig.server.requests_to(endpoint).len(), 1);
+    }
+    let rig = Setup::new().flag("tls_enroll_max_interval", "600").start();
+    rig.server.script(Endpoint::Enroll, [Answer::empty(429).header("Retry-After", "3")]);
+    rig.config();
+    let at: Vec<Instant> = rig.server.requests_to(Endpoint::Enroll).iter().map(|request| request.at).collect();
+    assert!(at[1].duration_since(at[0]) >= Duration::from_secs(3));
+}
+
+#[test]
 fn content_types_do_not_matter() {
     let rig = one_attempt().start();
     for content_type in ["text/html", "text/plain; charset=utf-8", "application/octet-stream", ""] {

@@ -49,17 +49,41 @@ fn results_are_passed_on_byte_by_byte_with_the_node_key_added() {
     assert_eq!(body, results.replace(" }", &format!(" ,\"node_key\":\"{}\"}}", rig.stored_key().unwrap())));
 }
 
+fn write(rig: &Rig, results: &str) -> testkit::osqueryd::CallOutcome {
+    rig.call("distributed", &[("action", "writeResults"), ("results", results)])
+}
+
 #[test]
-fn results_that_the_server_does_not_take_stay_with_osqueryd() {
+fn results_that_the_server_does_not_take_are_tried_as_often_as_the_flag_says_and_kept_for_later() {
     let rig = Setup::new().flag("distributed_tls_max_attempts", "2").start();
     let answers = [Answer::status(500, include_str!("samples/12b_distributed_write_response_retry_http500.json"))];
     rig.server.script(Endpoint::DistributedWrite, answers.iter().cloned().cycle().take(2));
-    let write = || rig.call("distributed", &[("action", "writeResults"), ("results", "{\"queries\":{}}")]);
-    let outcome = write();
-    assert_eq!(outcome.code, 1);
-    assert!(outcome.message.contains("campaign waiting for listener"), "{}", outcome.message);
-    assert_eq!(rig.server.requests_to(Endpoint::DistributedWrite).len(), 2);
-    assert_eq!(write().code, 0);
+    let results = "{\"queries\":{\"q\":[{\"n\":1.50e1}]}}";
+    assert_eq!(write(&rig, results).code, 0);
+    rig.server.wait("the results", LIMIT, |server| (server.written().len() == 1).then_some(()));
+    let bodies = rig.server.requests_to(Endpoint::DistributedWrite);
+    assert_eq!(bodies.len(), 3);
+    // The same bytes each time.
+    assert!(bodies.iter().all(|request| request.body.starts_with(results.trim_end_matches('}').as_bytes())));
+    rig.said("results of distributed queries that were kept");
+}
+
+#[test]
+fn results_survive_an_outage_and_a_restart() {
+    let rig = Setup::new().flag("distributed_tls_max_attempts", "1").start();
+    rig.config();
+    rig.server.stop();
+    for n in 0..3 {
+        assert_eq!(write(&rig, &format!("{{\"queries\":{{\"q{n}\":[]}}}}")).code, 0);
+    }
+    let worker = rustix::process::Pid::from_raw(i32::try_from(rig.worker_pid()).unwrap()).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    rig.server.resume().unwrap();
+    let written =
+        rig.server.wait("all results", LIMIT, |server| Some(server.written()).filter(|written| written.len() == 3));
+    let names: Vec<String> =
+        written.iter().map(|body| body["queries"].as_object().unwrap().keys().next().unwrap().clone()).collect();
+    assert_eq!(names, ["q0", "q1", "q2"]);
 }
 
 #[test]

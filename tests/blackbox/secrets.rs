@@ -31,6 +31,9 @@ fn nothing_shows_a_secret() {
         for answer in [
             Answer::status(401, json!({"error": format!("unknown node key {key}, secret {SECRET}")}).to_string()),
             Answer::status(200, format!("<p>{SECRET}</p>")),
+            // Cut in the middle of the key, and escaped in a way that is not ours.
+            Answer::status(200, format!("{}{key}", "x".repeat(30))),
+            Answer::status(200, json!({"node_key": key, "error": "no"}).to_string().replace('/', "\\/")),
             Answer::drop_connection(),
         ] {
             rig.server.always(endpoint, Some(answer));
@@ -44,7 +47,7 @@ fn nothing_shows_a_secret() {
     let shown = format!("{}\n{}", messages.join("\n"), rig.stderr());
     let encoded = "node%2Fkey%2Bwith%20%22odd%22%20characters";
     let escaped = "node/key+with \\\"odd\\\" characters";
-    for secret in [SECRET, key, encoded, escaped] {
+    for secret in [SECRET, key, encoded, escaped, "node/key+w", "node\\/key"] {
         assert!(!shown.contains(secret), "{secret} is shown in\n{shown}");
     }
     // It was dumped, but masked.

@@ -271,3 +271,39 @@ fn a_self_signed_certificate_is_trusted_as_itself_and_nothing_else() {
     });
     assert!(refusal(&trusting(&expired.cert_pem.clone(), expired)).contains("expired"));
 }
+
+#[test]
+fn a_pinned_certificate_is_no_authority() {
+    let mut params = CertificateParams::new(vec!["other.example".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "pinned");
+    params.is_ca = IsCa::ExplicitNoCa;
+    let pinned = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let forged = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &pinned).unwrap();
+    let identity = Identity { cert_pem: forged.pem(), key_pem: key.serialize_pem() };
+    let message = refusal(&trusting(&pinned.pem(), identity.clone()));
+    assert!(message.contains("not issued by an authority"), "{message}");
+    // Nor is it one beside an authority.
+    let bundle = format!("{}{}", pinned.pem(), Authority::new("another").cert_pem());
+    let message = refusal(&trusting(&bundle, identity));
+    assert!(message.contains("not issued by an authority"), "{message}");
+}
+
+#[test]
+fn an_authority_limited_to_some_names_can_t_vouch_for_others_by_a_common_name() {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "limited");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.name_constraints = Some(rcgen::NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("corp.example".to_owned())],
+        excluded_subtrees: Vec::new(),
+    });
+    let limited = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut leaf = CertificateParams::default();
+    leaf.distinguished_name.push(DnType::CommonName, "localhost");
+    leaf.is_ca = IsCa::ExplicitNoCa;
+    let leaf = leaf.signed_by(&key, &limited).unwrap();
+    let identity = Identity { cert_pem: leaf.pem(), key_pem: key.serialize_pem() };
+    assert!(refusal(&trusting(&limited.pem(), identity)).contains("another name"));
+}

@@ -1,0 +1,66 @@
+//! What the documents say of the code.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::rig::BINARY;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+#[test]
+fn every_test_that_architecture_md_names_is_there() {
+    let text = read("docs/architecture.md");
+    let names: Vec<(&str, &str)> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|quoted| quoted.split_once("::"))
+        .filter(|(module, name)| {
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/blackbox/{module}.rs")).exists()
+                && name.contains('_')
+        })
+        .collect();
+    assert!(names.len() >= 10, "{names:?}");
+    for (module, name) in names {
+        let source = read(&format!("tests/blackbox/{module}.rs"));
+        assert!(source.contains(&format!("fn {name}()")), "docs/architecture.md names {module}::{name}");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_flag_of_ours_and_no_other() {
+    let help = String::from_utf8(Command::new(BINARY).arg("--help").output().unwrap().stdout).unwrap();
+    let ours: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("--")?.split([' ', '=', '[']).next())
+        .filter(|name| !["socket", "timeout", "interval", "verbose"].contains(name))
+        .collect();
+    assert!(ours.contains(&"buffer_path"), "{ours:?}");
+    let readme = read("README.md");
+    let section = readme.split("**Ours**").nth(1).unwrap().split("## ").next().unwrap();
+    for name in &ours {
+        assert!(section.contains(&format!("| `{name}`")), "README.md does not list {name}");
+    }
+    let listed = section.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(listed, ours.len(), "{ours:?}");
+}
+
+#[test]
+fn the_readme_lists_every_flag_of_osquery_s_that_is_read() {
+    let source = read("src/settings.rs");
+    let readme = read("README.md");
+    let production = source.split("#[cfg(test)]").next().unwrap();
+    let mut count = 0;
+    for reader in ["text(\"", "truth(\"", "number(\"", "seconds(\"", "size(\"", "attempts(\""] {
+        for call in production.split(reader).skip(1) {
+            let name = call.split('"').next().unwrap();
+            let ours = ["request_timeout", "return_timeout"].contains(&name);
+            assert!(ours || readme.contains(&format!("`{name}`")), "README.md does not list {name}");
+            count += 1;
+        }
+    }
+    assert!(count > 30, "{count} flags found");
+}
