@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::buffer::{Batch, Buffer, BufferError};
+use crate::buffer::{Batch, Buffer, BufferError, Rejected};
 use crate::remote::api::{self, AnswerError, LOG_OVERHEAD, LogType, Payload};
 use crate::remote::node::Node;
+use crate::remote::status_line::StatusLine;
 use crate::remote::{Endpoint, RemoteError};
+use crate::secret::redact;
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 
@@ -35,6 +37,8 @@ pub struct Forwarder {
     pub bell: Arc<Doorbell>,
     /// Asks for the end.
     pub shutdown: Shutdown,
+    /// Where the server is told of losses, as a status line of osqueryd's would tell it.
+    pub statuses: Arc<Buffer>,
     /// Whether what waits at the end is to be sent, as far as a moment allows.
     pub last_flush: Arc<AtomicBool>,
 }
@@ -82,6 +86,7 @@ impl Forwarder {
                 break;
             }
             let outcome = self.flush(&mut batching, None);
+            self.report_losses();
             let logger = self.settings();
             let (step, max) = backoff_bounds(&logger);
             backoff.set_bounds(step, max);
@@ -145,8 +150,14 @@ impl Forwarder {
             self.buffer.discard(&batch);
             return Ok(());
         }
-        let too_long = batch.lines.iter().filter(|line| line.len() > logger.max_line_bytes).count();
-        let lines: Vec<&String> = batch.lines.iter().filter(|line| self.is_sound(line, logger)).collect();
+        let rejected = rejected(&batch, logger);
+        let lines: Vec<&String> = batch
+            .lines
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| rejected.binary_search_by_key(index, |one| one.index).is_err())
+            .map(|(_, line)| line)
+            .collect();
         if !lines.is_empty() {
             match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &lines)) {
                 Ok(_) => batching.accepted(logger.max_lines),
@@ -161,12 +172,7 @@ impl Forwarder {
                 }
             }
         }
-        let lost = (batch.lines.len() - lines.len()) as u64;
-        let reason = match too_long {
-            0 => "it was no JSON".to_owned(),
-            _ => format!("it had more than {} bytes (logger_tls_max_linesize)", logger.max_line_bytes),
-        };
-        self.buffer.acknowledge(&batch, lost, &reason);
+        self.buffer.acknowledge(&batch, &rejected);
         Ok(())
     }
 
@@ -195,18 +201,29 @@ impl Forwarder {
         let two = self.buffer.peek(2, usize::MAX)?;
         match two.lines.as_slice() {
             // Still the same one in front, and not one that took its place when the oldest were dropped.
-            [first, next] if batch.lines.first() == Some(first) && self.is_sound(next, logger) => {
+            [first, next] if batch.lines.first() == Some(first) && fault(next, logger).is_none() => {
                 self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &[next]))?;
                 batching.accepted(logger.max_lines);
-                self.buffer.acknowledge(&two, 1, "the server refuses it alone as too large, and takes others");
+                let reason = "the server refuses it alone as too large, and takes others".to_owned();
+                self.buffer.acknowledge(&two, &[Rejected { index: 0, reason }]);
                 Ok(())
             }
             _ => Err(error.into()),
         }
     }
 
-    fn is_sound(&self, line: &str, logger: &LoggerSettings) -> bool {
-        line.len() <= logger.max_line_bytes && api::is_json(line)
+    /// Puts what was said of lost results among the status lines, for the server's eyes. Not of lost status lines:
+    /// what is lost would make more of it.
+    fn report_losses(&self) {
+        let losses = self.buffer.take_losses();
+        let settings = self.node.flags.current();
+        if losses.is_empty() || settings.logger.status_disabled || self.log_type == LogType::Status {
+            return;
+        }
+        let identifier = self.node.host.identifier(&settings.identity).unwrap_or_default();
+        let version = self.node.host.version().unwrap_or_default();
+        let line = |message: String| StatusLine::own_error(&identifier, &redact(&message)).into_log_line(&version);
+        self.statuses.append(losses.into_iter().map(line).collect(), settings.logger.max_kept);
     }
 
     fn over(&self, deadline: Option<Instant>) -> bool {
@@ -230,6 +247,20 @@ impl Batching {
         self.refusals = 0;
         self.lines = self.lines.map(|lines| lines.saturating_mul(2)).filter(|&lines| lines < max_lines);
     }
+}
+
+/// Why a line has no place in any request.
+fn fault(line: &str, logger: &LoggerSettings) -> Option<String> {
+    if line.len() > logger.max_line_bytes {
+        return Some(format!("it has more than {} bytes (logger_tls_max_linesize)", logger.max_line_bytes));
+    }
+    (!api::is_json(line)).then(|| "it is no JSON".to_owned())
+}
+
+/// The lines of a batch that have no place in any request, in order.
+fn rejected(batch: &Batch, logger: &LoggerSettings) -> Vec<Rejected> {
+    let faulty = |(index, line): (usize, &String)| fault(line, logger).map(|reason| Rejected { index, reason });
+    batch.lines.iter().enumerate().filter_map(faulty).collect()
 }
 
 /// The back-off's step and maximum: none (always the period) when `logger_tls_backoff_max` is 0.

@@ -139,20 +139,23 @@ impl Worker {
             shutdown.on_request(move || ring.ring());
             (Arc::new(Buffer::new(&directory, name, Arc::clone(&bell))), bell)
         };
-        let mut stream = |name: &'static str, log_type| -> anyhow::Result<Arc<Buffer>> {
-            let (buffer, bell) = buffer(name);
+        let (results, results_bell) = buffer("results");
+        let (statuses, statuses_bell) = buffer("statuses");
+        for (name, log_type, buffer, bell) in [
+            ("results", LogType::Result, &results, results_bell),
+            ("statuses", LogType::Status, &statuses, statuses_bell),
+        ] {
             let forwarder = Forwarder {
                 log_type,
-                buffer: Arc::clone(&buffer),
+                buffer: Arc::clone(buffer),
+                statuses: Arc::clone(&statuses),
                 node: Arc::clone(&node),
                 bell,
                 shutdown: shutdown.clone(),
                 last_flush: Arc::clone(&last_flush),
             };
             threads.spawn(name, move || forwarder.run())?;
-            Ok(buffer)
-        };
-        let (results, statuses) = (stream("results", LogType::Result)?, stream("statuses", LogType::Status)?);
+        }
         let (kept, bell) = buffer("distributed");
         let distributed = Distributed::new(Arc::clone(&node), kept, bell, shutdown.clone());
         let sending = Arc::clone(&distributed);

@@ -18,7 +18,10 @@
 //!   there. Only what exceeds the bound is dropped: the newest, since the older ones are on the way.
 //! * A file that is no database, or a damaged one, is moved aside and a new one begun.
 //!
-//! Every line dropped is counted and said.
+//! * **Set aside**: a line that the server is never to get is put into the table `rejected` (time, reason, size, line)
+//!   of the same database, which keeps the newest [`REJECTED_LINES`] within [`REJECTED_BYTES`].
+//!
+//! Every line set aside or dropped is counted and said.
 
 mod store;
 
@@ -34,6 +37,11 @@ use crate::shutdown::Doorbell;
 
 /// Bytes of lines that wait in memory while the disk refuses them, a stream.
 pub const MEMORY_LIMIT: usize = 32 << 20;
+
+/// Lines set aside that are kept, and their bytes together, a stream.
+pub const REJECTED_LINES: i64 = 1000;
+/// See [`REJECTED_LINES`].
+pub const REJECTED_BYTES: i64 = 16 << 20;
 
 /// Between two attempts to open or write a buffer that could not be.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -119,8 +127,19 @@ pub struct Counts {
     pub accepted: u64,
     /// Had by the server.
     pub delivered: u64,
-    /// Given up: too many, too long, or nowhere to keep them.
+    /// Set aside: too long, no JSON, refused by the server.
+    pub set_aside: u64,
+    /// Given up: too many, or nowhere to keep them.
     pub dropped: u64,
+}
+
+/// A line of a batch that the server is never to get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its index in the batch.
+    pub index: usize,
+    /// Why.
+    pub reason: String,
 }
 
 /// The lines of one stream.
@@ -132,7 +151,10 @@ pub struct Buffer {
     reader: Mutex<Option<(u64, Reader)>>,
     accepted: AtomicU64,
     delivered: AtomicU64,
+    set_aside: AtomicU64,
     dropped: AtomicU64,
+    /// What was said of losses, for those who don't read the log.
+    losses: Mutex<Vec<String>>,
     /// Rung when a line comes.
     bell: Arc<Doorbell>,
 }
@@ -165,6 +187,8 @@ impl Buffer {
             reader: Mutex::default(),
             accepted: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
+            set_aside: AtomicU64::new(0),
+            losses: Mutex::default(),
             dropped: AtomicU64::new(0),
             bell,
         }
@@ -207,24 +231,27 @@ impl Buffer {
         }
     }
 
-    /// The server has a batch, but for `lost` of its lines, which are given up for the reason given: removes it.
-    pub fn acknowledge(&self, batch: &Batch, lost: u64, reason: &str) {
+    /// The server has a batch, but for those lines that are rejected: removes it, and sets those aside.
+    pub fn acknowledge(&self, batch: &Batch, rejected: &[Rejected]) {
         let mut writing = self.writing();
+        if let (Some(store), false) = (writing.store.as_mut(), rejected.is_empty()) {
+            store.set_aside(batch, rejected);
+        }
         let removed = match batch.place {
             Place::Disk(_, last) => writing.store.as_mut().map_or(0, |store| store.remove_through(last)),
             Place::Memory(count) => writing.remove_from_memory(count),
         };
         drop(writing);
-        let lost = lost.min(removed);
-        self.delivered.fetch_add(removed - lost, Ordering::Relaxed);
-        if lost > 0 {
-            self.count_dropped(lost, reason);
+        let count = (rejected.len() as u64).min(removed);
+        self.delivered.fetch_add(removed - count, Ordering::Relaxed);
+        if let Some(last) = rejected.last() {
+            self.count(&self.set_aside, count, "set aside", &last.reason);
         }
     }
 
     /// Removes a batch that nobody is to have.
     pub fn discard(&self, batch: &Batch) {
-        self.acknowledge(batch, 0, "");
+        self.acknowledge(batch, &[]);
         self.delivered.fetch_sub(batch.lines.len() as u64, Ordering::Relaxed);
     }
 
@@ -259,6 +286,7 @@ impl Buffer {
         Counts {
             accepted: self.accepted.load(Ordering::Relaxed),
             delivered: self.delivered.load(Ordering::Relaxed),
+            set_aside: self.set_aside.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         }
     }
@@ -374,11 +402,23 @@ impl Buffer {
     }
 
     fn count_dropped(&self, count: u64, reason: &str) {
-        let before = self.dropped.fetch_add(count, Ordering::Relaxed);
-        // Said at the first and then each time the number has doubled: a flood of losses is no flood of messages.
-        if before == 0 || before.ilog2() != (before + count).ilog2() {
-            log::error!("{} {} lines dropped so far; the last because {reason}", before + count, self.name);
+        self.count(&self.dropped, count, "dropped", reason);
+    }
+
+    /// Counts losses of a kind. Said at the first and then each time the number has doubled: a flood of losses is no
+    /// flood of messages.
+    fn count(&self, counter: &AtomicU64, count: u64, kind: &str, reason: &str) {
+        let before = counter.fetch_add(count, Ordering::Relaxed);
+        if count > 0 && (before == 0 || before.ilog2() != (before + count).ilog2()) {
+            let message = format!("{} {} lines {kind} so far; the last because {reason}", before + count, self.name);
+            log::error!("{message}");
+            self.losses.lock().unwrap_or_else(PoisonError::into_inner).push(message);
         }
+    }
+
+    /// What was said of losses since the last time this was asked.
+    pub fn take_losses(&self) -> Vec<String> {
+        std::mem::take(&mut *self.losses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn writing(&self) -> MutexGuard<'_, Writing> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::{Batch, BufferError, Place};
+use super::{Batch, BufferError, Place, REJECTED_BYTES, REJECTED_LINES, Rejected};
 
 /// How long SQLite waits for a lock. Ours are held for milliseconds; when an operator's `sqlite3` holds one longer,
 /// lines wait in memory rather than osqueryd for them.
@@ -72,7 +72,11 @@ impl Store {
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.execute_batch("CREATE TABLE IF NOT EXISTS lines (id INTEGER PRIMARY KEY, line TEXT NOT NULL)")?;
+        connection.execute_batch(
+            "CREATE TABLE IF NOT EXISTS lines (id INTEGER PRIMARY KEY, line TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS rejected
+                 (id INTEGER PRIMARY KEY, time INTEGER, reason TEXT, size INTEGER, line TEXT)",
+        )?;
         let end = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();
         let first = end("SELECT id FROM lines ORDER BY id LIMIT 1")?;
         let last = end("SELECT id FROM lines ORDER BY id DESC LIMIT 1")?;
@@ -108,6 +112,32 @@ impl Store {
         };
         self.next = append(&mut self.connection).map_err(|source| database(&self.path, source))?;
         Ok(())
+    }
+
+    /// Puts lines of a batch among the rejected ones. Not vital: what the disk refuses here is only said.
+    pub(super) fn set_aside(&mut self, batch: &Batch, rejected: &[Rejected]) {
+        let mut set_aside = || -> rusqlite::Result<()> {
+            let transaction = self.connection.transaction()?;
+            for one in rejected {
+                let line = batch.lines.get(one.index).map_or("", String::as_str);
+                let size = i64::try_from(line.len()).unwrap_or(i64::MAX);
+                transaction
+                    .prepare_cached("INSERT INTO rejected (time, reason, size, line) VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![unix_time(), one.reason, size, line])?;
+            }
+            // The newest of them, up to the first that exceeds a bound.
+            transaction
+                .prepare_cached(
+                    "DELETE FROM rejected WHERE id <= (SELECT id FROM (SELECT id, row_number() OVER newest AS place,
+                         sum(size) OVER newest AS total FROM rejected WINDOW newest AS (ORDER BY id DESC))
+                     WHERE place > ?1 OR total > ?2 ORDER BY id DESC LIMIT 1)",
+                )?
+                .execute(params![REJECTED_LINES, REJECTED_BYTES])?;
+            transaction.commit()
+        };
+        if let Err(error) = set_aside() {
+            log::error!("{} lines can't be set aside in {}: {error}", rejected.len(), self.path.display());
+        }
     }
 
     /// Removes the lines up to this id: how many there were. They count as gone even when the disk refuses, and
@@ -208,6 +238,11 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+fn unix_time() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
 /// Runs a statement to its end; a vacuum frees a page a step.
 fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     let mut statement = connection.prepare(sql)?;
@@ -245,7 +280,7 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 
 /// Moves a database and its companions out of the way.
 pub(super) fn set_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = unix_time();
     let name = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);

@@ -29,9 +29,9 @@ fn lines_come_out_in_the_order_they_went_in_until_they_are_acknowledged() {
     let batch = buffer.peek(4, ALL).unwrap();
     assert_eq!(batch.lines, lines(0..4));
     assert_eq!(buffer.peek(4, ALL).unwrap(), batch);
-    buffer.acknowledge(&batch, 0, "");
+    buffer.acknowledge(&batch, &[]);
     assert_eq!(buffer.peek(4, ALL).unwrap().lines, lines(4..5));
-    assert_eq!(buffer.counts(), Counts { accepted: 5, delivered: 4, dropped: 0 });
+    assert_eq!(buffer.counts(), Counts { accepted: 5, delivered: 4, set_aside: 0, dropped: 0 });
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn lines_outlive_the_process() {
     let buffer = open(directory.path());
     buffer.append(lines(0..10), None);
     let batch = buffer.peek(3, ALL).unwrap();
-    buffer.acknowledge(&batch, 0, "");
+    buffer.acknowledge(&batch, &[]);
     drop(buffer);
     assert_eq!(open(directory.path()).peek(ALL, ALL).unwrap().lines, lines(3..10));
 }
@@ -52,7 +52,7 @@ fn a_batch_has_a_size_but_a_single_line_may_be_larger() {
     buffer.append(vec!["1".repeat(10), "2".repeat(10), "3".repeat(100)], None);
     assert_eq!(buffer.peek(ALL, 22).unwrap().lines.len(), 2);
     assert_eq!(buffer.peek(ALL, 21).unwrap().lines.len(), 1);
-    buffer.acknowledge(&buffer.peek(2, ALL).unwrap(), 0, "");
+    buffer.acknowledge(&buffer.peek(2, ALL).unwrap(), &[]);
     assert_eq!(buffer.peek(ALL, 22).unwrap().lines, ["3".repeat(100)]);
 }
 
@@ -73,7 +73,7 @@ fn an_acknowledgement_of_lines_dropped_meanwhile_takes_no_others() {
     buffer.append(lines(0..4), None);
     let sent = buffer.peek(ALL, ALL).unwrap();
     buffer.append(lines(4..9), Some(2));
-    buffer.acknowledge(&sent, 0, "");
+    buffer.acknowledge(&sent, &[]);
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(7..9));
 }
 
@@ -142,10 +142,10 @@ fn lines_are_delivered_from_memory_while_the_disk_refuses_them() {
     let batch = buffer.peek(3, ALL).unwrap();
     assert_eq!((batch.lines.clone(), batch.place), (lines(0..3), Place::Memory(3)));
     buffer.append(lines(5..6), None);
-    buffer.acknowledge(&batch, 0, "");
+    buffer.acknowledge(&batch, &[]);
     assert_eq!(buffer.peek(ALL, 14).unwrap().lines, lines(3..4));
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(3..6));
-    assert_eq!(buffer.counts(), Counts { accepted: 6, delivered: 3, dropped: 0 });
+    assert_eq!(buffer.counts(), Counts { accepted: 6, delivered: 3, set_aside: 0, dropped: 0 });
     buffer.close();
     assert_eq!(buffer.counts().dropped, 3, "lost at the end, and counted");
 }
@@ -181,7 +181,7 @@ fn the_file_shrinks_when_a_backlog_is_gone() {
     let path = directory.path().join("remote_tls/results.sqlite");
     let size = |suffix: &str| fs::metadata(format!("{}{suffix}", path.display())).map_or(0, |file| file.len());
     assert!(size("") + size("-wal") > 20_000_000);
-    buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), 0, "");
+    buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &[]);
     buffer.shrink();
     assert!(size("") + size("-wal") < 2_000_000, "{} and {}", size(""), size("-wal"));
     buffer.append(lines(0..1), None);
@@ -195,7 +195,7 @@ fn memory_for_refused_lines_is_bounded_and_losses_are_counted() {
     let buffer = open(directory.path());
     let half = "x".repeat(MEMORY_LIMIT / 2);
     buffer.append(vec![half.clone(), half.clone(), half], None);
-    assert_eq!(buffer.counts(), Counts { accepted: 3, delivered: 0, dropped: 1 });
+    assert_eq!(buffer.counts(), Counts { accepted: 3, delivered: 0, set_aside: 0, dropped: 1 });
 }
 
 #[test]
@@ -207,4 +207,31 @@ fn a_second_process_leaves_the_buffer_alone() {
     second.append(lines(5..6), None);
     assert_eq!(second.peek(ALL, ALL).unwrap().place, Place::Memory(1));
     assert_eq!(first.peek(ALL, ALL).unwrap().lines, lines(0..2));
+}
+
+#[test]
+fn rejected_lines_are_set_aside_with_their_reason_the_newest_within_bounds() {
+    let directory = directory();
+    let buffer = open(directory.path());
+    buffer.append(lines(0..3), None);
+    let rejected = Rejected { index: 1, reason: "it is the second".to_owned() };
+    buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &[rejected]);
+    assert_eq!(buffer.counts(), Counts { accepted: 3, delivered: 2, set_aside: 1, dropped: 0 });
+    assert_eq!(buffer.take_losses(), ["1 results lines set aside so far; the last because it is the second"]);
+    let database = rusqlite::Connection::open(directory.path().join("remote_tls/results.sqlite")).unwrap();
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let kept: (String, i64, String) = database.query_row("SELECT reason, size, line FROM rejected", [], row).unwrap();
+    assert_eq!(kept, ("it is the second".to_owned(), 7, lines(1..2).remove(0)));
+
+    for _ in 0..6 {
+        buffer.append(vec!["x".repeat(REJECTED_BYTES as usize / 4); 1], None);
+        let rejected = Rejected { index: 0, reason: "large".to_owned() };
+        buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &[rejected]);
+    }
+    let count = || database.query_row("SELECT count(*) FROM rejected", [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count(), 4, "bounded by bytes");
+    buffer.append(lines(0..1500), None);
+    let all = (0..1500).map(|index| Rejected { index, reason: "many".to_owned() }).collect::<Vec<_>>();
+    buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &all);
+    assert_eq!(count(), REJECTED_LINES, "bounded by number");
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::backoff::Backoff;
-use crate::buffer::{Batch, Buffer};
+use crate::buffer::{Batch, Buffer, Rejected};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::remote::Endpoint;
 use crate::remote::api::{self, Payload};
@@ -82,18 +82,16 @@ impl Distributed {
     /// Sends the oldest kept results, or gives them up: whether they are dealt with.
     fn settle(&self, batch: &Batch) -> bool {
         let Some(Ok(kept)) = batch.lines.first().map(|line| serde_json::from_str::<Kept<'_>>(line)) else {
-            self.kept.acknowledge(batch, 1, "it was no JSON");
-            return true;
+            return self.set_aside(batch, "it is no JSON");
         };
         let age = now().saturating_sub(kept.since);
         if age > GIVE_UP_AFTER.as_secs() {
-            self.kept.acknowledge(batch, 1, "the server has not taken it for a day");
-            return true;
+            return self.set_aside(batch, "the server has not taken it for a day");
         }
         match self.node.send(Endpoint::DistributedWrite, Payload::Object(kept.results.get())) {
             Ok(_) => {
                 log::info!("results of distributed queries that were kept for {age} s are delivered");
-                self.kept.acknowledge(batch, 0, "");
+                self.kept.acknowledge(batch, &[]);
                 true
             }
             Err(error) => {
@@ -101,6 +99,11 @@ impl Distributed {
                 false
             }
         }
+    }
+
+    fn set_aside(&self, batch: &Batch, reason: &str) -> bool {
+        self.kept.acknowledge(batch, &[Rejected { index: 0, reason: reason.to_owned() }]);
+        true
     }
 
     fn get_queries(&self) -> Reply {

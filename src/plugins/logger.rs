@@ -5,13 +5,11 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde_json::{Value, json};
-
 use crate::buffer::Buffer;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::flags::Flags;
 use crate::remote::host::Host;
+use crate::remote::status_line::StatusLine;
 
 /// `features` answers a bit mask: 1 is "takes status lines", 2 would be "takes events".
 const TAKES_STATUS_LINES: i32 = 1;
@@ -63,46 +61,6 @@ impl Logger {
     }
 }
 
-/// A status line as osqueryd hands it over. Numbers may come as strings, from old versions.
-#[derive(Deserialize)]
-struct StatusLine {
-    #[serde(default)]
-    s: Value,
-    #[serde(default)]
-    f: String,
-    #[serde(default)]
-    i: Value,
-    #[serde(default)]
-    m: String,
-    #[serde(default)]
-    h: String,
-    #[serde(default)]
-    c: String,
-    #[serde(default)]
-    u: Value,
-}
-
-impl StatusLine {
-    /// The line as the server gets it: severity, line and unixTime are numbers, always.
-    fn into_log_line(self, version: &str) -> String {
-        json!({
-            "hostIdentifier": self.h,
-            "calendarTime": self.c,
-            "unixTime": number(&self.u),
-            "severity": number(&self.s),
-            "filename": self.f,
-            "line": number(&self.i),
-            "message": self.m,
-            "version": version,
-        })
-        .to_string()
-    }
-}
-
-fn number(value: &Value) -> i64 {
-    value.as_i64().or_else(|| value.as_str()?.trim().parse().ok()).unwrap_or(0)
-}
-
 impl Plugin for Logger {
     fn registry(&self) -> RegistryName {
         RegistryName::Logger
@@ -129,21 +87,5 @@ impl Plugin for Logger {
             (_, Some("features")) => Reply::mask(TAKES_STATUS_LINES),
             (_, action) => Reply::failed(format!("the logger plugin has no action {action:?}")),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_line_has_the_members_and_types_that_servers_have_learnt() {
-        let line = |json: &str| serde_json::from_str::<StatusLine>(json).unwrap().into_log_line("5.19.0");
-        let expected = "{\"hostIdentifier\":\"h\",\"calendarTime\":\"Mon\",\"unixTime\":1795407125,\"severity\":1,\
-                        \"filename\":\"scheduler.cpp\",\"line\":117,\"message\":\"a\\nb\",\"version\":\"5.19.0\"}";
-        let numbers = r#"{"s":1,"f":"scheduler.cpp","i":117,"m":"a\nb","h":"h","c":"Mon","u":1795407125}"#;
-        let strings = r#"{"s":"1","f":"scheduler.cpp","i":"117","m":"a\nb","h":"h","c":"Mon","u":"1795407125"}"#;
-        assert_eq!(line(numbers), expected);
-        assert_eq!(line(strings), expected);
     }
 }

@@ -12,6 +12,7 @@ pub mod api;
 pub mod enroll;
 pub mod host;
 pub mod node;
+pub mod status_line;
 pub mod tls;
 pub mod transport;
 pub mod trust;

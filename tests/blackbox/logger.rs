@@ -189,17 +189,31 @@ fn batches_are_bounded_by_bytes() {
 }
 
 #[test]
-fn what_is_dropped_is_counted_and_said() {
-    let rig = Setup::new().flag("logger_tls_max_linesize", "100").start();
+fn what_can_t_be_delivered_is_set_aside_counted_and_said() {
+    let rig = Setup::new().flag("logger_tls_max_linesize", "1000").start();
     rig.log(&line(0));
-    rig.log(&format!("{{\"n\":1,\"x\":\"{}\"}}", "x".repeat(200)));
+    rig.log(&format!("{{\"n\":1,\"x\":\"{}\"}}", "x".repeat(2000)));
     rig.log(&line(2));
     assert_eq!(rig.delivered(2), [0, 2]);
-    rig.said("1 results lines dropped so far; the last because it had more than 100 bytes (logger_tls_max_linesize)");
+    rig.said(
+        "1 results lines set aside so far; the last because it has more than 1000 bytes (logger_tls_max_linesize)",
+    );
     rig.log("this is no JSON");
     rig.log(&line(3));
     assert_eq!(rig.delivered(3), [0, 2, 3]);
-    rig.said("2 results lines dropped so far; the last because it was no JSON");
+    rig.said("2 results lines set aside so far; the last because it is no JSON");
+    // The server is told, in the shape of osqueryd's own status lines.
+    let told =
+        rig.server.wait("status lines", LIMIT, |server| Some(server.statuses()).filter(|lines| lines.len() == 2));
+    assert!(told[1]["message"].as_str().unwrap().contains("2 results lines set aside"), "{told:?}");
+    assert_eq!(
+        (&told[1]["severity"], &told[1]["filename"], &told[1]["line"]),
+        (&json!(2), &json!("remote_tls"), &json!(0))
+    );
+    let database = rusqlite::Connection::open(rig.directory.path().join("remote_tls/results.sqlite")).unwrap();
+    let line: String =
+        database.query_row("SELECT line FROM rejected WHERE reason = 'it is no JSON'", [], |row| row.get(0)).unwrap();
+    assert_eq!(line, "this is no JSON");
 }
 
 #[test]
@@ -245,7 +259,7 @@ fn one_line_that_the_server_never_takes_does_not_stop_the_others() {
     rig.log(&line(1));
     rig.server.wait("two refusals of the line", LIMIT, |_| (result_requests(&rig).len() >= 3).then_some(()));
     rig.log(&line(2));
-    rig.said("1 results lines dropped so far; the last because the server refuses it alone as too large");
+    rig.said("1 results lines set aside so far; the last because the server refuses it alone as too large");
     rig.log(&line(3));
     assert_eq!(rig.delivered(3), [0, 2, 3]);
 }
