@@ -58,6 +58,14 @@ pub struct OwnFlags {
     #[arg(long = "buffer_path", value_name = "PATH")]
     pub buffer_path: Option<PathBuf>,
 
+    /// Bytes that each buffer (results, statuses) may take on disk; the oldest lines go first [default: 1073741824]
+    #[arg(long = "buffer_max_bytes", value_name = "BYTES")]
+    pub buffer_max_bytes: Option<String>,
+
+    /// Bytes that must stay free on the buffers' disk: below this they don't grow [default: 104857600]
+    #[arg(long = "buffer_min_free_bytes", value_name = "BYTES")]
+    pub buffer_min_free_bytes: Option<String>,
+
     /// Bytes that the body of a log request may have before compression [default: 1048576]
     #[arg(long = "logger_max_request_bytes", value_name = "BYTES")]
     pub logger_max_request_bytes: Option<String>,
@@ -108,6 +116,8 @@ impl OwnFlags {
     pub fn or(self, other: Self) -> Self {
         Self {
             buffer_path: self.buffer_path.or(other.buffer_path),
+            buffer_max_bytes: self.buffer_max_bytes.or(other.buffer_max_bytes),
+            buffer_min_free_bytes: self.buffer_min_free_bytes.or(other.buffer_min_free_bytes),
             logger_max_request_bytes: self.logger_max_request_bytes.or(other.logger_max_request_bytes),
             request_timeout: self.request_timeout.or(other.request_timeout),
             return_timeout: self.return_timeout.or(other.return_timeout),
@@ -127,6 +137,8 @@ impl OwnFlags {
             add("buffer_path", path.as_os_str());
         }
         for (name, value) in [
+            ("buffer_max_bytes", &self.buffer_max_bytes),
+            ("buffer_min_free_bytes", &self.buffer_min_free_bytes),
             ("logger_max_request_bytes", &self.logger_max_request_bytes),
             ("request_timeout", &self.request_timeout),
             ("return_timeout", &self.return_timeout),
@@ -233,6 +245,8 @@ mod tests {
     fn flags_become_arguments_and_flags_again() {
         let flags = OwnFlags {
             buffer_path: Some("/a b".into()),
+            buffer_max_bytes: Some("1".into()),
+            buffer_min_free_bytes: Some("2".into()),
             logger_max_request_bytes: Some("2000".into()),
             request_timeout: Some("9".into()),
             return_timeout: Some("8".into()),

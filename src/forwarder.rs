@@ -223,7 +223,7 @@ impl Forwarder {
         let identifier = self.node.host.identifier(&settings.identity).unwrap_or_default();
         let version = self.node.host.version().unwrap_or_default();
         let line = |message: String| StatusLine::own_error(&identifier, &redact(&message)).into_log_line(&version);
-        self.statuses.append(losses.into_iter().map(line).collect(), settings.logger.max_kept);
+        self.statuses.append(losses.into_iter().map(line).collect(), &settings.logger.limits());
     }
 
     fn over(&self, deadline: Option<Instant>) -> bool {

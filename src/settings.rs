@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::buffer::Limits;
 use crate::cli::OwnFlags;
 use crate::secret::Secret;
 
@@ -203,8 +204,20 @@ pub struct LoggerSettings {
     pub status_disabled: bool,
     /// `buffered_log_max`: lines kept, of each kind; `None` (0) is no limit.
     pub max_kept: Option<u64>,
+    /// Our `buffer_max_bytes`: what each stream's buffer may take.
+    pub buffer_max_bytes: u64,
+    /// Our `buffer_min_free_bytes`: what must stay free on its disk.
+    pub buffer_min_free_bytes: u64,
     /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
     pub max_request_bytes: usize,
+}
+
+impl LoggerSettings {
+    /// What each stream's buffer may take.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { lines: self.max_kept, bytes: self.buffer_max_bytes, free_bytes: self.buffer_min_free_bytes }
+    }
 }
 
 impl Settings {
@@ -334,6 +347,12 @@ impl Reader<'_> {
             compress: self.truth("logger_tls_compress", false),
             status_disabled: self.truth("tls_disable_status_log", false),
             max_kept: Some(max_kept).filter(|&most| most > 0),
+            buffer_max_bytes: self.own_bytes("buffer_max_bytes", own.buffer_max_bytes.as_deref(), 1 << 30),
+            buffer_min_free_bytes: self.own_bytes(
+                "buffer_min_free_bytes",
+                own.buffer_min_free_bytes.as_deref(),
+                100 << 20,
+            ),
             max_request_bytes: self.own_number(
                 "logger_max_request_bytes",
                 own.logger_max_request_bytes.as_deref(),
@@ -422,6 +441,10 @@ impl Reader<'_> {
                 default
             }
         }
+    }
+
+    fn own_bytes(&mut self, name: &str, local: Option<&str>, default: u64) -> u64 {
+        self.own_number(name, local, default, 0..=u64::MAX, "a number of bytes is needed")
     }
 
     fn own_seconds(&mut self, name: &str, local: Option<&str>, default: u64) -> Duration {

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::buffer::Buffer;
 use crate::cli::{Cli, OwnFlags};
@@ -45,7 +45,8 @@ const JOIN_PAUSE: Duration = Duration::from_millis(2);
 pub fn run(cli: Cli, verbose: Verbosity) -> anyhow::Result<()> {
     // The supervisor decides when a worker ends; a terminal's or a service manager's signals reach both.
     let ignored = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
+    // A limit on the size of files must be an error like any other, and not the end.
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGXFSZ] {
         signal_hook::flag::register(signal, Arc::clone(&ignored)).context("can't ignore signals")?;
     }
     let (listener, stream) = handed_over().context("a worker is started by a supervisor, not by hand")?;

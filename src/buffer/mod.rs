@@ -12,6 +12,7 @@
 //!   survives the death of every process. Only a power cut can take the last moments' lines.
 //! * **Peek** reads the oldest lines over a connection of its own: it neither waits for an append nor makes one
 //!   wait. One thread peeks and acknowledges.
+//! * **Bounds** ([`Limits`]): lines, bytes, and the disk space that is left to others. The oldest lines go first.
 //! * **Acknowledge** and **drop oldest** remove from the front, and nothing else removes.
 //! * When the disk refuses, lines wait in memory, in order, up to [`MEMORY_LIMIT`] bytes. They are written as soon
 //!   as it accepts again, which is tried once a second; when there is nothing older on disk they are peeked from
@@ -120,6 +121,17 @@ impl Default for Place {
     }
 }
 
+/// What a stream may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Lines that wait; `None` is no limit.
+    pub lines: Option<u64>,
+    /// Bytes of the database in use.
+    pub bytes: u64,
+    /// Bytes that must stay free on the disk: below this the database doesn't grow.
+    pub free_bytes: u64,
+}
+
 /// What became of lines, counted since the process began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -194,18 +206,17 @@ impl Buffer {
         }
     }
 
-    /// Keeps lines, in order; `most` is how many may wait in all, the oldest go first.
-    pub fn append(&self, lines: Vec<String>, most: Option<u64>) {
+    /// Keeps lines, in order, within the limits.
+    pub fn append(&self, lines: Vec<String>, limits: &Limits) {
         if lines.is_empty() {
             return;
         }
         self.accepted.fetch_add(lines.len() as u64, Ordering::Relaxed);
         let mut writing = self.writing();
         self.keep(&mut writing, lines);
-        if let (Some(most), Some(store)) = (most, writing.store.as_mut()) {
-            let dropped = store.drop_oldest(most);
-            if dropped > 0 {
-                self.count_dropped(dropped, "more of them wait than buffered_log_max allows");
+        if let Some(store) = writing.store.as_mut() {
+            for (dropped, reason) in store.keep_within(limits) {
+                self.count_dropped(dropped, reason);
             }
         }
         drop(writing);

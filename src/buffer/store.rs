@@ -8,11 +8,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::{Batch, BufferError, Place, REJECTED_BYTES, REJECTED_LINES, Rejected};
+use super::{Batch, BufferError, Limits, Place, REJECTED_BYTES, REJECTED_LINES, Rejected};
 
 /// How long SQLite waits for a lock. Ours are held for milliseconds; when an operator's `sqlite3` holds one longer,
 /// lines wait in memory rather than osqueryd for them.
 const LOCK_LIMIT: Duration = Duration::from_millis(100);
+
+/// The database's size and the disk's free space are looked at after so many bytes of lines.
+const LOOK_EVERY: usize = 256 << 10;
 
 /// Free pages that a file may keep, and how many are given back at a time.
 const FREE_PAGES: i64 = 256;
@@ -31,6 +34,8 @@ pub(super) struct Store {
     first: i64,
     next: i64,
     removal_refused: bool,
+    /// Bytes of lines appended since the sizes were looked at.
+    unlooked: usize,
     /// Held as long as the store is open, so that a second process leaves the file alone.
     _lock: File,
 }
@@ -53,14 +58,28 @@ impl Store {
         // SQLite gives its other files the mode of this one.
         private(path).map_err(unusable)?;
         match Self::open_database(path) {
-            Ok((connection, first, next)) => {
-                Ok(Self { path: path.to_owned(), connection, first, next, removal_refused: false, _lock: lock })
-            }
+            Ok((connection, first, next)) => Ok(Self {
+                path: path.to_owned(),
+                connection,
+                first,
+                next,
+                removal_refused: false,
+                unlooked: 0,
+                _lock: lock,
+            }),
             Err(error) if is_damage(&error) => {
                 set_aside(path, &error).map_err(unusable)?;
                 private(path).map_err(unusable)?;
                 let (connection, first, next) = Self::open_database(path).map_err(|source| database(path, source))?;
-                Ok(Self { path: path.to_owned(), connection, first, next, removal_refused: false, _lock: lock })
+                Ok(Self {
+                    path: path.to_owned(),
+                    connection,
+                    first,
+                    next,
+                    removal_refused: false,
+                    unlooked: 0,
+                    _lock: lock,
+                })
             }
             Err(source) => Err(database(path, source)),
         }
@@ -97,6 +116,7 @@ impl Store {
     /// Adds lines at the end, all or none.
     pub(super) fn append<'a>(&mut self, lines: impl IntoIterator<Item = &'a String>) -> Result<(), BufferError> {
         let next = self.next;
+        let mut bytes = 0;
         let append = |connection: &mut Connection| -> rusqlite::Result<i64> {
             let transaction = connection.transaction()?;
             let mut id = next;
@@ -104,6 +124,7 @@ impl Store {
                 let mut insert = transaction.prepare_cached("INSERT INTO lines (id, line) VALUES (?1, ?2)")?;
                 for line in lines {
                     insert.execute(params![id, line])?;
+                    bytes += line.len();
                     id += 1;
                 }
             }
@@ -111,6 +132,7 @@ impl Store {
             Ok(id)
         };
         self.next = append(&mut self.connection).map_err(|source| database(&self.path, source))?;
+        self.unlooked += bytes;
         Ok(())
     }
 
@@ -163,12 +185,45 @@ impl Store {
         u64::try_from(self.first - before).unwrap_or(0)
     }
 
-    /// Removes the oldest lines until only `most` are left: how many were removed.
-    pub(super) fn drop_oldest(&mut self, most: u64) -> u64 {
-        match self.count().saturating_sub(most) {
-            0 => 0,
-            surplus => self.remove_through(self.first.saturating_add(i64::try_from(surplus).unwrap_or(i64::MAX)) - 1),
+    /// Drops the oldest lines that exceed the limits: how many, for each limit. Bytes are looked at once in a while.
+    pub(super) fn keep_within(&mut self, limits: &Limits) -> Vec<(u64, &'static str)> {
+        let mut dropped = Vec::new();
+        if let Some(most) = limits.lines.filter(|&most| self.count() > most) {
+            dropped.push((self.drop_oldest(most), "more of them wait than buffered_log_max allows"));
         }
+        if self.unlooked >= LOOK_EVERY {
+            self.unlooked = 0;
+            if self.used_bytes().is_some_and(|used| used > limits.bytes) {
+                dropped.push((self.drop_a_tenth(), "they take more bytes than buffer_max_bytes allows"));
+            } else if self.is_disk_short(limits.free_bytes) {
+                dropped.push((self.drop_a_tenth(), "less of the disk is free than buffer_min_free_bytes"));
+            }
+        }
+        dropped
+    }
+
+    /// Removes the oldest lines until only `most` are left: how many were removed.
+    fn drop_oldest(&mut self, most: u64) -> u64 {
+        let surplus = i64::try_from(self.count().saturating_sub(most)).unwrap_or(i64::MAX);
+        if surplus == 0 { 0 } else { self.remove_through(self.first.saturating_add(surplus) - 1) }
+    }
+
+    fn drop_a_tenth(&mut self) -> u64 {
+        self.drop_oldest(self.count() - self.count().div_ceil(10))
+    }
+
+    /// Bytes of pages that hold something; `None` when SQLite doesn't say.
+    fn used_bytes(&self) -> Option<u64> {
+        let value = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let pages = value("page_count").ok()? - value("freelist_count").ok()?;
+        u64::try_from(pages * value("page_size").ok()?).ok()
+    }
+
+    /// Whether the disk is short of space and the file would have to grow for the next lines.
+    fn is_disk_short(&self, free_bytes: u64) -> bool {
+        let Ok(disk) = rustix::fs::statvfs(&self.path) else { return false };
+        let free: rusqlite::Result<i64> = self.connection.pragma_query_value(None, "freelist_count", |row| row.get(0));
+        disk.f_bavail.saturating_mul(disk.f_frsize) < free_bytes && free.is_ok_and(|free| free < FREE_PAGES)
     }
 
     /// Gives some free pages of an empty database back to the file system: whether there is more to give.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::backoff::Backoff;
-use crate::buffer::{Batch, Buffer, Rejected};
+use crate::buffer::{Batch, Buffer, Limits, Rejected};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::remote::Endpoint;
 use crate::remote::api::{self, Payload};
@@ -133,7 +133,8 @@ impl Distributed {
         match line {
             Ok(line) => {
                 log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
-                self.kept.append(vec![line], Some(MOST_KEPT));
+                let limits = self.node.flags.current().logger.limits();
+                self.kept.append(vec![line], &Limits { lines: Some(MOST_KEPT), ..limits });
                 Reply::ok()
             }
             Err(_) => Reply::failed(error),

@@ -30,7 +30,7 @@ impl Logger {
     }
 
     fn keep_results(&self, lines: Vec<String>) -> Reply {
-        self.results.append(lines, self.flags.current().logger.max_kept);
+        self.results.append(lines, &self.flags.current().logger.limits());
         Reply::ok()
     }
 
@@ -51,7 +51,7 @@ impl Logger {
             Ok(lines) => {
                 let version = self.host.version().unwrap_or_default();
                 let lines = lines.into_iter().map(|line| line.into_log_line(&version)).collect();
-                self.statuses.append(lines, logger.max_kept);
+                self.statuses.append(lines, &logger.limits());
             }
             Err(error) => {
                 self.statuses.refuse(&format!("osqueryd's status lines are not what they should be ({error})"))

@@ -87,6 +87,27 @@ fn lines_are_taken_while_the_disk_refuses_them() {
 }
 
 #[test]
+fn lines_are_taken_and_delivered_while_files_may_not_grow() {
+    let setup = Setup::new();
+    let limited =
+        setup.file("limited.ext", &format!("#!/bin/sh\nulimit -f 600\nexec '{}' \"$@\"\n", crate::rig::BINARY));
+    fs::set_permissions(&limited, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let rig = setup.osqueryd(|options| options.extensions = vec![limited]).start();
+    rig.config();
+    rig.server.stop();
+    let count = 1000;
+    for n in 0..count {
+        rig.log(&format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(2000)));
+    }
+    rig.said("wait in memory until it can be written again");
+    rig.server.resume().unwrap();
+    rig.delivered(count as usize);
+    assert!(!rig.stderr().contains("dropped"), "{}", rig.stderr());
+    let delivered: std::collections::BTreeSet<u64> = crate::rig::numbers(&rig.server.results()).into_iter().collect();
+    assert_eq!(delivered.len(), count as usize, "every line, whatever was delivered twice");
+}
+
+#[test]
 fn no_answer_but_a_success_removes_lines() {
     let rig = Rig::start();
     let refusals = vec![
