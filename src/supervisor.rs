@@ -8,6 +8,7 @@
 //!   which takes the name over when the worker is ready; the old one then finishes what it has and ends.
 //! * When osqueryd's own worker is replaced, all of this happens under a new registration.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -99,6 +100,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         own,
         program,
         events,
+        put_off: VecDeque::new(),
         sender,
         workers_started: 0,
         retiring: Vec::new(),
@@ -115,6 +117,8 @@ struct Supervisor {
     own: OwnFlags,
     program: Program,
     events: Receiver<Event>,
+    /// Events that came while only the end was waited for.
+    put_off: VecDeque<Event>,
     sender: Sender<Event>,
     workers_started: u64,
     /// Workers that finish their calls while others serve already.
@@ -144,7 +148,8 @@ enum Outcome {
 impl Supervisor {
     fn run(&mut self) -> anyhow::Result<()> {
         let parent = parent_id();
-        if !self.lifecycle.wait_for_manager(self.cli.timeout, |pause| self.stopped_within(pause))? {
+        let lifecycle = self.lifecycle.clone();
+        if !lifecycle.wait_for_manager(self.cli.timeout, |pause| self.stopped_within(pause))? {
             return Ok(());
         }
         let Some(mut attachment) = self.attach()? else { return Ok(()) };
@@ -172,11 +177,11 @@ impl Supervisor {
 
     /// Keeps a worker behind the socket until the registration no longer holds, or the end is asked for.
     fn supervise(&mut self, attachment: &mut Attachment) -> Outcome {
-        let mut last_check = Instant::now() - CHECK_PAUSE;
+        let mut last_check = Instant::now();
         let mut next_check = Instant::now() + self.interval;
         loop {
             let deadline = attachment.next_deadline().map_or(next_check, |at| at.min(next_check));
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self.next_event(deadline) {
                 Ok(Event::Signal) => {
                     self.lifecycle.manager.deregister(attachment.uuid);
                     return Outcome::End;
@@ -304,7 +309,8 @@ impl Supervisor {
             .with_context(|| format!("can't listen on a socket beside {}", self.cli.socket.display()))?;
         // Before the registration: it gets ready while osqueryd answers.
         let worker = self.spawn(&socket, &options, None)?;
-        let registered = self.lifecycle.register(|pause| self.stopped_within(pause));
+        let lifecycle = self.lifecycle.clone();
+        let registered = lifecycle.register(|pause| self.stopped_within(pause));
         let uuid = match registered {
             Ok(Some(uuid)) => uuid,
             other => {
@@ -332,13 +338,14 @@ impl Supervisor {
     fn reattach(&mut self, parent: u32, limit: Duration) -> anyhow::Result<Option<Attachment>> {
         // Started by osqueryd's watcher: when that is gone too, nobody will start another worker.
         let orphaned = || parent_id() != parent;
+        let lifecycle = self.lifecycle.clone();
         let began = Instant::now();
         loop {
             if orphaned() {
                 return Ok(None);
             }
             let left = limit.saturating_sub(began.elapsed());
-            match self.lifecycle.wait_for_manager(left, |pause| orphaned() || self.stopped_within(pause)) {
+            match lifecycle.wait_for_manager(left, |pause| orphaned() || self.stopped_within(pause)) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(_) => {
@@ -393,7 +400,7 @@ impl Supervisor {
     /// Waits for the workers that are ending, and kills those that don't in time.
     fn end_retiring(&mut self, deadline: Instant) {
         while !self.retiring.is_empty() {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self.next_event(deadline) {
                 Ok(Event::Worker(number, News::Ended)) => {
                     let ended = self.retiring.iter().position(|worker| worker.number == number);
                     if let Some(index) = ended {
@@ -409,13 +416,22 @@ impl Supervisor {
         }
     }
 
-    /// Waits a moment: whether the end was asked for meanwhile.
-    fn stopped_within(&self, pause: Duration) -> bool {
+    /// The next event, at most until `deadline`.
+    fn next_event(&mut self, deadline: Instant) -> Result<Event, RecvTimeoutError> {
+        match self.put_off.pop_front() {
+            Some(event) => Ok(event),
+            None => self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    /// Waits a moment: whether the end was asked for meanwhile. What else happens is put off.
+    fn stopped_within(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
             match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(Event::Signal | Event::Worker(_, News::AskedToEnd)) => return true,
-                Ok(_) => {}
+                Ok(Event::HungUp) => {}
+                Ok(event) => self.put_off.push_back(event),
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => return true,
             }

@@ -37,6 +37,7 @@ impl LifecycleError {
 }
 
 /// Registers this extension with the manager.
+#[derive(Clone)]
 pub struct Lifecycle {
     /// osqueryd's manager.
     pub manager: Arc<Manager>,
