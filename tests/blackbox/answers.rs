@@ -1,12 +1,15 @@
 //! Answers as servers and what lies between really give them.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use testkit::proxy::{Behaviour, Proxy};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup, line};
+use crate::rig::{LIMIT, Rig, Setup, line, program};
 
 /// What one attempt at the configuration says.
 fn refusal(rig: &Rig) -> String {
@@ -190,6 +193,70 @@ fn servers_that_say_nothing_are_given_up_at_every_step() {
         assert!(begun.elapsed() < LIMIT);
     }
     rig.config();
+}
+
+#[test]
+fn a_server_that_takes_no_connection_is_given_up() {
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+    // A listener whose backlog is full: further connections get no answer at all.
+    let listener = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&listener, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    listen(&listener, 1).unwrap();
+    let address = SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
+    let wait = Duration::from_millis(200);
+    let filling: Vec<TcpStream> = std::iter::from_fn(|| TcpStream::connect_timeout(&address, wait).ok()).collect();
+    let rig = one_attempt()
+        .flag("tls_hostname", &address.to_string())
+        .flag("tls_enroll_max_attempts", "1")
+        .own_flag("--request_timeout=2")
+        .start();
+    let message = refusal(&rig);
+    assert!(message.contains("timed out"), "{message}");
+    drop(filling);
+}
+
+#[test]
+fn a_server_that_stops_reading_is_given_up() {
+    let proxy = Proxy::start(Behaviour::StallAfter(100_000)).unwrap();
+    let rig = Setup::new()
+        .flag("proxy_hostname", &format!("127.0.0.1:{}", proxy.port()))
+        .flag("distributed_tls_max_attempts", "1")
+        .own_flag("--request_timeout=2")
+        .start();
+    rig.config();
+    let begun = Instant::now();
+    let results = format!("{{\"queries\":{{\"q\":[{{\"x\":\"{}\"}}]}}}}", "x".repeat(20_000_000));
+    assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", &results)]).code, 0, "kept");
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    assert_eq!(rig.server.written().len(), 0);
+}
+
+#[test]
+fn the_reference_server_misbehaves_as_its_command_line_says() {
+    let server = program("testkit", "reference-server");
+    let mut server = Command::new(server)
+        .args(["--tls", "--persist", "--certificate", "self-signed", "--timeout", "60"])
+        .args(["--misbehave", "config=html:502*1", "--misbehave", "read=error:500*1", "0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It prints the flags that go with it.
+    let lines = BufReader::new(server.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let flags: Vec<String> =
+        lines.skip_while(|line| !line.contains("--")).take_while(|line| !line.contains("write_endpoint")).collect();
+    let mut setup = one_attempt().flag("distributed_tls_max_attempts", "1");
+    for flag in flags.iter().filter_map(|line| line.trim().strip_prefix("--")) {
+        let (name, value) = flag.split_once('=').unwrap();
+        setup = setup.flag(name, value);
+    }
+    let rig = setup.start();
+    assert!(refusal(&rig).contains("502"));
+    rig.config();
+    let read = || rig.call("distributed", &[("action", "getQueries")]);
+    assert!(read().message.contains("told to misbehave"));
+    assert_eq!(read().code, 0);
+    server.kill().unwrap();
+    server.wait().unwrap();
 }
 
 #[test]

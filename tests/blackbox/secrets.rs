@@ -35,6 +35,7 @@ fn nothing_shows_a_secret() {
             Answer::status(200, format!("{}{key}", "x".repeat(30))),
             Answer::status(200, json!({"node_key": key, "error": "no"}).to_string().replace('/', "\\/")),
             Answer::drop_connection(),
+            Answer::status(401, json!({"node_invalid": true, "error": format!("unknown node key {key}")}).to_string()),
         ] {
             rig.server.always(endpoint, Some(answer));
             messages.push(rig.call(call.0, &call.1).message);

@@ -11,6 +11,8 @@ use std::thread::{self, JoinHandle};
 pub enum Behaviour {
     /// Makes the connection.
     Tunnel,
+    /// Makes the connection, and carries no more than so many bytes to the server.
+    StallAfter(u64),
     /// Answers with this status and an error page.
     Refuse(u16),
     /// Never answers.
@@ -112,11 +114,12 @@ impl Shared {
         let target = connect.target.clone();
         self.state().connects.push(connect);
         match self.behaviour {
-            Behaviour::Tunnel => {
+            Behaviour::Tunnel | Behaviour::StallAfter(_) => {
                 let server = TcpStream::connect(&target)?;
                 self.state().open.push(server.try_clone()?);
                 client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
-                tunnel(client.try_clone()?, server)
+                let most = if let Behaviour::StallAfter(most) = self.behaviour { most } else { u64::MAX };
+                tunnel(client.try_clone()?, server, most)
             }
             Behaviour::Refuse(status) => {
                 let page = format!("<html><h1>{status}</h1></html>");
@@ -155,11 +158,14 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Connect> {
     Ok(connect)
 }
 
-fn tunnel(client: TcpStream, server: TcpStream) -> io::Result<()> {
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+fn tunnel(client: TcpStream, server: TcpStream, most_upward: u64) -> io::Result<()> {
+    let (from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
     let upward = thread::spawn(move || {
-        let _ = io::copy(&mut from_client, &mut to_server);
-        let _ = to_server.shutdown(Shutdown::Write);
+        let carried = io::copy(&mut from_client.take(most_upward), &mut to_server);
+        // A stall leaves both sides waiting.
+        if carried.is_ok_and(|carried| carried < most_upward) {
+            let _ = to_server.shutdown(Shutdown::Write);
+        }
     });
     let (mut from_server, mut to_client) = (server, client);
     let _ = io::copy(&mut from_server, &mut to_client);
