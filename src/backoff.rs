@@ -28,6 +28,14 @@ impl Backoff {
         self.step.saturating_mul(factor).min(self.max)
     }
 
+    /// A failure more: the wait that follows it, spread so that a fleet doesn't come back all at once: up to half as
+    /// long again, and within the upper half of the maximum where that is reached.
+    pub fn failed_in_a_fleet(&mut self) -> Duration {
+        let wait = self.failed();
+        let spread = wait.mul_f64(fastrand::f64() / 2.0);
+        if wait < self.max { (wait + spread).min(self.max) } else { wait - spread }
+    }
+
     /// A success ends the row: answers how many failures it had.
     pub fn succeeded(&mut self) -> u32 {
         std::mem::take(&mut self.failures)
@@ -66,6 +74,16 @@ mod tests {
         backoff.failed();
         assert_eq!(backoff.succeeded(), 2);
         assert_eq!(backoff.failed(), SECOND);
+    }
+
+    #[test]
+    fn a_fleet_s_waits_are_spread_and_stay_within_their_bounds() {
+        let waits: Vec<Duration> =
+            (0..100).map(|_| Backoff::new(4 * SECOND, 60 * SECOND).failed_in_a_fleet()).collect();
+        assert!(waits.iter().all(|wait| (4 * SECOND..=6 * SECOND).contains(wait)), "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait != waits[0]), "no two hosts come back together");
+        let mut capped = Backoff { step: SECOND, max: 600 * SECOND, failures: 100 };
+        assert!((0..100).all(|_| (300 * SECOND..=600 * SECOND).contains(&capped.failed_in_a_fleet())));
     }
 
     #[test]

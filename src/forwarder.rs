@@ -77,6 +77,10 @@ impl Forwarder {
         let mut backoff = Backoff::new(step, max);
         let mut batching = Batching { lines: None, refusals: 0 };
         let mut next_flush = Instant::now();
+        if !self.buffer.is_empty() {
+            // What a fleet has kept through an outage is not sent by all hosts at the same moment.
+            next_flush += logger.period.mul_f64(fastrand::f64());
+        }
         while !self.shutdown.requested() {
             if self.buffer.is_empty() {
                 self.bell.wait(None);
@@ -118,7 +122,7 @@ impl Forwarder {
                 logger.period
             }
             Err(error) => {
-                let wait = backoff.failed().max(retry_after(&error).unwrap_or_default());
+                let wait = backoff.failed_in_a_fleet().max(retry_after(&error).unwrap_or_default());
                 if backoff.failures() == 1 {
                     log::warn!("{name} lines can't be delivered and are kept: {error}");
                 } else {

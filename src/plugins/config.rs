@@ -100,7 +100,7 @@ impl Config {
             let asked = {
                 let state = self.state();
                 if state.owed && retry_at.is_none() {
-                    retry_at = Some(Instant::now() + backoff.failed());
+                    retry_at = Some(Instant::now() + backoff.failed_in_a_fleet());
                 }
                 let due = state.owed && retry_at.is_some_and(|at| Instant::now() >= at);
                 if state.asked == state.answered && !due {
@@ -117,7 +117,7 @@ impl Config {
                     backoff.succeeded();
                     None
                 }
-                Owed::Configuration => Some(Instant::now() + backoff.failed()),
+                Owed::Configuration => Some(Instant::now() + backoff.failed_in_a_fleet()),
             };
         }
     }

@@ -66,7 +66,7 @@ impl Distributed {
                     backoff.succeeded();
                 }
                 outcome => {
-                    let wait = backoff.failed();
+                    let wait = backoff.failed_in_a_fleet();
                     if let Err(error) = outcome {
                         log::debug!("{error}");
                     }

@@ -386,7 +386,7 @@ impl State {
     /// next need begins another round, after that wait.
     fn failed(&mut self, enroll: &EnrollSettings, error: String, retry_after: Option<Duration>) {
         self.backoff.set_bounds(Duration::from_secs(1), enroll.max_interval);
-        self.not_before = Instant::now() + self.backoff.failed().max(retry_after.unwrap_or_default());
+        self.not_before = Instant::now() + self.backoff.failed_in_a_fleet().max(retry_after.unwrap_or_default());
         self.last_error = Some(error);
         self.attempts = self.attempts.saturating_add(1);
         if enroll.max_attempts.is_some_and(|most| self.attempts >= most) {
