@@ -103,6 +103,7 @@ fn handed_over() -> io::Result<(UnixListener, UnixStream)> {
 /// Everything behind the socket, running.
 struct Worker {
     registry: Arc<Registry>,
+    manager: Arc<Manager>,
     transport: Arc<Transport>,
     shutdown: Shutdown,
     last_flush: Arc<AtomicBool>,
@@ -161,7 +162,7 @@ impl Worker {
         let distributed = Distributed::new(Arc::clone(&node), kept, bell, shutdown.clone());
         let sending = Arc::clone(&distributed);
         threads.spawn("distributed", move || sending.run())?;
-        let config = Config::new(node, manager, &directory, shutdown.clone());
+        let config = Config::new(node, Arc::clone(&manager), &directory, shutdown.clone());
         let fetching = Arc::clone(&config);
         threads.spawn("config", move || fetching.run())?;
         let registry = Registry::new(vec![
@@ -169,13 +170,15 @@ impl Worker {
             Box::new(Logger::new(results, statuses, Arc::clone(&flags), host)),
             Box::new(distributed),
         ]);
-        Ok(Self { registry: Arc::new(registry), transport, shutdown, last_flush, threads })
+        Ok(Self { registry: Arc::new(registry), manager, transport, shutdown, last_flush, threads })
     }
 
     /// Lets calls and flushes in flight finish within their grace, then breaks them off.
     fn stop(&mut self, serving: &ThreadCount, last_flush: LastFlush) {
         self.last_flush.store(last_flush == LastFlush::Try, std::sync::atomic::Ordering::SeqCst);
         self.shutdown.request();
+        // What is known of osqueryd's flags and of the node key is good enough for the last requests.
+        self.manager.close();
         let grace = Instant::now() + GRACE;
         let answered = serving.wait(GRACE);
         self.threads.join(grace);

@@ -76,6 +76,14 @@ pub struct Manager {
     socket: PathBuf,
     hung_up: HangUp,
     link: Mutex<Option<Link>>,
+    end: Mutex<End>,
+}
+
+/// What [`Manager::close`] needs while a call holds the link.
+#[derive(Default)]
+struct End {
+    closed: bool,
+    stream: Option<UnixStream>,
 }
 
 /// What is done when osqueryd hangs up.
@@ -85,7 +93,7 @@ impl Manager {
     /// The manager that listens, or will listen, at `socket`. `hung_up` is called the moment that it hangs up.
     #[must_use]
     pub fn new(socket: PathBuf, hung_up: HangUp) -> Self {
-        Self { socket, hung_up, link: Mutex::new(None) }
+        Self { socket, hung_up, link: Mutex::new(None), end: Mutex::default() }
     }
 
     /// The manager's socket.
@@ -121,6 +129,16 @@ impl Manager {
         let uuid = status.uuid.unwrap_or_default();
         accepted("registerExtension", status)?;
         Ok(uuid)
+    }
+
+    /// The end is near: breaks a call in flight off, and makes no more. An osqueryd that is ending too may not answer.
+    pub fn close(&self) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.closed = true;
+        if let Some(stream) = end.stream.take() {
+            // An error says that it is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Takes this extension out of osqueryd's registry, if that can be done in a moment.
@@ -206,8 +224,14 @@ impl Manager {
     }
 
     fn dial(&self) -> Result<Link> {
-        Link::open(&self.socket, Arc::clone(&self.hung_up))
-            .map_err(|source| ManagerError::Unreachable { path: self.socket.clone(), source })
+        let unreachable = |source| ManagerError::Unreachable { path: self.socket.clone(), source };
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if end.closed {
+            return Err(unreachable(io::ErrorKind::NotConnected.into()));
+        }
+        let link = Link::open(&self.socket, Arc::clone(&self.hung_up)).map_err(unreachable)?;
+        end.stream = link.stream.try_clone().ok();
+        Ok(link)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Link>> {
