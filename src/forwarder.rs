@@ -182,8 +182,9 @@ impl Forwarder {
 
     /// The server calls a request too large: the next one has half the lines, down to one.
     ///
-    /// One line alone that is refused again and again is given up only when the server takes the one behind it:
-    /// there are servers that answer 413 when their own storage fails, and then nothing is wrong with the line.
+    /// One line alone that is refused again and again is set aside only when the server takes the one behind it and
+    /// then refuses it once more: there are servers that answer 413 when their own storage fails, and then nothing is
+    /// wrong with the line.
     fn too_large(
         &self,
         batch: &Batch,
@@ -208,8 +209,16 @@ impl Forwarder {
             [first, next] if batch.lines.first() == Some(first) && fault(next, logger).is_none() => {
                 self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &[next]))?;
                 batching.accepted(logger.max_lines);
-                let reason = "the server refuses it alone as too large, and takes others".to_owned();
-                self.buffer.acknowledge(&two, &[Rejected { index: 0, reason }]);
+                // Once more: the server may have recovered between the two.
+                let rejected = match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &[first])) {
+                    Ok(_) => Vec::new(),
+                    Err(again) if again.status() == Some(413) => {
+                        let reason = "the server refuses it alone as too large, and takes others".to_owned();
+                        vec![Rejected { index: 0, reason }]
+                    }
+                    Err(again) => return Err(again.into()),
+                };
+                self.buffer.acknowledge(&two, &rejected);
                 Ok(())
             }
             _ => Err(error.into()),
