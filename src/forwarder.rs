@@ -77,7 +77,7 @@ impl Forwarder {
         let mut backoff = Backoff::new(step, max);
         let mut batching = Batching { lines: None, refusals: 0 };
         let mut next_flush = Instant::now();
-        if !self.buffer.is_empty() {
+        if !self.buffer.is_empty() && self.buffer.found() > 0 {
             // What a fleet has kept through an outage is not sent by all hosts at the same moment.
             next_flush += logger.period.mul_f64(fastrand::f64());
         }

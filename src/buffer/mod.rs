@@ -165,6 +165,8 @@ pub struct Buffer {
     delivered: AtomicU64,
     set_aside: AtomicU64,
     dropped: AtomicU64,
+    /// Lines that waited when the database was opened.
+    found: AtomicU64,
     /// What was said of losses, for those who don't read the log.
     losses: Mutex<Vec<String>>,
     /// Rung when a line comes.
@@ -200,6 +202,7 @@ impl Buffer {
             accepted: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             set_aside: AtomicU64::new(0),
+            found: AtomicU64::new(0),
             losses: Mutex::default(),
             dropped: AtomicU64::new(0),
             bell,
@@ -270,6 +273,12 @@ impl Buffer {
     pub fn is_empty(&self) -> bool {
         let mut writing = self.writing();
         writing.waiting.is_empty() && self.store(&mut writing).is_ok_and(|store| store.count() == 0)
+    }
+
+    /// How many lines waited since before the start, as far as the database is open.
+    #[must_use]
+    pub fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
     }
 
     /// Gives the disk back what a backlog has taken, once it is gone. Bit by bit, so that appends don't wait.
@@ -405,6 +414,7 @@ impl Buffer {
             writing.not_before = Some(Instant::now() + RETRY_INTERVAL);
             let store = opened?;
             if store.count() > 0 {
+                self.found.store(store.count(), Ordering::Relaxed);
                 log::info!("{} {} lines wait in the buffer since before the start", store.count(), self.name);
             }
             writing.store = Some(store);
