@@ -116,11 +116,12 @@ impl Server {
     /// Closes the listener and every connection before it returns; what the server knows is kept.
     pub fn stop(&self) {
         let mut listening = self.listening();
-        // What is put in its place is at once replaced by the reserved socket, once the port is free.
+        // Bound before the port is free, so that no other process is given it in between.
+        let reserved = bound(self.port).ok();
         if let Listening::Yes { stop, task } = std::mem::replace(&mut *listening, Listening::No { reserved: None }) {
             let _ = stop.send(());
             let _ = self.runtime.block_on(task);
-            *listening = Listening::No { reserved: bound(self.port).ok() };
+            *listening = Listening::No { reserved };
         }
     }
 
@@ -316,8 +317,11 @@ impl Shared {
 fn bound(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     // Connections of the last listener that are in TIME_WAIT must not keep the port. On Windows this would share it.
+    // A second socket may be bound while the first still listens.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
+    #[cfg(unix)]
+    socket.set_reuseport(true)?;
     socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
     Ok(socket)
 }
