@@ -363,7 +363,12 @@ impl Supervisor {
     fn spawn(&mut self, socket: &Socket, options: &Options, uuid: Option<i64>) -> anyhow::Result<WorkerProcess> {
         self.workers_started += 1;
         let worker = WorkerProcess::start(self.workers_started, &self.program, &self.cli, &self.own, socket)?;
-        worker.tell(&Order::Start(options.clone()));
+        let mut options = options.clone();
+        if self.workers_started > 1 {
+            // One enrollment at the start of the extension, not one for each worker that replaces another.
+            options.insert("enroll_always".to_owned(), "false".to_owned());
+        }
+        worker.tell(&Order::Start(options));
         if let Some(uuid) = uuid {
             worker.tell(&Order::Attached(uuid));
         }

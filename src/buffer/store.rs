@@ -57,32 +57,16 @@ impl Store {
         })?;
         // SQLite gives its other files the mode of this one.
         private(path).map_err(unusable)?;
-        match Self::open_database(path) {
-            Ok((connection, first, next)) => Ok(Self {
-                path: path.to_owned(),
-                connection,
-                first,
-                next,
-                removal_refused: false,
-                unlooked: 0,
-                _lock: lock,
-            }),
+        let opened = match Self::open_database(path) {
             Err(error) if is_damage(&error) => {
                 set_aside(path, &error).map_err(unusable)?;
                 private(path).map_err(unusable)?;
-                let (connection, first, next) = Self::open_database(path).map_err(|source| database(path, source))?;
-                Ok(Self {
-                    path: path.to_owned(),
-                    connection,
-                    first,
-                    next,
-                    removal_refused: false,
-                    unlooked: 0,
-                    _lock: lock,
-                })
+                Self::open_database(path)
             }
-            Err(source) => Err(database(path, source)),
-        }
+            opened => opened,
+        };
+        let (connection, first, next) = opened.map_err(|source| database(path, source))?;
+        Ok(Self { path: path.to_owned(), connection, first, next, removal_refused: false, unlooked: 0, _lock: lock })
     }
 
     fn open_database(path: &Path) -> rusqlite::Result<(Connection, i64, i64)> {

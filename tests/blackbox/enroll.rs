@@ -303,6 +303,13 @@ fn enroll_always_asks_for_a_new_key_once() {
     rig.config();
     assert_eq!(enrollments(&rig).len(), 1);
     assert_eq!(rig.stored_key().as_ref(), rig.server.node_keys().first());
+    // Nor does a worker that replaces another one ask again.
+    let worker = rig.worker_pid();
+    let worker = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    rig.said("starting another one");
+    rig.config();
+    assert_eq!(enrollments(&rig).len(), 1);
 }
 
 #[test]
