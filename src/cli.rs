@@ -70,6 +70,18 @@ pub struct OwnFlags {
     #[arg(long = "logger_max_request_bytes", value_name = "BYTES")]
     pub logger_max_request_bytes: Option<String>,
 
+    /// Bytes of log lines that are sent a second after an outage, at most; 0 is no limit [default: 4194304]
+    #[arg(long = "logger_drain_bytes_per_second", value_name = "BYTES")]
+    pub logger_drain_bytes_per_second: Option<String>,
+
+    /// Make each batch line (osqueryd's --logger_event_type=false) the event lines that it stands for [default: false]
+    #[arg(long = "logger_expand_events", value_name = "BOOL")]
+    pub logger_expand_events: Option<String>,
+
+    /// Enrollments in any hour, at most [default: 60]
+    #[arg(long = "enroll_max_per_hour", value_name = "NUMBER")]
+    pub enroll_max_per_hour: Option<String>,
+
     /// Seconds that a request may take, from connecting to the last byte of its answer [default: 60]
     #[arg(long = "request_timeout", value_name = "SECONDS")]
     pub request_timeout: Option<String>,
@@ -119,6 +131,9 @@ impl OwnFlags {
             buffer_max_bytes: self.buffer_max_bytes.or(other.buffer_max_bytes),
             buffer_min_free_bytes: self.buffer_min_free_bytes.or(other.buffer_min_free_bytes),
             logger_max_request_bytes: self.logger_max_request_bytes.or(other.logger_max_request_bytes),
+            logger_drain_bytes_per_second: self.logger_drain_bytes_per_second.or(other.logger_drain_bytes_per_second),
+            logger_expand_events: self.logger_expand_events.or(other.logger_expand_events),
+            enroll_max_per_hour: self.enroll_max_per_hour.or(other.enroll_max_per_hour),
             request_timeout: self.request_timeout.or(other.request_timeout),
             return_timeout: self.return_timeout.or(other.return_timeout),
         }
@@ -140,6 +155,9 @@ impl OwnFlags {
             ("buffer_max_bytes", &self.buffer_max_bytes),
             ("buffer_min_free_bytes", &self.buffer_min_free_bytes),
             ("logger_max_request_bytes", &self.logger_max_request_bytes),
+            ("logger_drain_bytes_per_second", &self.logger_drain_bytes_per_second),
+            ("logger_expand_events", &self.logger_expand_events),
+            ("enroll_max_per_hour", &self.enroll_max_per_hour),
             ("request_timeout", &self.request_timeout),
             ("return_timeout", &self.return_timeout),
         ] {
@@ -248,6 +266,9 @@ mod tests {
             buffer_max_bytes: Some("1".into()),
             buffer_min_free_bytes: Some("2".into()),
             logger_max_request_bytes: Some("2000".into()),
+            logger_drain_bytes_per_second: Some("3000".into()),
+            logger_expand_events: Some("true".into()),
+            enroll_max_per_hour: Some("4".into()),
             request_timeout: Some("9".into()),
             return_timeout: Some("8".into()),
         };

@@ -3,7 +3,7 @@
 //!
 //! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits;
 //! when a line comes it waits until the period since the last flush is over, and then doesn't stop before the
-//! buffer is empty.
+//! buffer is empty. After an outage it keeps to a pace, since a whole fleet has kept lines.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +52,15 @@ pub enum LastFlush {
     Skip,
 }
 
+/// How fast a flush goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// As fast as the server takes lines.
+    Freely,
+    /// At `logger_drain_bytes_per_second`: after an outage, or a start with a backlog, until nothing waits.
+    Paced,
+}
+
 /// Why a flush ended early.
 #[derive(Debug, thiserror::Error)]
 enum FlushError {
@@ -77,9 +86,11 @@ impl Forwarder {
         let mut backoff = Backoff::new(step, max);
         let mut batching = Batching { lines: None, refusals: 0 };
         let mut next_flush = Instant::now();
+        let mut drain = Drain::Freely;
         if !self.buffer.is_empty() && self.buffer.found() > 0 {
             // What a fleet has kept through an outage is not sent by all hosts at the same moment.
             next_flush += logger.period.mul_f64(fastrand::f64());
+            drain = Drain::Paced;
         }
         while !self.shutdown.requested() {
             if self.buffer.is_empty() {
@@ -89,7 +100,8 @@ impl Forwarder {
             if self.shutdown.wait(next_flush.saturating_duration_since(Instant::now())) {
                 break;
             }
-            let outcome = self.flush(&mut batching, None);
+            let outcome = self.flush(&mut batching, drain, None);
+            drain = if outcome.is_ok() { Drain::Freely } else { Drain::Paced };
             self.report_losses();
             let logger = self.settings();
             let (step, max) = backoff_bounds(&logger);
@@ -98,7 +110,7 @@ impl Forwarder {
         }
         // What can be sent within a moment is; the rest is safe.
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
-            let _ = self.flush(&mut batching, Some(Instant::now() + LAST_FLUSH_LIMIT));
+            let _ = self.flush(&mut batching, Drain::Freely, Some(Instant::now() + LAST_FLUSH_LIMIT));
         }
         self.buffer.close();
     }
@@ -134,8 +146,10 @@ impl Forwarder {
     }
 
     /// Sends batches until nothing waits, one fails, or `deadline` is over.
-    fn flush(&self, batching: &mut Batching, deadline: Option<Instant>) -> Result<(), FlushError> {
+    fn flush(&self, batching: &mut Batching, drain: Drain, deadline: Option<Instant>) -> Result<(), FlushError> {
+        let mut waiting = u64::MAX;
         loop {
+            let began = Instant::now();
             let logger = self.settings();
             let batch = self.buffer.peek(
                 batching.lines.unwrap_or(logger.max_lines).min(logger.max_lines),
@@ -144,7 +158,18 @@ impl Forwarder {
             if batch.lines.is_empty() || self.over(deadline) {
                 return Ok(());
             }
+            let bytes: usize = batch.lines.iter().map(String::len).sum();
             self.send(batch, &logger, batching)?;
+            let before = std::mem::replace(&mut waiting, self.buffer.waiting());
+            // Not when lines come as fast as they go: a pace that lets the backlog grow would lose them.
+            if let (Drain::Paced, Some(pace)) = (drain, logger.drain_pace)
+                && waiting < before
+            {
+                let due = began + Duration::from_secs_f64(bytes as f64 / pace as f64);
+                if self.shutdown.wait(due.saturating_duration_since(Instant::now())) {
+                    return Ok(());
+                }
+            }
         }
     }
 
@@ -236,7 +261,8 @@ impl Forwarder {
         let identifier = self.node.host.identifier(&settings.identity).unwrap_or_default();
         let version = self.node.host.version().unwrap_or_default();
         let line = |message: String| StatusLine::own_error(&identifier, &redact(&message)).into_log_line(&version);
-        self.statuses.append(losses.into_iter().map(line).collect(), &settings.logger.limits());
+        let lines: Vec<String> = losses.into_iter().map(line).collect();
+        self.statuses.append(lines.as_slice(), &settings.logger.limits());
     }
 
     fn over(&self, deadline: Option<Instant>) -> bool {

@@ -23,6 +23,9 @@ pub const DEFAULT_SERVER_CERTS: &str = "/opt/osquery/share/osquery/certs/certs.p
 /// No flag asks for a longer time than a week.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// The longest that a full buffer takes to be sent after an outage, as far as our own pace goes.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
+
 /// osqueryd's flags as [`ExtensionManager.options()`] hands them out: name to current value.
 ///
 /// [`ExtensionManager.options()`]: crate::extension::manager::Manager::options
@@ -146,6 +149,8 @@ pub struct EnrollSettings {
     pub max_attempts: Option<u32>,
     /// `tls_enroll_max_interval`
     pub max_interval: Duration,
+    /// Our `enroll_max_per_hour`: enrollments that the server grants in any hour, at least 2.
+    pub max_per_hour: u32,
 }
 
 /// Where the enroll secret comes from. `enroll_secret_path` wins over `enroll_secret_env`.
@@ -210,6 +215,10 @@ pub struct LoggerSettings {
     pub buffer_min_free_bytes: u64,
     /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
     pub max_request_bytes: usize,
+    /// Our `logger_drain_bytes_per_second`: how fast a backlog is sent after an outage; `None` (0) is no limit.
+    pub drain_pace: Option<u64>,
+    /// Our `logger_expand_events`: each batch line becomes the event lines that it stands for.
+    pub expand_events: bool,
 }
 
 impl LoggerSettings {
@@ -251,7 +260,7 @@ impl Reader<'_> {
             },
             tls: self.tls(),
             proxy: self.proxy(),
-            enroll: self.enroll(),
+            enroll: self.enroll(own),
             api: ApiStyle {
                 secret_always: self.truth("tls_secret_always", false),
                 secret_name: non_empty(self.text("tls_enroll_override", "enroll_secret"), "enroll_secret"),
@@ -309,7 +318,7 @@ impl Reader<'_> {
         })
     }
 
-    fn enroll(&mut self) -> EnrollSettings {
+    fn enroll(&mut self, own: &OwnFlags) -> EnrollSettings {
         let (path, variable) = (self.text("enroll_secret_path", ""), self.text("enroll_secret_env", ""));
         EnrollSettings {
             secret: match (path.is_empty(), variable.is_empty()) {
@@ -322,6 +331,13 @@ impl Reader<'_> {
             reenrollment_disabled: self.truth("disable_reenrollment", false),
             max_attempts: u32::try_from(self.number("tls_enroll_max_attempts", 12)).ok().filter(|&most| most > 0),
             max_interval: self.seconds("tls_enroll_max_interval", 600),
+            max_per_hour: self.own_number(
+                "enroll_max_per_hour",
+                own.enroll_max_per_hour.as_deref(),
+                60,
+                2..=3600,
+                "a number from 2 to 3600 is needed",
+            ) as u32,
         }
     }
 
@@ -339,6 +355,7 @@ impl Reader<'_> {
     fn logger(&mut self, own: &OwnFlags) -> LoggerSettings {
         let backoff_max = self.seconds("logger_tls_backoff_max", 3600);
         let max_kept = self.number("buffered_log_max", 1_000_000);
+        let buffer_max_bytes = self.own_bytes("buffer_max_bytes", own.buffer_max_bytes.as_deref(), 1 << 30);
         LoggerSettings {
             period: self.seconds("logger_tls_period", 4).max(Duration::from_millis(100)),
             max_lines: self.size("logger_tls_max_lines", 1024).max(1),
@@ -347,7 +364,9 @@ impl Reader<'_> {
             compress: self.truth("logger_tls_compress", false),
             status_disabled: self.truth("tls_disable_status_log", false),
             max_kept: Some(max_kept).filter(|&most| most > 0),
-            buffer_max_bytes: self.own_bytes("buffer_max_bytes", own.buffer_max_bytes.as_deref(), 1 << 30),
+            buffer_max_bytes,
+            drain_pace: self.drain_pace(own, buffer_max_bytes),
+            expand_events: self.own_truth("logger_expand_events", own.logger_expand_events.as_deref()),
             buffer_min_free_bytes: self.own_bytes(
                 "buffer_min_free_bytes",
                 own.buffer_min_free_bytes.as_deref(),
@@ -361,6 +380,13 @@ impl Reader<'_> {
                 "a number of bytes from 1024 to 1073741824 is needed",
             ) as usize,
         }
+    }
+
+    /// Never so slow that a full buffer takes longer than [`LONGEST_DRAIN`]: new lines would be behind old ones for hours.
+    fn drain_pace(&mut self, own: &OwnFlags, buffer_max_bytes: u64) -> Option<u64> {
+        let local = own.logger_drain_bytes_per_second.as_deref();
+        let pace = self.own_bytes("logger_drain_bytes_per_second", local, 4 << 20);
+        (pace > 0).then(|| pace.max(buffer_max_bytes / LONGEST_DRAIN.as_secs()).max(1))
     }
 
     /// `logger_tls_max` is the old name of `logger_tls_max_linesize`; osqueryd lists both with one value, an old
@@ -385,13 +411,17 @@ impl Reader<'_> {
     }
 
     fn truth(&mut self, flag: &str, default: bool) -> bool {
-        match self.options.get(flag).map(String::as_str) {
-            None => default,
-            Some("true" | "1" | "t" | "yes" | "y") => true,
-            Some("false" | "0" | "f" | "no" | "n") => false,
-            Some(value) => {
+        let Some(value) = self.options.get(flag).cloned() else { return default };
+        self.parse_truth(flag, &value).unwrap_or(default)
+    }
+
+    fn parse_truth(&mut self, flag: &str, value: &str) -> Option<bool> {
+        match value {
+            "true" | "1" | "t" | "yes" | "y" => Some(true),
+            "false" | "0" | "f" | "no" | "n" => Some(false),
+            _ => {
                 self.errors.push(setting_error(flag, value, "true or false is needed"));
-                default
+                None
             }
         }
     }
@@ -417,7 +447,16 @@ impl Reader<'_> {
         u32::try_from(self.number(flag, 3)).unwrap_or(u32::MAX).max(1)
     }
 
-    /// A number of ours: as a configuration set it (`custom_remote_tls_`), else as our flags have it.
+    /// A setting of ours: as a configuration set it (`custom_remote_tls_`), else as our flags have it. With the name
+    /// by which it was set.
+    fn own_text<'v>(&'v self, name: &str, local: Option<&'v str>) -> Option<(String, &'v str)> {
+        let remote = format!("{REMOTE_PREFIX}{name}");
+        match self.options.get(&remote) {
+            Some(value) => Some((remote, value.as_str())),
+            None => Some((name.to_owned(), local?)),
+        }
+    }
+
     fn own_number(
         &mut self,
         name: &str,
@@ -426,21 +465,21 @@ impl Reader<'_> {
         range: std::ops::RangeInclusive<u64>,
         allowed: &'static str,
     ) -> u64 {
-        let remote = format!("{REMOTE_PREFIX}{name}");
-        let (flag, value) = match self.options.get(&remote) {
-            Some(value) => (remote, value.as_str()),
-            None => match local {
-                Some(value) => (name.to_owned(), value),
-                None => return default,
-            },
-        };
+        let Some((flag, value)) = self.own_text(name, local) else { return default };
         match value.trim().parse() {
             Ok(number) if range.contains(&number) => number,
             _ => {
-                self.errors.push(setting_error(&flag, value, allowed));
+                let error = setting_error(&flag, value, allowed);
+                self.errors.push(error);
                 default
             }
         }
+    }
+
+    fn own_truth(&mut self, name: &str, local: Option<&str>) -> bool {
+        let Some((flag, value)) = self.own_text(name, local) else { return false };
+        let (flag, value) = (flag, value.to_owned());
+        self.parse_truth(&flag, &value).unwrap_or(false)
     }
 
     fn own_bytes(&mut self, name: &str, local: Option<&str>, default: u64) -> u64 {
@@ -536,6 +575,8 @@ mod tests {
         assert_eq!(settings.logger.backoff_max, Some(Duration::from_secs(3600)));
         assert_eq!(settings.logger.max_kept, Some(1_000_000));
         assert_eq!(settings.logger.max_request_bytes, 1_048_576);
+        assert_eq!((settings.logger.drain_pace, settings.logger.expand_events), (Some(4 << 20), false));
+        assert_eq!(settings.enroll.max_per_hour, 60);
         assert_eq!(settings.identity, HostIdentifier::Hostname);
         assert_eq!(settings.api.secret_name, "enroll_secret");
         assert_eq!(settings.buffer_path, Path::new("/var/osquery/remote_tls"));
@@ -563,6 +604,22 @@ mod tests {
         assert_eq!(settings.enroll.max_attempts, None);
         assert_eq!(settings.logger.backoff_max, None);
         assert_eq!(settings.logger.max_kept, None);
+    }
+
+    #[test]
+    fn a_full_buffer_is_never_sent_slower_than_within_an_hour() {
+        let pace = |pace: &str, bytes: &str| {
+            let own = OwnFlags {
+                logger_drain_bytes_per_second: Some(pace.to_owned()),
+                buffer_max_bytes: Some(bytes.to_owned()),
+                ..OwnFlags::default()
+            };
+            Settings::new(&Options::new(), &own).0.logger.drain_pace
+        };
+        assert_eq!(pace("5000", "3600000"), Some(5000));
+        assert_eq!(pace("500", "3600000"), Some(1000));
+        assert_eq!(pace("1", "0"), Some(1));
+        assert_eq!(pace("0", "3600000"), None);
     }
 
     #[test]

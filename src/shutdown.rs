@@ -72,26 +72,29 @@ impl Shutdown {
 /// Wakes one waiting thread; a ring while nobody waits is kept for the next wait.
 #[derive(Default)]
 pub struct Doorbell {
-    rung: Mutex<bool>,
-    bell: Condvar,
+    // Not std's: with these a ring that nobody waits for, one for each line, costs no system call.
+    rung: parking_lot::Mutex<bool>,
+    bell: parking_lot::Condvar,
 }
 
 impl Doorbell {
     /// Wakes the thread that waits, or the next one to wait.
     pub fn ring(&self) {
-        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.rung.lock() = true;
         self.bell.notify_one();
     }
 
     /// Waits for a ring, at most until `deadline` when there is one.
     pub fn wait(&self, deadline: Option<Instant>) {
-        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rung = self.rung.lock();
         while !*rung {
-            rung = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => return,
-                Some(left) => self.bell.wait_timeout(rung, left).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.bell.wait(rung).unwrap_or_else(PoisonError::into_inner),
-            };
+            match deadline {
+                Some(at) if Instant::now() >= at => return,
+                Some(at) => {
+                    self.bell.wait_until(&mut rung, at);
+                }
+                None => self.bell.wait(&mut rung),
+            }
         }
         *rung = false;
     }

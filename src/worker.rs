@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Housekeeper};
 use crate::cli::{Cli, OwnFlags};
 use crate::control::{self, Order, Report};
 use crate::extension::manager::Manager;
@@ -135,11 +135,14 @@ impl Worker {
         threads.spawn("enroll", move || enrollment.run())?;
         let last_flush = Arc::new(AtomicBool::new(false));
         let directory = flags.current().buffer_path.clone();
+        let housekeeper_bell = Arc::new(Doorbell::default());
+        let ring = Arc::clone(&housekeeper_bell);
+        shutdown.on_request(move || ring.ring());
         let buffer = |name: &'static str| {
             let bell = Arc::new(Doorbell::default());
             let ring = Arc::clone(&bell);
             shutdown.on_request(move || ring.ring());
-            (Arc::new(Buffer::new(&directory, name, Arc::clone(&bell))), bell)
+            (Arc::new(Buffer::new(&directory, name, Arc::clone(&bell), Arc::clone(&housekeeper_bell))), bell)
         };
         let (results, results_bell) = buffer("results");
         let (statuses, statuses_bell) = buffer("statuses");
@@ -159,6 +162,12 @@ impl Worker {
             threads.spawn(name, move || forwarder.run())?;
         }
         let (kept, bell) = buffer("distributed");
+        let housekeeper = Housekeeper {
+            buffers: vec![Arc::clone(&results), Arc::clone(&statuses), Arc::clone(&kept)],
+            bell: Arc::clone(&housekeeper_bell),
+            shutdown: shutdown.clone(),
+        };
+        threads.spawn("buffers", move || housekeeper.run())?;
         let distributed = Distributed::new(Arc::clone(&node), kept, bell, shutdown.clone());
         let sending = Arc::clone(&distributed);
         threads.spawn("distributed", move || sending.run())?;

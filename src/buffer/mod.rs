@@ -12,8 +12,12 @@
 //!   survives the death of every process. Only a power cut can take the last moments' lines.
 //! * **Peek** reads the oldest lines over a connection of its own: it neither waits for an append nor makes one
 //!   wait. One thread peeks and acknowledges.
+//! * **An append waits for nothing but appends.** The write-ahead log is copied into the database by a thread of its
+//!   own ([`Housekeeper`]) over the reading connection; lines are removed, and free pages given back, a few at a
+//!   time, with the lock handed to whoever waits in between.
 //! * **Bounds** ([`Limits`]): lines, bytes, and the disk space that is left to others. The oldest lines go first.
-//! * **Acknowledge** and **drop oldest** remove from the front, and nothing else removes.
+//! * **Acknowledge** and **drop oldest** remove from the front, and nothing else removes. What was dropped is
+//!   removed a moment later: after a kill just then it waits once more.
 //! * When the disk refuses, lines wait in memory, in order, up to [`MEMORY_LIMIT`] bytes. They are written as soon
 //!   as it accepts again, which is tried once a second; when there is nothing older on disk they are peeked from
 //!   there. Only what exceeds the bound is dropped: the newest, since the older ones are on the way.
@@ -24,15 +28,20 @@
 //!
 //! Every line set aside or dropped is counted and said.
 
+mod housekeeper;
 mod store;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use store::{Reader, Store};
+
+pub use housekeeper::Housekeeper;
 
 use crate::shutdown::Doorbell;
 
@@ -94,6 +103,18 @@ impl BufferError {
     fn is_conflict(&self) -> bool {
         matches!(self, Self::Database { source, .. }
             if source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation))
+    }
+}
+
+/// Lines to be kept, made as they are written: once, and once more when the disk refuses them.
+pub trait Lines {
+    /// The lines in order.
+    fn lines(&self) -> impl Iterator<Item = Cow<'_, str>>;
+}
+
+impl<T: AsRef<str>> Lines for [T] {
+    fn lines(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.iter().map(|line| Cow::Borrowed(line.as_ref()))
     }
 }
 
@@ -171,6 +192,8 @@ pub struct Buffer {
     losses: Mutex<Vec<String>>,
     /// Rung when a line comes.
     bell: Arc<Doorbell>,
+    /// Rung when there is something to tidy.
+    housekeeper: Arc<Doorbell>,
 }
 
 /// What appends need, under one lock.
@@ -179,6 +202,8 @@ struct Writing {
     store: Option<Store>,
     /// Counts the stores opened: a reader of an older one reads a file that was moved aside.
     stores: u64,
+    /// Ids below this have been used by stores that are closed.
+    lowest: i64,
     /// When opening may be tried again.
     not_before: Option<Instant>,
     /// When writing may be tried again, after a refusal.
@@ -191,9 +216,10 @@ struct Writing {
 }
 
 impl Buffer {
-    /// The stream `name` in `directory`. The disk isn't touched before the first line or peek.
+    /// The stream `name` in `directory`, which rings `bell` when a line comes and `housekeeper` when there is
+    /// something to [tidy](Self::tidy). The disk isn't touched before the first line or peek.
     #[must_use]
-    pub fn new(directory: &Path, name: &'static str, bell: Arc<Doorbell>) -> Self {
+    pub fn new(directory: &Path, name: &'static str, bell: Arc<Doorbell>, housekeeper: Arc<Doorbell>) -> Self {
         Self {
             name,
             path: directory.join(format!("{name}.sqlite")),
@@ -206,15 +232,12 @@ impl Buffer {
             losses: Mutex::default(),
             dropped: AtomicU64::new(0),
             bell,
+            housekeeper,
         }
     }
 
     /// Keeps lines, in order, within the limits.
-    pub fn append(&self, lines: Vec<String>, limits: &Limits) {
-        if lines.is_empty() {
-            return;
-        }
-        self.accepted.fetch_add(lines.len() as u64, Ordering::Relaxed);
+    pub fn append(&self, lines: &(impl Lines + ?Sized), limits: &Limits) {
         let mut writing = self.writing();
         self.keep(&mut writing, lines);
         if let Some(store) = writing.store.as_mut() {
@@ -222,6 +245,7 @@ impl Buffer {
                 self.count_dropped(dropped, reason);
             }
         }
+        self.ring_housekeeper(&writing);
         drop(writing);
         self.bell.ring();
     }
@@ -252,9 +276,11 @@ impl Buffer {
             store.set_aside(batch, rejected);
         }
         let removed = match batch.place {
-            Place::Disk(_, last) => writing.store.as_mut().map_or(0, |store| store.remove_through(last)),
+            Place::Disk(_, last) => writing.store.as_mut().map_or(0, |store| store.give_up_through(last)),
             Place::Memory(count) => writing.remove_from_memory(count),
         };
+        remove_given_up(&mut writing);
+        self.ring_housekeeper(&writing);
         drop(writing);
         let count = (rejected.len() as u64).min(removed);
         self.delivered.fetch_add(removed - count, Ordering::Relaxed);
@@ -275,20 +301,49 @@ impl Buffer {
         writing.waiting.is_empty() && self.store(&mut writing).is_ok_and(|store| store.count() == 0)
     }
 
+    /// How many lines wait, as far as the database is open.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        let writing = self.writing();
+        writing.waiting.len() as u64 + writing.store.as_ref().map_or(0, Store::count)
+    }
+
     /// How many lines waited since before the start, as far as the database is open.
     #[must_use]
     pub fn found(&self) -> u64 {
         self.found.load(Ordering::Relaxed)
     }
 
-    /// Gives the disk back what a backlog has taken, once it is gone. Bit by bit, so that appends don't wait.
+    /// Gives the disk back what a backlog has taken, once it is gone.
     pub fn shrink(&self) {
-        while self.writing().store.as_mut().is_some_and(Store::shrink_a_bit) {}
+        let mut writing = self.writing();
+        let mut shrunk = false;
+        while writing.store.as_mut().is_some_and(Store::shrink_a_bit) {
+            shrunk = true;
+            MutexGuard::bump(&mut writing);
+        }
+        drop(writing);
+        if shrunk {
+            self.checkpoint();
+        }
+    }
+
+    /// Does what appends leave behind: removes lines that were given up, and copies the write-ahead log into the
+    /// database. Appends don't wait for it.
+    pub fn tidy(&self) {
+        let mut writing = self.writing();
+        let needed = writing.store.as_ref().is_some_and(Store::needs_tidying);
+        remove_given_up(&mut writing);
+        drop(writing);
+        if needed {
+            self.checkpoint();
+        }
     }
 
     /// The end: a last attempt to write what waits in memory, and the word on what is lost if that fails.
     pub fn close(&self) {
         let mut writing = self.writing();
+        remove_given_up(&mut writing);
         writing.lent = 0;
         writing.refused_until = None;
         writing.not_before = writing.not_before.map(|_| Instant::now());
@@ -318,14 +373,18 @@ impl Buffer {
     }
 
     /// Writes lines, behind those that wait in memory; what the disk refuses joins them.
-    fn keep(&self, writing: &mut Writing, lines: Vec<String>) {
+    fn keep(&self, writing: &mut Writing, lines: &(impl Lines + ?Sized)) {
         if writing.waiting.is_empty() && writing.may_write() {
-            match self.store(writing).and_then(|store| store.append(&lines)) {
-                Ok(()) => return,
+            match self.store(writing).and_then(|store| store.append(lines.lines())) {
+                Ok(count) => {
+                    self.accepted.fetch_add(count, Ordering::Relaxed);
+                    return;
+                }
                 Err(error) => self.note_refusal(writing, &error),
             }
         }
-        let lost = writing.wait_in_memory(lines);
+        let (kept, lost) = writing.wait_in_memory(lines.lines());
+        self.accepted.fetch_add(kept + lost, Ordering::Relaxed);
         if lost > 0 {
             self.count_dropped(lost, "the disk refuses them and the memory for them is full");
         }
@@ -339,7 +398,7 @@ impl Buffer {
         }
         let waiting = std::mem::take(&mut writing.waiting);
         match self.store(writing).and_then(|store| store.append(&waiting)) {
-            Ok(()) => {
+            Ok(_) => {
                 writing.waiting_bytes = 0;
                 writing.refused_until = None;
                 log::info!(
@@ -362,7 +421,7 @@ impl Buffer {
         }
         if error.is_conflict() {
             // Somebody else has written into our file: look at it afresh.
-            writing.store = None;
+            writing.close_store();
             writing.not_before = None;
         }
         if writing.refused_until.is_none() {
@@ -373,9 +432,7 @@ impl Buffer {
 
     /// A damaged database goes out of the way; the next use begins a new one.
     fn move_aside(&self, writing: &mut Writing, error: &BufferError) {
-        let Some(store) = writing.store.take() else { return };
-        let count = store.count();
-        drop(store);
+        let Some(count) = writing.close_store() else { return };
         writing.not_before = None;
         match store::set_aside(&self.path, error) {
             Ok(()) if count > 0 => {
@@ -387,19 +444,50 @@ impl Buffer {
     }
 
     fn peek_on_disk(&self, stores: u64, first: i64, max_lines: usize, max_bytes: usize) -> Result<Batch, BufferError> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if reader.as_ref().is_none_or(|(number, _)| *number != stores) {
-            *reader = Some((stores, Reader::open(&self.path)?));
-        }
-        let batch =
-            reader.as_ref().map_or(Ok(Batch::default()), |(_, reader)| reader.peek(first, max_lines, max_bytes));
-        if let Err(error) = &batch {
-            *reader = None;
-            if error.is_damage() {
-                self.move_aside(&mut self.writing(), error);
-            }
+        let batch = self.read(stores, |reader| reader.peek(first, max_lines, max_bytes));
+        if let Err(error) = &batch
+            && error.is_damage()
+        {
+            self.move_aside(&mut self.writing(), error);
         }
         batch
+    }
+
+    /// Uses the reading connection of the store of that number. One that has failed is opened anew the next time.
+    fn read<T>(&self, stores: u64, read: impl FnOnce(&Reader) -> Result<T, BufferError>) -> Result<T, BufferError> {
+        let mut slot = self.reader.lock();
+        let reader = match slot.take() {
+            Some((number, reader)) if number == stores => reader,
+            _ => Reader::open(&self.path)?,
+        };
+        let outcome = read(&reader)?;
+        *slot = Some((stores, reader));
+        Ok(outcome)
+    }
+
+    /// Copies the write-ahead log into the database. Not vital: what can't be copied now is copied the next time.
+    fn checkpoint(&self) {
+        let stores = self.writing().stores;
+        let copied = self.read(stores, |reader| {
+            let copied = reader.checkpoint()?;
+            let mut writing = self.writing();
+            let Some(store) = writing.store.as_mut() else { return Ok(()) };
+            if store.is_to_be_finished(copied) {
+                // Only what came meanwhile is left to be copied, if anything.
+                reader.checkpoint()?;
+                store.restart_log()?;
+            }
+            Ok(())
+        });
+        if let Err(error) = copied {
+            log::debug!("the write-ahead log can't be copied now: {error}");
+        }
+    }
+
+    fn ring_housekeeper(&self, writing: &Writing) {
+        if writing.store.as_ref().is_some_and(Store::needs_tidying) {
+            self.housekeeper.ring();
+        }
     }
 
     /// The open store; opens it when that has not failed a moment ago.
@@ -410,7 +498,7 @@ impl Buffer {
             }
             let patience = if writing.stores == 0 { PREDECESSOR_LIMIT } else { Duration::ZERO };
             writing.stores += 1;
-            let opened = Store::open(&self.path, patience);
+            let opened = Store::open(&self.path, patience, writing.lowest);
             writing.not_before = Some(Instant::now() + RETRY_INTERVAL);
             let store = opened?;
             if store.count() > 0 {
@@ -433,17 +521,24 @@ impl Buffer {
         if count > 0 && (before == 0 || before.ilog2() != (before + count).ilog2()) {
             let message = format!("{} {} lines {kind} so far; the last because {reason}", before + count, self.name);
             log::error!("{message}");
-            self.losses.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+            self.losses.lock().push(message);
         }
     }
 
     /// What was said of losses since the last time this was asked.
     pub fn take_losses(&self) -> Vec<String> {
-        std::mem::take(&mut *self.losses.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.losses.lock())
     }
 
     fn writing(&self) -> MutexGuard<'_, Writing> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock()
+    }
+}
+
+/// Removes lines that no longer wait, with the lock handed to whoever waits for it in between.
+fn remove_given_up(writing: &mut MutexGuard<'_, Writing>) {
+    while writing.store.as_mut().is_some_and(Store::remove_some) {
+        MutexGuard::bump(writing);
     }
 }
 
@@ -452,18 +547,27 @@ impl Writing {
         self.refused_until.is_none_or(|until| Instant::now() >= until)
     }
 
-    /// Puts lines behind those that wait: how many found no room.
-    fn wait_in_memory(&mut self, lines: Vec<String>) -> u64 {
-        let mut lost = 0;
+    /// Closes the store, which is of no use any longer: how many lines waited in it.
+    fn close_store(&mut self) -> Option<u64> {
+        let store = self.store.take()?;
+        self.lowest = store.next();
+        Some(store.count())
+    }
+
+    /// Puts lines behind those that wait: how many found room, and how many didn't.
+    fn wait_in_memory(&mut self, lines: impl Iterator<Item: AsRef<str>>) -> (u64, u64) {
+        let (mut kept, mut lost) = (0, 0);
         for line in lines {
+            let line = line.as_ref();
             if self.waiting_bytes + line.len() > MEMORY_LIMIT {
                 lost += 1;
             } else {
                 self.waiting_bytes += line.len();
-                self.waiting.push_back(line);
+                self.waiting.push_back(line.to_owned());
+                kept += 1;
             }
         }
-        lost
+        (kept, lost)
     }
 
     fn peek_in_memory(&mut self, max_lines: usize, max_bytes: usize) -> Batch {

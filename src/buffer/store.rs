@@ -4,6 +4,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
@@ -17,9 +19,9 @@ const LOCK_LIMIT: Duration = Duration::from_millis(100);
 /// The database's size and the disk's free space are looked at after so many bytes of lines.
 const LOOK_EVERY: usize = 256 << 10;
 
-/// Free pages that a file may keep, and how many are given back at a time.
+/// Free pages that a file may keep, and how many are given back at a time: an append may have to wait for it.
 const FREE_PAGES: i64 = 256;
-const PAGES_AT_A_TIME: i64 = 1000;
+const PAGES_AT_A_TIME: i64 = 32;
 
 /// Between two attempts to take the lock of a predecessor; std has no lock with a deadline.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -27,25 +29,52 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// Pages that SQLite keeps in memory, in KiB.
 const CACHE_KIB: i32 = 512;
 
-/// The writing side. Lines have the ids from `first` up to but not including `next`.
+/// Lines that are removed in one go: a fraction of a millisecond, for which an append may have to wait.
+const REMOVED_AT_A_TIME: i64 = 64;
+
+/// Pages of the write-ahead log after which it is copied into the database, without appends waiting for it.
+const CHECKPOINT_PAGES: u64 = 1000;
+
+/// Pages after which the copying is finished while appends wait, since they would never let it come to an end.
+const MOST_LOG_PAGES: u64 = 8 * CHECKPOINT_PAGES;
+
+/// The file of the write-ahead log is cut back to this when it begins anew, in bytes.
+const LOG_BYTES_KEPT: i64 = 256 << 10;
+
+/// The writing side. The lines that wait have the ids from `first` up to but not including `next`.
 pub(super) struct Store {
     path: PathBuf,
     connection: Connection,
     first: i64,
+    /// The smallest id that can still be in the table: what is below `first` is of no use and goes bit by bit.
+    stored_first: i64,
     next: i64,
     removal_refused: bool,
+    /// Pages in the write-ahead log, as SQLite tells after each commit.
+    log_pages: Arc<AtomicU64>,
+    /// How many there may be before the next checkpoint.
+    checkpoint_at: u64,
     /// Bytes of lines appended since the sizes were looked at.
     unlooked: usize,
     /// Held as long as the store is open, so that a second process leaves the file alone.
     _lock: File,
 }
 
+/// What opening gives.
+struct Database {
+    connection: Connection,
+    log_pages: Arc<AtomicU64>,
+    /// The first and the last id, when there are lines.
+    ends: Option<(i64, i64)>,
+}
+
 impl Store {
     /// Opens the database at `path`, and makes it and its directory when they are not there. One that is damaged
     /// or isn't ours is moved aside.
     ///
-    /// Another process that holds it is waited for, at most `patience`: a predecessor that is ending.
-    pub(super) fn open(path: &Path, patience: Duration) -> Result<Self, BufferError> {
+    /// Another process that holds it is waited for, at most `patience`: a predecessor that is ending. New lines get no
+    /// id below `lowest`.
+    pub(super) fn open(path: &Path, patience: Duration, lowest: i64) -> Result<Self, BufferError> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let unusable = |source| BufferError::Directory { path: directory.to_owned(), source };
         if !directory.is_dir() {
@@ -65,16 +94,28 @@ impl Store {
             }
             opened => opened,
         };
-        let (connection, first, next) = opened.map_err(|source| database(path, source))?;
-        Ok(Self { path: path.to_owned(), connection, first, next, removal_refused: false, unlooked: 0, _lock: lock })
+        let Database { connection, log_pages, ends } = opened.map_err(|source| database(path, source))?;
+        let (first, last) = ends.unwrap_or((lowest, lowest - 1));
+        Ok(Self {
+            path: path.to_owned(),
+            connection,
+            first,
+            stored_first: first,
+            next: last.saturating_add(1),
+            removal_refused: false,
+            log_pages,
+            checkpoint_at: CHECKPOINT_PAGES,
+            unlooked: 0,
+            _lock: lock,
+        })
     }
 
-    fn open_database(path: &Path) -> rusqlite::Result<(Connection, i64, i64)> {
-        let connection = connect(path)?;
+    fn open_database(path: &Path) -> rusqlite::Result<Database> {
+        let mut connection = connect(path)?;
         // Must precede the first table; lets the file shrink after a backlog.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES_KEPT, |_| Ok(()))?;
         connection.execute_batch(
             "CREATE TABLE IF NOT EXISTS lines (id INTEGER PRIMARY KEY, line TEXT NOT NULL);
              CREATE TABLE IF NOT EXISTS rejected
@@ -83,8 +124,14 @@ impl Store {
         let end = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();
         let first = end("SELECT id FROM lines ORDER BY id LIMIT 1")?;
         let last = end("SELECT id FROM lines ORDER BY id DESC LIMIT 1")?;
-        let next = last.map_or(1, |last| last + 1);
-        Ok((connection, first.unwrap_or(next), next))
+        // Takes the place of SQLite's own checkpoints, which make an append wait for the disk.
+        let log_pages = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&log_pages);
+        connection.wal_hook(Some(move |_: &mut _, pages: i32| {
+            seen.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(Database { connection, log_pages, ends: first.zip(last) })
     }
 
     /// How many lines wait.
@@ -97,27 +144,41 @@ impl Store {
         self.first
     }
 
-    /// Adds lines at the end, all or none.
-    pub(super) fn append<'a>(&mut self, lines: impl IntoIterator<Item = &'a String>) -> Result<(), BufferError> {
-        let next = self.next;
+    /// The id that the next line gets.
+    pub(super) fn next(&self) -> i64 {
+        self.next
+    }
+
+    /// Adds lines at the end, all or none: how many.
+    pub(super) fn append(&mut self, lines: impl IntoIterator<Item: AsRef<str>>) -> Result<u64, BufferError> {
+        let mut next = self.next;
         let mut bytes = 0;
-        let append = |connection: &mut Connection| -> rusqlite::Result<i64> {
+        let append = |connection: &mut Connection| -> rusqlite::Result<()> {
+            // One statement is a transaction by itself, without the two that would frame it.
+            let mut insert_one = |connection: &Connection, line: &str| {
+                connection
+                    .prepare_cached("INSERT INTO lines (id, line) VALUES (?1, ?2)")?
+                    .execute(params![next, line])?;
+                bytes += line.len();
+                next += 1;
+                Ok(())
+            };
+            let mut lines = lines.into_iter();
+            let (Some(first), second) = (lines.next(), lines.next()) else { return Ok(()) };
+            let Some(second) = second else { return insert_one(connection, first.as_ref()) };
             let transaction = connection.transaction()?;
-            let mut id = next;
-            {
-                let mut insert = transaction.prepare_cached("INSERT INTO lines (id, line) VALUES (?1, ?2)")?;
-                for line in lines {
-                    insert.execute(params![id, line])?;
-                    bytes += line.len();
-                    id += 1;
-                }
+            insert_one(&transaction, first.as_ref())?;
+            insert_one(&transaction, second.as_ref())?;
+            for line in lines {
+                insert_one(&transaction, line.as_ref())?;
             }
-            transaction.commit()?;
-            Ok(id)
+            transaction.commit()
         };
-        self.next = append(&mut self.connection).map_err(|source| database(&self.path, source))?;
+        append(&mut self.connection).map_err(|source| database(&self.path, source))?;
+        let count = u64::try_from(next - self.next).unwrap_or(0);
+        self.next = next;
         self.unlooked += bytes;
-        Ok(())
+        Ok(count)
     }
 
     /// Puts lines of a batch among the rejected ones. Not vital: what the disk refuses here is only said.
@@ -146,17 +207,30 @@ impl Store {
         }
     }
 
-    /// Removes the lines up to this id: how many there were. They count as gone even when the disk refuses, and
-    /// are removed with the next ones then.
-    pub(super) fn remove_through(&mut self, last: i64) -> u64 {
+    /// The lines up to this id no longer wait: how many there were. [`Self::remove_some`] removes them.
+    pub(super) fn give_up_through(&mut self, last: i64) -> u64 {
         let before = self.first;
         self.first = last.saturating_add(1).clamp(self.first, self.next);
+        u64::try_from(self.first - before).unwrap_or(0)
+    }
+
+    /// Removes some of the lines that no longer wait: whether there are more. What the disk refuses to remove is
+    /// removed with the next ones.
+    pub(super) fn remove_some(&mut self) -> bool {
+        if self.stored_first >= self.first {
+            return false;
+        }
+        let end = self.first.min(self.stored_first.saturating_add(REMOVED_AT_A_TIME));
         let removed = self
             .connection
             .prepare_cached("DELETE FROM lines WHERE id < ?1")
-            .and_then(|mut delete| delete.execute([self.first]));
+            .and_then(|mut delete| delete.execute([end]));
         match removed {
-            Ok(_) => self.removal_refused = false,
+            Ok(_) => {
+                self.removal_refused = false;
+                self.stored_first = end;
+                return end < self.first;
+            }
             Err(error) if self.removal_refused => log::debug!("lines still can't be removed: {error}"),
             Err(error) => {
                 self.removal_refused = true;
@@ -166,16 +240,17 @@ impl Store {
                 );
             }
         }
-        u64::try_from(self.first - before).unwrap_or(0)
+        false
     }
 
-    /// Drops the oldest lines that exceed the limits: how many, for each limit. Bytes are looked at once in a while.
+    /// Gives up the oldest lines that exceed the limits: how many, for each limit. Bytes are looked at once in a while.
     pub(super) fn keep_within(&mut self, limits: &Limits) -> Vec<(u64, &'static str)> {
         let mut dropped = Vec::new();
         if let Some(most) = limits.lines.filter(|&most| self.count() > most) {
             dropped.push((self.drop_oldest(most), "more of them wait than buffered_log_max allows"));
         }
-        if self.unlooked >= LOOK_EVERY {
+        // What was given up and is still there would be taken for more than it is.
+        if self.unlooked >= LOOK_EVERY && self.stored_first == self.first {
             self.unlooked = 0;
             if self.used_bytes().is_some_and(|used| used > limits.bytes) {
                 dropped.push((self.drop_a_tenth(), "they take more bytes than buffer_max_bytes allows"));
@@ -186,14 +261,42 @@ impl Store {
         dropped
     }
 
-    /// Removes the oldest lines until only `most` are left: how many were removed.
+    /// Gives up the oldest lines until only `most` are left: how many were given up.
     fn drop_oldest(&mut self, most: u64) -> u64 {
         let surplus = i64::try_from(self.count().saturating_sub(most)).unwrap_or(i64::MAX);
-        if surplus == 0 { 0 } else { self.remove_through(self.first.saturating_add(surplus) - 1) }
+        if surplus == 0 { 0 } else { self.give_up_through(self.first.saturating_add(surplus) - 1) }
     }
 
     fn drop_a_tenth(&mut self) -> u64 {
         self.drop_oldest(self.count() - self.count().div_ceil(10))
+    }
+
+    /// Whether there is work that appends don't wait for: [`Self::remove_some`], or a checkpoint.
+    pub(super) fn needs_tidying(&self) -> bool {
+        self.first - self.stored_first >= REMOVED_AT_A_TIME || self.log_pages() >= self.checkpoint_at
+    }
+
+    fn log_pages(&self) -> u64 {
+        self.log_pages.load(Ordering::Relaxed)
+    }
+
+    /// After a checkpoint that has copied so many pages: whether another one, while nobody writes, is to finish it.
+    pub(super) fn is_to_be_finished(&mut self, copied: u64) -> bool {
+        self.checkpoint_at = self.log_pages() + CHECKPOINT_PAGES;
+        copied >= self.log_pages() || self.log_pages() >= MOST_LOG_PAGES
+    }
+
+    /// After a checkpoint that has copied everything: has the log begin anew. That costs a wait for the disk, which
+    /// the next append would have to pay otherwise.
+    pub(super) fn restart_log(&mut self) -> Result<(), BufferError> {
+        // Any change will do; this number is of no other use.
+        let again = |connection: &Connection| {
+            let count: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            connection.pragma_update(None, "user_version", count.wrapping_add(1))
+        };
+        again(&self.connection).map_err(|source| database(&self.path, source))?;
+        self.checkpoint_at = self.log_pages() + CHECKPOINT_PAGES;
+        Ok(())
     }
 
     /// Bytes of pages that hold something; `None` when SQLite doesn't say.
@@ -221,9 +324,6 @@ impl Store {
                 return Ok(false);
             }
             run(&self.connection, &format!("PRAGMA incremental_vacuum({PAGES_AT_A_TIME})"))?;
-            if free <= PAGES_AT_A_TIME + FREE_PAGES {
-                run(&self.connection, "PRAGMA wal_checkpoint(TRUNCATE)")?;
-            }
             Ok(true)
         };
         shrink().unwrap_or_else(|error| {
@@ -268,12 +368,22 @@ impl Reader {
         };
         read().map_err(|source| database(&self.path, source))
     }
+
+    /// Copies the write-ahead log into the database, as far as that is possible beside others: how many pages of it
+    /// are copied. Neither waits for an append nor makes one wait.
+    pub(super) fn checkpoint(&self) -> Result<u64, BufferError> {
+        let copied = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get::<_, i64>(2));
+        let copied = copied.map_err(|source| database(&self.path, source))?;
+        Ok(u64::try_from(copied).unwrap_or(0))
+    }
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(LOCK_LIMIT)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
     Ok(connection)
 }
 

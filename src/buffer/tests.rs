@@ -19,7 +19,7 @@ fn directory() -> tempfile::TempDir {
 }
 
 fn open(directory: &Path) -> Buffer {
-    Buffer::new(&directory.join("remote_tls"), "results", Arc::default())
+    Buffer::new(&directory.join("remote_tls"), "results", Arc::default(), Arc::default())
 }
 
 fn lines(range: std::ops::Range<usize>) -> Vec<String> {
@@ -31,8 +31,8 @@ fn lines_come_out_in_the_order_they_went_in_until_they_are_acknowledged() {
     let directory = directory();
     let buffer = open(directory.path());
     assert!(buffer.is_empty());
-    buffer.append(lines(0..3), &UNLIMITED);
-    buffer.append(lines(3..5), &UNLIMITED);
+    buffer.append(lines(0..3).as_slice(), &UNLIMITED);
+    buffer.append(lines(3..5).as_slice(), &UNLIMITED);
     let batch = buffer.peek(4, ALL).unwrap();
     assert_eq!(batch.lines, lines(0..4));
     assert_eq!(buffer.peek(4, ALL).unwrap(), batch);
@@ -45,7 +45,7 @@ fn lines_come_out_in_the_order_they_went_in_until_they_are_acknowledged() {
 fn lines_outlive_the_process() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(lines(0..10), &UNLIMITED);
+    buffer.append(lines(0..10).as_slice(), &UNLIMITED);
     let batch = buffer.peek(3, ALL).unwrap();
     buffer.acknowledge(&batch, &[]);
     drop(buffer);
@@ -56,7 +56,7 @@ fn lines_outlive_the_process() {
 fn a_batch_has_a_size_but_a_single_line_may_be_larger() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(vec!["1".repeat(10), "2".repeat(10), "3".repeat(100)], &UNLIMITED);
+    buffer.append(vec!["1".repeat(10), "2".repeat(10), "3".repeat(100)].as_slice(), &UNLIMITED);
     assert_eq!(buffer.peek(ALL, 22).unwrap().lines.len(), 2);
     assert_eq!(buffer.peek(ALL, 21).unwrap().lines.len(), 1);
     buffer.acknowledge(&buffer.peek(2, ALL).unwrap(), &[]);
@@ -67,8 +67,8 @@ fn a_batch_has_a_size_but_a_single_line_may_be_larger() {
 fn the_oldest_go_first_when_there_are_too_many() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(lines(0..8), &most(5));
-    buffer.append(lines(8..10), &most(5));
+    buffer.append(lines(0..8).as_slice(), &most(5));
+    buffer.append(lines(8..10).as_slice(), &most(5));
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(5..10));
     assert_eq!(buffer.counts().dropped, 5);
 }
@@ -77,9 +77,9 @@ fn the_oldest_go_first_when_there_are_too_many() {
 fn an_acknowledgement_of_lines_dropped_meanwhile_takes_no_others() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(lines(0..4), &UNLIMITED);
+    buffer.append(lines(0..4).as_slice(), &UNLIMITED);
     let sent = buffer.peek(ALL, ALL).unwrap();
-    buffer.append(lines(4..9), &most(2));
+    buffer.append(lines(4..9).as_slice(), &most(2));
     buffer.acknowledge(&sent, &[]);
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(7..9));
 }
@@ -88,7 +88,7 @@ fn an_acknowledgement_of_lines_dropped_meanwhile_takes_no_others() {
 fn the_files_are_private() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(lines(0..1), &UNLIMITED);
+    buffer.append(lines(0..1).as_slice(), &UNLIMITED);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let inside = directory.path().join("remote_tls");
     assert_eq!(mode(&inside), 0o700);
@@ -106,7 +106,7 @@ fn a_foreign_file_is_moved_aside() {
     fs::write(inside.join("results.sqlite"), "this is no database, and long enough to be sure of that".repeat(50))
         .unwrap();
     let buffer = open(directory.path());
-    buffer.append(lines(0..2), &UNLIMITED);
+    buffer.append(lines(0..2).as_slice(), &UNLIMITED);
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(0..2));
     let aside = fs::read_dir(&inside)
         .unwrap()
@@ -125,7 +125,7 @@ fn blocked(directory: &Path) -> (Buffer, std::path::PathBuf) {
 fn lines_wait_in_memory_while_the_disk_refuses_them() {
     let directory = directory();
     let (buffer, obstacle) = blocked(directory.path());
-    buffer.append(lines(0..3), &UNLIMITED);
+    buffer.append(lines(0..3).as_slice(), &UNLIMITED);
     assert!(!buffer.is_empty());
     fs::remove_file(&obstacle).unwrap();
     // The next attempt to write is due after a moment.
@@ -145,10 +145,10 @@ fn lines_wait_in_memory_while_the_disk_refuses_them() {
 fn lines_are_delivered_from_memory_while_the_disk_refuses_them() {
     let directory = directory();
     let (buffer, _obstacle) = blocked(directory.path());
-    buffer.append(lines(0..5), &UNLIMITED);
+    buffer.append(lines(0..5).as_slice(), &UNLIMITED);
     let batch = buffer.peek(3, ALL).unwrap();
     assert_eq!((batch.lines.clone(), batch.place), (lines(0..3), Place::Memory(3)));
-    buffer.append(lines(5..6), &UNLIMITED);
+    buffer.append(lines(5..6).as_slice(), &UNLIMITED);
     buffer.acknowledge(&batch, &[]);
     assert_eq!(buffer.peek(ALL, 14).unwrap().lines, lines(3..4));
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(3..6));
@@ -161,7 +161,7 @@ fn lines_are_delivered_from_memory_while_the_disk_refuses_them() {
 fn a_file_damaged_while_it_is_used_is_moved_aside() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(lines(0..2000), &UNLIMITED);
+    buffer.append(lines(0..2000).as_slice(), &UNLIMITED);
     let path = directory.path().join("remote_tls/results.sqlite");
     // Everything into the file, then damage to all of its pages but the first.
     rusqlite::Connection::open(&path).unwrap().pragma(None, "wal_checkpoint", "TRUNCATE", |_| Ok(())).unwrap();
@@ -169,10 +169,10 @@ fn a_file_damaged_while_it_is_used_is_moved_aside() {
     bytes[4096..].fill(0xa5);
     fs::write(&path, &bytes).unwrap();
     while buffer.peek(ALL, ALL).map_or(true, |batch| !batch.lines.is_empty()) {
-        buffer.append(lines(0..0), &UNLIMITED);
+        buffer.append(lines(0..0).as_slice(), &UNLIMITED);
         std::thread::yield_now();
     }
-    buffer.append(lines(5..7), &UNLIMITED);
+    buffer.append(lines(5..7).as_slice(), &UNLIMITED);
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(5..7));
     assert_eq!(buffer.counts().dropped, 2000);
 }
@@ -183,7 +183,7 @@ fn the_file_shrinks_when_a_backlog_is_gone() {
     let buffer = open(directory.path());
     let line = "x".repeat(1000);
     for _ in 0..20 {
-        buffer.append(vec![line.clone(); 1000], &UNLIMITED);
+        buffer.append(vec![line.clone(); 1000].as_slice(), &UNLIMITED);
     }
     let path = directory.path().join("remote_tls/results.sqlite");
     let size = |suffix: &str| fs::metadata(format!("{}{suffix}", path.display())).map_or(0, |file| file.len());
@@ -191,7 +191,7 @@ fn the_file_shrinks_when_a_backlog_is_gone() {
     buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &[]);
     buffer.shrink();
     assert!(size("") + size("-wal") < 2_000_000, "{} and {}", size(""), size("-wal"));
-    buffer.append(lines(0..1), &UNLIMITED);
+    buffer.append(lines(0..1).as_slice(), &UNLIMITED);
     assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(0..1));
 }
 
@@ -201,7 +201,7 @@ fn memory_for_refused_lines_is_bounded_and_losses_are_counted() {
     fs::write(directory.path().join("remote_tls"), "").unwrap();
     let buffer = open(directory.path());
     let half = "x".repeat(MEMORY_LIMIT / 2);
-    buffer.append(vec![half.clone(), half.clone(), half], &UNLIMITED);
+    buffer.append(vec![half.clone(), half.clone(), half].as_slice(), &UNLIMITED);
     assert_eq!(buffer.counts(), Counts { accepted: 3, delivered: 0, set_aside: 0, dropped: 1 });
 }
 
@@ -209,9 +209,9 @@ fn memory_for_refused_lines_is_bounded_and_losses_are_counted() {
 fn a_second_process_leaves_the_buffer_alone() {
     let directory = directory();
     let first = open(directory.path());
-    first.append(lines(0..2), &UNLIMITED);
+    first.append(lines(0..2).as_slice(), &UNLIMITED);
     let second = open(directory.path());
-    second.append(lines(5..6), &UNLIMITED);
+    second.append(lines(5..6).as_slice(), &UNLIMITED);
     assert_eq!(second.peek(ALL, ALL).unwrap().place, Place::Memory(1));
     assert_eq!(first.peek(ALL, ALL).unwrap().lines, lines(0..2));
 }
@@ -220,7 +220,7 @@ fn a_second_process_leaves_the_buffer_alone() {
 fn rejected_lines_are_set_aside_with_their_reason_the_newest_within_bounds() {
     let directory = directory();
     let buffer = open(directory.path());
-    buffer.append(lines(0..3), &UNLIMITED);
+    buffer.append(lines(0..3).as_slice(), &UNLIMITED);
     let rejected = Rejected { index: 1, reason: "it is the second".to_owned() };
     buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &[rejected]);
     assert_eq!(buffer.counts(), Counts { accepted: 3, delivered: 2, set_aside: 1, dropped: 0 });
@@ -231,13 +231,13 @@ fn rejected_lines_are_set_aside_with_their_reason_the_newest_within_bounds() {
     assert_eq!(kept, ("it is the second".to_owned(), 7, lines(1..2).remove(0)));
 
     for _ in 0..6 {
-        buffer.append(vec!["x".repeat(REJECTED_BYTES as usize / 4); 1], &UNLIMITED);
+        buffer.append(vec!["x".repeat(REJECTED_BYTES as usize / 4); 1].as_slice(), &UNLIMITED);
         let rejected = Rejected { index: 0, reason: "large".to_owned() };
         buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &[rejected]);
     }
     let count = || database.query_row("SELECT count(*) FROM rejected", [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(count(), 4, "bounded by bytes");
-    buffer.append(lines(0..1500), &UNLIMITED);
+    buffer.append(lines(0..1500).as_slice(), &UNLIMITED);
     let all = (0..1500).map(|index| Rejected { index, reason: "many".to_owned() }).collect::<Vec<_>>();
     buffer.acknowledge(&buffer.peek(ALL, ALL).unwrap(), &all);
     assert_eq!(count(), REJECTED_LINES, "bounded by number");
@@ -249,7 +249,8 @@ fn bytes_are_bounded_and_the_oldest_go_first() {
     let buffer = open(directory.path());
     let limits = Limits { bytes: 3 << 20, ..UNLIMITED };
     for n in 0..10_000 {
-        buffer.append(vec![format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(1000))], &limits);
+        buffer.append([format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(1000))].as_slice(), &limits);
+        buffer.tidy();
     }
     let left = buffer.peek(ALL, ALL).unwrap().lines;
     assert!(left.last().unwrap().starts_with("{\"n\":9999,"));
@@ -266,7 +267,8 @@ fn a_disk_that_is_short_of_space_is_not_filled() {
     // No disk has so much free.
     let limits = Limits { free_bytes: u64::MAX, ..UNLIMITED };
     for n in 0..5_000 {
-        buffer.append(vec![format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(1000))], &limits);
+        buffer.append([format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(1000))].as_slice(), &limits);
+        buffer.tidy();
     }
     let size = fs::metadata(directory.path().join("remote_tls/results.sqlite")).unwrap().len();
     assert!(size < 4 << 20, "{size}");
@@ -297,7 +299,7 @@ fn the_buffer_does_what_a_queue_in_memory_does() {
                 let new: Vec<String> = (0..count).map(|_| model.next_line(&mut random)).collect();
                 let limits = if random.below(10) == 0 { most(200) } else { UNLIMITED };
                 model.waiting.extend(new.iter().cloned());
-                buffer.append(new, &limits);
+                buffer.append(new.as_slice(), &limits);
                 if let Some(lines) = limits.lines.filter(|_| count > 0) {
                     while model.waiting.len() as u64 > lines {
                         model.waiting.pop_front();
@@ -315,7 +317,7 @@ fn the_buffer_does_what_a_queue_in_memory_does() {
                     let left = (model.waiting.len() - dropped) as u64;
                     let line = model.next_line(&mut random);
                     model.waiting.push_back(line.clone());
-                    buffer.append(vec![line], &most(left + 1));
+                    buffer.append(vec![line].as_slice(), &most(left + 1));
                     model.waiting.drain(..dropped);
                 }
                 if random.below(5) > 0 {
@@ -325,6 +327,7 @@ fn the_buffer_does_what_a_queue_in_memory_does() {
                 }
             }
             95..99 => {
+                buffer.close();
                 drop(buffer);
                 buffer = open(directory.path());
             }

@@ -5,16 +5,18 @@
 //! of the thrift crate's own server. When all of them are busy (a config call waits for the network), a spare
 //! one is started, so that a log line never waits behind them.
 
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::net::Shutdown as Direction;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+// A notification that nobody waits for costs no system call, as std's does: there are several a call.
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use thrift::protocol::TBinaryOutputProtocol;
 use thrift::server::TProcessor;
 
@@ -63,7 +65,7 @@ struct Shared {
 #[derive(Default)]
 struct Connections {
     last: u64,
-    open: Vec<(u64, UnixStream)>,
+    open: Vec<(u64, Arc<UnixStream>)>,
 }
 
 impl Server {
@@ -112,12 +114,9 @@ impl Server {
         }
         // Whoever has just connected is about to speak. Those that say nothing are ended, by their reading side
         // only: an answer in the making still gets out.
-        let connections = self.shared.connections();
-        let (connections, _) = self
-            .shared
-            .closed
-            .wait_timeout_while(connections, LAST_IDLE_LIMIT, |connections| !connections.open.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.shared.connections();
+        let is_open = |connections: &mut Connections| !connections.open.is_empty();
+        self.shared.closed.wait_while_for(&mut connections, is_open, LAST_IDLE_LIMIT);
         for (_, stream) in &connections.open {
             let _ = stream.shutdown(Direction::Read);
         }
@@ -162,10 +161,8 @@ impl Shared {
     }
 
     fn serve(&self, stream: UnixStream) {
-        let number = match stream.try_clone() {
-            Ok(clone) => self.connections().add(clone),
-            Err(error) => return log::warn!("can't serve a connection from osqueryd: {error}"),
-        };
+        let stream = Arc::new(stream);
+        let number = self.connections().add(Arc::clone(&stream));
         // A panic outside of a plugin's call ends this connection and nothing else.
         match panic::catch_unwind(AssertUnwindSafe(|| self.converse(&stream))) {
             Ok(Ok(())) => {}
@@ -178,9 +175,8 @@ impl Shared {
 
     fn converse(&self, stream: &UnixStream) -> thrift::Result<()> {
         stream.set_read_timeout(Some(if self.stopping() { LAST_IDLE_LIMIT } else { IDLE_LIMIT }))?;
-        stream.set_write_timeout(Some(IDLE_LIMIT))?;
         let mut input = LossyInput::new(BufReader::new(stream))?;
-        let mut output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
+        let mut output = TBinaryOutputProtocol::new(BufWriter::new(Patient(stream)), true);
         loop {
             match self.processor.process(&mut input, &mut output) {
                 // The processor answers a message that can't be read, too, and leaves the rest of it unread.
@@ -199,12 +195,32 @@ impl Shared {
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections.lock()
+    }
+}
+
+/// Writes to a client that must read in time. What fits into the socket's own buffer waits for nobody, so nothing is
+/// set for the many short answers.
+struct Patient<'a>(&'a UnixStream);
+
+/// No socket's buffer is smaller.
+const FITS_ANYWAY: usize = 4096;
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > FITS_ANYWAY {
+            self.0.set_write_timeout(Some(IDLE_LIMIT))?;
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
 impl Connections {
-    fn add(&mut self, stream: UnixStream) -> u64 {
+    fn add(&mut self, stream: Arc<UnixStream>) -> u64 {
         self.last += 1;
         self.open.push((self.last, stream));
         self.last
@@ -225,9 +241,8 @@ impl ThreadCount {
     /// Waits until all have ended, at most `limit`: whether they have.
     #[must_use]
     pub fn wait(&self, limit: Duration) -> bool {
-        let (_, bell) = &*self.0;
-        let (count, _) =
-            bell.wait_timeout_while(self.count(), limit, |count| *count > 0).unwrap_or_else(PoisonError::into_inner);
+        let mut count = self.count();
+        self.0.1.wait_while_for(&mut count, |count| *count > 0, limit);
         *count == 0
     }
 
@@ -237,7 +252,7 @@ impl ThreadCount {
     }
 
     fn count(&self) -> MutexGuard<'_, usize> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.0.lock()
     }
 }
 

@@ -134,7 +134,7 @@ impl Distributed {
             Ok(line) => {
                 log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
                 let limits = self.node.flags.current().logger.limits();
-                self.kept.append(vec![line], &Limits { lines: Some(MOST_KEPT), ..limits });
+                self.kept.append([line].as_slice(), &Limits { lines: Some(MOST_KEPT), ..limits });
                 Reply::ok()
             }
             Err(_) => Reply::failed(error),

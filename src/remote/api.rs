@@ -349,7 +349,8 @@ fn log_body(log_type: LogType, lines: &[&String], key: &str) -> String {
 pub const LOG_OVERHEAD: usize = 600;
 
 /// An object's text with one member more, at its end; `object` is the text of a JSON object.
-fn with_member(object: &str, name: &str, value: &str) -> String {
+#[must_use]
+pub fn with_member(object: &str, name: &str, value: &str) -> String {
     let object = object.trim_end();
     let head = object.strip_suffix('}').unwrap_or(object);
     let comma = if head.trim_end().ends_with('{') { "" } else { "," };

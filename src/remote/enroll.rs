@@ -18,7 +18,7 @@ use super::host::Host;
 use super::transport::{Encoding, Method, Outgoing, Transport};
 use super::url::{SecretVariable, Url};
 use super::{Endpoint, RemoteError};
-use crate::backoff::Backoff;
+use crate::backoff::{Allowance, Backoff};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::flags::Flags;
 use crate::secret::Secret;
@@ -96,6 +96,8 @@ struct State {
     attempts: u32,
     backoff: Backoff,
     not_before: Instant,
+    /// Bounds enrollments that succeed: each may be a new entry in the server's list of nodes.
+    allowance: Allowance,
     last_error: Option<String>,
 }
 
@@ -128,6 +130,7 @@ impl Enrollment {
                 attempts: 0,
                 backoff: Backoff::new(Duration::from_secs(1), enroll.max_interval),
                 not_before: Instant::now(),
+                allowance: Allowance::new(Instant::now()),
                 last_error: None,
             }),
             store: Mutex::default(),
@@ -166,7 +169,8 @@ impl Enrollment {
         self.needed.ring();
         while state.wanted && !self.shutdown.requested() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            // Nor when the next attempt is not due in time: osqueryd's thread would wait for nothing.
+            if left.is_zero() || state.not_before > deadline {
                 break;
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -248,9 +252,9 @@ impl Enrollment {
         match outcome {
             Ok(enrolled) => {
                 log::info!("enrolled after {} failed attempts", state.backoff.failures());
+                state.use_allowance(settings.enroll.max_per_hour);
                 state.forced = false;
                 state.wanted = false;
-                state.last_error = None;
                 match enrolled {
                     Enrolled::Key(key) => {
                         state.last_seen = Some(key.clone());
@@ -382,6 +386,21 @@ impl Enrollment {
 }
 
 impl State {
+    /// Counts an enrollment: the next one may have to wait for the allowance of an hour.
+    fn use_allowance(&mut self, max_per_hour: u32) {
+        let now = Instant::now();
+        let due = self.allowance.used(now, max_per_hour);
+        self.last_error = (due > now).then(|| {
+            let wait = due.duration_since(now).as_secs();
+            let error = format!(
+                "the server has rejected so many node keys that the next enrollment waits for {wait} s (enroll_max_per_hour={max_per_hour})"
+            );
+            log::error!("{error}");
+            error
+        });
+        self.not_before = self.not_before.max(due);
+    }
+
     /// Counts a failed attempt: its wait begins, and after the last one of a round nobody waits any longer. The
     /// next need begins another round, after that wait.
     fn failed(&mut self, enroll: &EnrollSettings, error: String, retry_after: Option<Duration>) {

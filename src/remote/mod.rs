@@ -10,6 +10,7 @@ use crate::settings::{Endpoints, SettingError};
 
 pub mod api;
 pub mod enroll;
+pub mod event_lines;
 pub mod host;
 pub mod node;
 pub mod status_line;

@@ -93,6 +93,11 @@ fn a_line_that_is_not_utf_8_is_repaired_and_delivered() {
     assert_eq!(rig.osqueryd.call("logger", "remote_tls", &request).unwrap().code, 0);
     rig.delivered(1);
     assert_eq!(rig.server.results()[0]["path"], "/tmp/\u{fffd}\u{fffd}");
+    assert_eq!(rig.server.results()[0]["invalid_utf8"], true, "it says so");
+    // Only a line that was repaired, and not one that holds that character since somebody has written it.
+    rig.log("{\"n\":2,\"path\":\"\u{fffd}\"}");
+    rig.delivered(2);
+    assert_eq!(rig.server.results()[1].get("invalid_utf8"), None);
 }
 
 #[test]

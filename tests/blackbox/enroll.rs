@@ -330,3 +330,18 @@ fn with_a_client_certificate_a_blank_key_is_a_success() {
     let request = rig.server.requests_to(Endpoint::Config).remove(0);
     assert_eq!(request.json.as_ref().unwrap(), &json!({"node_key": ""}));
 }
+
+#[test]
+fn a_server_that_rejects_key_after_key_sees_a_bounded_number_of_enrollments() {
+    // Every third configuration request is answered with node_invalid, so each key has worked before.
+    let rig = Setup::new().own_flag("--enroll_max_per_hour=4").server(|server| server.invalid_every = Some(3)).start();
+    let refused = (0..20).map(|_| rig.gen_config()).find(|outcome| outcome.code != 0).expect("a refusal");
+    assert!(refused.message.contains("enroll_max_per_hour=4"), "{}", refused.message);
+    // Half of an hour's enrollments came at once.
+    assert_eq!(rig.server.requests_to(Endpoint::Enroll).len(), 2);
+    // The next one is not due for half an hour, and nobody waits for it.
+    let asked = Instant::now();
+    rig.gen_config();
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    rig.log(&line(1));
+}

@@ -1,7 +1,7 @@
 //! Delivery: what is sent, when it is removed, what happens when the server, the disk or the lines are bad.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint};
@@ -437,4 +437,72 @@ fn a_daemon_s_scheduled_queries_arrive() {
         let has = |action: &str| lines.iter().any(|line| line["action"] == action);
         (has("added") && has("removed") && has("snapshot")).then_some(())
     });
+}
+
+#[test]
+fn a_batch_line_becomes_the_lines_that_osqueryd_would_have_written() {
+    let rig = Setup::new().own_flag("--logger_expand_events=true").start();
+    let batch = include_str!("samples/05_log_line_batch_diffresults.json").trim_end();
+    rig.log(batch);
+    // As osqueryd writes it: the other members, the row, the action; every byte.
+    let members = batch.split_once(",\"name\":").unwrap().1.strip_suffix('}').unwrap();
+    let line =
+        |pid, action| format!("{{\"name\":{members},\"columns\":{{\"pid\":\"{pid}\"}},\"action\":\"{action}\"}}");
+    let expected = [line(640, "removed"), line(812, "added"), line(813, "added")].join(",");
+    rig.server.wait("the event lines", LIMIT, |server| (server.result_count() == 3).then_some(()));
+    let requests = rig.server.requests_to(Endpoint::Log);
+    let body = String::from_utf8(requests[0].body.clone()).unwrap();
+    assert!(body.ends_with(&format!("\"data\":[{expected}]}}")), "{body}");
+}
+
+#[test]
+fn expanded_lines_are_those_that_the_same_queries_make_as_events() {
+    let lines = |flag: (&str, &str), own: &str| {
+        let schedule = json!({"q": {"query": "SELECT 1 AS n, 'a\"\\b' AS s UNION ALL SELECT 2, ''", "interval": 60}});
+        let rig = Setup::new()
+            .flag(flag.0, flag.1)
+            .own_flag(own)
+            .server(|server| server.config = json!({"schedule": schedule}))
+            .start_daemon();
+        assert!(rig.osqueryd.run_scheduled("q"));
+        rig.server.wait("results", LIMIT, |server| (server.result_count() == 2).then_some(()));
+        let body = String::from_utf8(result_requests(&rig)[0].body.clone()).unwrap();
+        let data = body.split_once("\"data\":").unwrap().1;
+        // All that differs from run to run.
+        let line = &rig.server.results()[0];
+        data.replace(line["calendarTime"].as_str().unwrap(), "?").replace(&line["unixTime"].to_string(), "?")
+    };
+    let events = lines(("logger_event_type", "true"), "");
+    let expanded = lines(("logger_event_type", "false"), "--logger_expand_events=true");
+    assert_eq!(events, expanded);
+}
+
+#[test]
+fn a_backlog_is_sent_at_a_pace_after_an_outage() {
+    let rig = Setup::new()
+        .own_flag("--logger_drain_bytes_per_second=1000000")
+        .own_flag("--buffer_max_bytes=100000000")
+        .own_flag("--logger_max_request_bytes=200000")
+        .start();
+    rig.config();
+    rig.server.stop();
+    let large = |n: u64| format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(90_000));
+    for n in 0..20 {
+        rig.log(&large(n));
+    }
+    rig.said("can't be delivered and are kept");
+    rig.server.resume().unwrap();
+    rig.delivered(20);
+    // 1.8 MB at 1 MB/s, and the last request is not waited for.
+    let sent: Vec<Instant> = rig.server.requests_to(Endpoint::Log).iter().map(|request| request.at).collect();
+    let took = sent[sent.len() - 1].duration_since(sent[0]);
+    assert!(took >= Duration::from_millis(1500), "{took:?} for {} requests", sent.len());
+    // Without an outage before it, as fast as the server takes it.
+    rig.settled();
+    rig.server.forget_requests();
+    for n in 20..30 {
+        rig.log(&large(n));
+    }
+    rig.said("lines are delivered again");
+    rig.delivered(10);
 }
