@@ -135,6 +135,7 @@ impl Forwarder {
             }
             Err(error) => {
                 let wait = backoff.failed_in_a_fleet().max(retry_after(&error).unwrap_or_default());
+                self.node.transport.stats.back_off(Endpoint::Logger, wait);
                 if backoff.failures() == 1 {
                     log::warn!("{name} lines can't be delivered and are kept: {error}");
                 } else {

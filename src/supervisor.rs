@@ -30,7 +30,9 @@ use crate::cli::{Cli, DEFAULT_FLAGFILE, FLAGFILE_VARIABLE, OwnFlags};
 use crate::control::{self, Order, Report};
 use crate::extension::lifecycle::{Lifecycle, LifecycleError};
 use crate::extension::manager::{Manager, ping};
+use crate::extension::registry::routes;
 use crate::extension::socket::Socket;
+use crate::plugins::tables::tables;
 use crate::settings::Options;
 use crate::worker::settings_of;
 
@@ -94,7 +96,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     let program = Program::new()?;
     let own = own_flags(cli.own.clone());
     let mut supervisor = Supervisor {
-        lifecycle: Lifecycle { manager },
+        lifecycle: Lifecycle { manager, routes: routes(tables()) },
         interval: cli.interval.max(Duration::from_millis(200)),
         cli,
         own,

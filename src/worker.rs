@@ -16,14 +16,15 @@ use crate::buffer::{Buffer, Housekeeper};
 use crate::cli::{Cli, OwnFlags};
 use crate::control::{self, Order, Report};
 use crate::extension::manager::Manager;
-use crate::extension::registry::Registry;
+use crate::extension::registry::{Plugin, Registry};
 use crate::extension::server::{Server, ThreadCount};
 use crate::flags::Flags;
 use crate::forwarder::{Forwarder, LastFlush};
 use crate::logging::Verbosity;
 use crate::plugins::config::Config;
-use crate::plugins::distributed::Distributed;
+use crate::plugins::distributed::{self, Distributed};
 use crate::plugins::logger::Logger;
+use crate::plugins::tables::{self, Sources};
 use crate::remote::api::LogType;
 use crate::remote::enroll::Enrollment;
 use crate::remote::host::Host;
@@ -161,9 +162,10 @@ impl Worker {
             };
             threads.spawn(name, move || forwarder.run())?;
         }
-        let (kept, bell) = buffer("distributed");
+        let (kept, bell) = buffer(distributed::STREAM);
+        let buffers = vec![Arc::clone(&results), Arc::clone(&statuses), Arc::clone(&kept)];
         let housekeeper = Housekeeper {
-            buffers: vec![Arc::clone(&results), Arc::clone(&statuses), Arc::clone(&kept)],
+            buffers: buffers.clone(),
             bell: Arc::clone(&housekeeper_bell),
             shutdown: shutdown.clone(),
         };
@@ -171,15 +173,17 @@ impl Worker {
         let distributed = Distributed::new(Arc::clone(&node), kept, bell, shutdown.clone());
         let sending = Arc::clone(&distributed);
         threads.spawn("distributed", move || sending.run())?;
+        let tables = tables::plugins(Sources { node: Arc::clone(&node), buffers });
         let config = Config::new(node, Arc::clone(&manager), &directory, shutdown.clone());
         let fetching = Arc::clone(&config);
         threads.spawn("config", move || fetching.run())?;
-        let registry = Registry::new(vec![
+        let mut plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(config),
             Box::new(Logger::new(results, statuses, Arc::clone(&flags), host)),
             Box::new(distributed),
-        ]);
-        Ok(Self { registry: Arc::new(registry), manager, transport, shutdown, last_flush, threads })
+        ];
+        plugins.extend(tables);
+        Ok(Self { registry: Arc::new(Registry::new(plugins)), manager, transport, shutdown, last_flush, threads })
     }
 
     /// Lets calls and flushes in flight finish within their grace, then breaks them off.

@@ -29,6 +29,7 @@
 //! Every line set aside or dropped is counted and said.
 
 mod housekeeper;
+pub mod status;
 mod store;
 
 use std::borrow::Cow;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::manager::{Manager, ManagerError};
-use super::registry::routes;
+use super::registry::Routes;
 
 /// Between two looks for a manager. osqueryd's worker that restarts waits 3 s for its plugins.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -41,6 +41,8 @@ impl LifecycleError {
 pub struct Lifecycle {
     /// osqueryd's manager.
     pub manager: Arc<Manager>,
+    /// What it offers.
+    pub routes: Routes,
 }
 
 impl Lifecycle {
@@ -71,7 +73,7 @@ impl Lifecycle {
     pub fn register(&self, mut stop: impl FnMut(Duration) -> bool) -> Result<Option<i64>, LifecycleError> {
         let began = Instant::now();
         loop {
-            match self.manager.register(&routes()) {
+            match self.manager.register(&self.routes) {
                 Ok(uuid) => return Ok(Some(uuid)),
                 Err(error) if is_duplicate(&error) && began.elapsed() < DUPLICATE_LIMIT => {
                     log::debug!("osqueryd still has an entry of this name; trying again");

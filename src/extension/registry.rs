@@ -9,7 +9,7 @@ pub type StringMap = BTreeMap<String, String>;
 /// What a registration tells osqueryd: each registry's plugins with their route information.
 pub type Routes = BTreeMap<String, BTreeMap<String, Vec<StringMap>>>;
 
-/// A plugin's name in each of its registries, and the extension's own name.
+/// The name of the plugins but for tables, and the extension's own name.
 pub const NAME: &str = "remote_tls";
 
 /// osquery's registries that we have plugins in.
@@ -21,6 +21,8 @@ pub enum RegistryName {
     Logger,
     /// Fetches ad-hoc queries and takes their results.
     Distributed,
+    /// Answers SQL.
+    Table,
 }
 
 impl RegistryName {
@@ -31,6 +33,7 @@ impl RegistryName {
             Self::Config => "config",
             Self::Logger => "logger",
             Self::Distributed => "distributed",
+            Self::Table => "table",
         }
     }
 }
@@ -41,13 +44,69 @@ impl fmt::Display for RegistryName {
     }
 }
 
-/// The routes of this extension: one plugin in each of its registries.
+/// A table: its name is its plugin's.
+#[derive(Debug)]
+pub struct Table {
+    /// The name in SQL.
+    pub name: &'static str,
+    /// The columns, in order.
+    pub columns: &'static [Column],
+}
+
+/// A column of a table.
+#[derive(Debug)]
+pub struct Column {
+    /// The name in SQL.
+    pub name: &'static str,
+    /// What its values are.
+    pub kind: ColumnType,
+}
+
+/// osquery's types of columns, those that we need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColumnType {
+    /// Text.
+    Text,
+    /// A small number.
+    Integer,
+    /// A number of 64 bits.
+    BigInt,
+}
+
+impl Table {
+    /// The route information, which is also the answer to `action=columns`.
+    #[must_use]
+    pub fn route(&self) -> Vec<StringMap> {
+        // "op" are the column's options: none.
+        let row = |column: &Column| {
+            [("id", "column"), ("name", column.name), ("type", column.kind.as_str()), ("op", "0")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into()
+        };
+        self.columns.iter().map(row).collect()
+    }
+}
+
+impl ColumnType {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "TEXT",
+            Self::Integer => "INTEGER",
+            Self::BigInt => "BIGINT",
+        }
+    }
+}
+
+/// The routes of this extension: one plugin in each of the other registries, and these tables.
 #[must_use]
-pub fn routes() -> Routes {
+pub fn routes(tables: impl IntoIterator<Item = &'static Table>) -> Routes {
     let plugin = || BTreeMap::from([(NAME.to_owned(), Vec::new())]);
-    [RegistryName::Config, RegistryName::Logger, RegistryName::Distributed]
+    let mut routes: Routes = [RegistryName::Config, RegistryName::Logger, RegistryName::Distributed]
         .map(|registry| (registry.to_string(), plugin()))
-        .into()
+        .into();
+    let tables = tables.into_iter().map(|table| (table.name.to_owned(), table.route())).collect();
+    routes.insert(RegistryName::Table.to_string(), tables);
+    routes
 }
 
 /// The answer to a call: a status and, when its code is 0, rows.
@@ -68,10 +127,16 @@ impl Reply {
         Self { code: 0, message: "OK".to_owned(), rows: Vec::new() }
     }
 
+    /// Success with these rows.
+    #[must_use]
+    pub fn rows(rows: Vec<StringMap>) -> Self {
+        Self { rows, ..Self::ok() }
+    }
+
     /// Success with one row of one column.
     #[must_use]
     pub fn row(column: &str, value: impl Into<String>) -> Self {
-        Self { rows: vec![StringMap::from([(column.to_owned(), value.into())])], ..Self::ok() }
+        Self::rows(vec![StringMap::from([(column.to_owned(), value.into())])])
     }
 
     /// A bit mask in place of the code.
@@ -92,6 +157,11 @@ pub trait Plugin: Send + Sync {
     /// The registry it is in.
     fn registry(&self) -> RegistryName;
 
+    /// Its name there.
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
     /// Answers one call.
     fn call(&self, request: StringMap) -> Reply;
 }
@@ -108,7 +178,7 @@ impl Registry {
 
     /// Answers a call for the plugin `item` of `registry`.
     pub fn call(&self, registry: &str, item: &str, request: StringMap) -> Reply {
-        match self.0.iter().find(|plugin| plugin.registry().as_str() == registry && item == NAME) {
+        match self.0.iter().find(|plugin| plugin.registry().as_str() == registry && plugin.name() == item) {
             Some(plugin) => plugin.call(request),
             None => Reply::failed(format!("{NAME} has no plugin {item} in the registry {registry}")),
         }

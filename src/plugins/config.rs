@@ -195,8 +195,10 @@ impl Config {
         let settings = self.node.flags.fresh();
         let answer = self.node.send_with_attempts(Endpoint::Config, Payload::None, settings.config_max_attempts)?;
         let limits = self.limits();
-        Ok(api::configuration(answer, key_place(&settings), limits)
-            .inspect_err(|error| log::error!("config: {error}"))?)
+        Ok(api::configuration(answer, key_place(&settings), limits).inspect_err(|error| {
+            log::error!("config: {error}");
+            self.node.transport.stats.recant(Endpoint::Config, &format!("config: {error}"));
+        })?)
     }
 
     fn limits(&self) -> ConfigLimits {

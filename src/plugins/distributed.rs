@@ -16,10 +16,14 @@ use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::remote::Endpoint;
 use crate::remote::api::{self, Payload};
 use crate::remote::node::Node;
+use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 
 /// Results that the server has not taken for so long are given up: whoever asked has gone.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// The name of the stream of kept results.
+pub const STREAM: &str = "distributed";
 
 /// As many results are kept; the oldest go first.
 const MOST_KEPT: u64 = 1000;
@@ -133,13 +137,18 @@ impl Distributed {
         match line {
             Ok(line) => {
                 log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
-                let limits = self.node.flags.current().logger.limits();
-                self.kept.append([line].as_slice(), &Limits { lines: Some(MOST_KEPT), ..limits });
+                self.kept.append([line].as_slice(), &limits(&self.node.flags.current().logger));
                 Reply::ok()
             }
             Err(_) => Reply::failed(error),
         }
     }
+}
+
+/// What kept results may take.
+#[must_use]
+pub fn limits(logger: &LoggerSettings) -> Limits {
+    Limits { lines: Some(MOST_KEPT), ..logger.limits() }
 }
 
 fn now() -> u64 {

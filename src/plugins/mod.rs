@@ -3,3 +3,4 @@
 pub mod config;
 pub mod distributed;
 pub mod logger;
+pub mod tables;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::api::{self, ClientCertificate, Enrolled};
 use super::host::Host;
+use super::stats::Measured;
 use super::transport::{Encoding, Method, Outgoing, Transport};
 use super::url::{SecretVariable, Url};
 use super::{Endpoint, RemoteError};
@@ -61,6 +62,19 @@ impl EnrollError {
     }
 }
 
+/// How the enrollment stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether there is a node key, or the server wants none.
+    pub enrolled: bool,
+    /// When the node key was asked for, in Unix seconds; 0 without one, and when that is not known.
+    pub since: i64,
+    /// Attempts since this worker began.
+    pub attempts: u64,
+    /// Why the last attempt failed, or its key was refused. It may hold secrets: whoever shows it masks it.
+    pub last_error: Option<String>,
+}
+
 /// This node's enrollment.
 pub struct Enrollment {
     manager: Arc<Manager>,
@@ -78,6 +92,10 @@ pub struct Enrollment {
 struct State {
     /// The key last seen, for the time when osqueryd's store can't be read.
     last_seen: Option<Secret>,
+    /// When that was asked for, in Unix seconds; 0 when it is not known.
+    since: i64,
+    /// Attempts made so far.
+    made: u64,
     /// A key that osqueryd's store did not take.
     unstored: Option<Secret>,
     /// A key that was rejected and that osqueryd's store did not give up.
@@ -120,6 +138,8 @@ impl Enrollment {
             shutdown: shutdown.clone(),
             state: Mutex::new(State {
                 last_seen: None,
+                since: 0,
+                made: 0,
                 unstored: None,
                 rejected: None,
                 blank: false,
@@ -181,6 +201,19 @@ impl Enrollment {
         self.usable_key().ok_or(error)
     }
 
+    /// How the enrollment stands, as of the last time that the key was looked at. Doesn't ask osqueryd.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let state = self.state();
+        let enrolled = state.blank || state.last_seen.is_some();
+        Standing {
+            enrolled,
+            since: if enrolled { state.since } else { 0 },
+            attempts: state.made,
+            last_error: state.last_error.clone(),
+        }
+    }
+
     /// A request with this key succeeded.
     pub fn confirm(&self, key: &Secret) {
         let mut state = self.state();
@@ -211,6 +244,7 @@ impl Enrollment {
         if state.provisional.as_ref() == Some(key) {
             state.provisional = None;
             state.failed(&enroll, "the server does not accept the node key that it gave".to_owned(), None);
+            self.back_off(&state);
         }
         drop(state);
         self.remove_if_current(key);
@@ -219,6 +253,8 @@ impl Enrollment {
 
     /// The enrolling thread's work, until the end is asked for.
     pub fn run(&self) {
+        // Known from the start on: what `standing` tells, and which key is to be masked.
+        self.usable_key();
         while !self.shutdown.requested() {
             let (wanted, not_before) = {
                 let state = self.state();
@@ -244,13 +280,17 @@ impl Enrollment {
         }
         let settings = self.flags.fresh();
         let asked_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let outcome = self.ask(&settings);
+        let mut measured = Measured::default();
+        let outcome = self.ask(&settings, &mut measured);
+        self.transport.stats.note(Endpoint::Enroll, &measured, &outcome);
         if let Ok(Enrolled::Key(key)) = &outcome {
             self.store(key, asked_at);
         }
         let mut state = self.state();
+        state.made += 1;
         match outcome {
             Ok(enrolled) => {
+                state.since = i64::try_from(asked_at).unwrap_or_default();
                 log::info!("enrolled after {} failed attempts", state.backoff.failures());
                 state.use_allowance(settings.enroll.max_per_hour);
                 state.forced = false;
@@ -273,13 +313,14 @@ impl Enrollment {
                     log::debug!("enrollment failed again: {error}");
                 }
                 state.failed(&settings.enroll, error.to_string(), error.retry_after());
+                self.back_off(&state);
             }
         }
         drop(state);
         self.changed.notify_all();
     }
 
-    fn ask(&self, settings: &Settings) -> Result<Enrolled, EnrollError> {
+    fn ask(&self, settings: &Settings, measured: &mut Measured) -> Result<Enrolled, EnrollError> {
         let endpoint = Endpoint::Enroll;
         let secret = secret(&settings.enroll.secret)?;
         let server = settings.server.as_ref().map_err(|error| RemoteError::from(error.clone()))?;
@@ -301,7 +342,7 @@ impl Enrollment {
             node_key: None,
         };
         super::node::dump(settings, "request", endpoint, &body);
-        let answer = self.transport.send(settings, &request).map_err(|source| RemoteError::Transport {
+        let answer = measured.send(&self.transport, settings, &request).map_err(|source| RemoteError::Transport {
             endpoint,
             url: url.to_string(),
             source,
@@ -335,7 +376,12 @@ impl Enrollment {
                 let stored = stored.filter(|key| !key.is_empty()).map(Secret::new);
                 let mut state = self.state();
                 let key = stored.filter(|key| state.rejected.as_ref() != Some(key)).or_else(|| state.unstored.clone());
+                let another = key.is_some() && state.last_seen != key;
                 state.last_seen.clone_from(&key);
+                drop(state);
+                if another {
+                    self.learn_time();
+                }
                 key
             }
             Err(error) => {
@@ -343,6 +389,17 @@ impl Enrollment {
                 self.state().last_seen.clone()
             }
         }
+    }
+
+    /// Since when there is the node key, as whoever stored it says.
+    fn learn_time(&self) {
+        let time = self.manager.setting(KEY_TIME).ok().flatten().and_then(|time| time.trim().parse().ok());
+        self.state().since = time.unwrap_or_default();
+    }
+
+    fn back_off(&self, state: &State) {
+        let wait = state.not_before.saturating_duration_since(Instant::now());
+        self.transport.stats.back_off(Endpoint::Enroll, wait);
     }
 
     fn store(&self, key: &Secret, asked_at: u64) {

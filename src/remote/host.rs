@@ -16,13 +16,15 @@ pub struct Host {
     manager: Arc<Manager>,
     version: Mutex<Option<String>>,
     ephemeral: OnceLock<String>,
+    /// The identifier that was last asked for, and in which sense.
+    identifier: Mutex<Option<(HostIdentifier, String)>>,
 }
 
 impl Host {
     /// Asks this manager.
     #[must_use]
     pub fn new(manager: Arc<Manager>) -> Self {
-        Self { manager, version: Mutex::new(None), ephemeral: OnceLock::new() }
+        Self { manager, version: Mutex::new(None), ephemeral: OnceLock::new(), identifier: Mutex::new(None) }
     }
 
     /// osqueryd's version, `X.Y.Z` with whatever follows; asked for once per osqueryd. `None` while it can't be asked.
@@ -50,6 +52,29 @@ impl Host {
 
     /// The host identifier of an enrollment.
     pub fn identifier(&self, wanted: &HostIdentifier) -> Result<String, ManagerError> {
+        let identifier = self.ask_identifier(wanted)?;
+        let known = Some((wanted.clone(), identifier.clone()));
+        *self.identifier.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(identifier)
+    }
+
+    /// The host identifier as it was last asked for; `None` when it was not. Doesn't ask osqueryd.
+    #[must_use]
+    pub fn known_identifier(&self, wanted: &HostIdentifier) -> Option<String> {
+        let known = self.identifier.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.filter(|(sense, _)| sense == wanted).map(|(_, identifier)| identifier)
+    }
+
+    /// Asks for the host identifier once, so that [`Self::known_identifier`] knows it.
+    pub fn learn_identifier(&self, wanted: &HostIdentifier) {
+        if self.known_identifier(wanted).is_none()
+            && let Err(error) = self.identifier(wanted)
+        {
+            log::debug!("the host identifier is not known yet: {error}");
+        }
+    }
+
+    fn ask_identifier(&self, wanted: &HostIdentifier) -> Result<String, ManagerError> {
         let sql = match wanted {
             HostIdentifier::Specified(identifier) => return Ok(identifier.clone()),
             HostIdentifier::Ephemeral => {

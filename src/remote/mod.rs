@@ -2,7 +2,7 @@
 //!
 //! Pure: [`url`] (endpoints, and the customizations that change them) and [`api`] (bodies and answers). With a
 //! network: [`tls`] (trust) below [`transport`] (HTTP) below [`node`] (one request with the node key, judged).
-//! [`enroll`] alone touches the node key; [`host`] asks osqueryd about this host.
+//! [`enroll`] alone touches the node key; [`host`] asks osqueryd about this host. [`stats`] is what became of requests.
 
 use std::fmt;
 
@@ -13,6 +13,7 @@ pub mod enroll;
 pub mod event_lines;
 pub mod host;
 pub mod node;
+pub mod stats;
 pub mod status_line;
 pub mod tls;
 pub mod transport;
@@ -35,6 +36,10 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Enroll, Self::Config, Self::Logger, Self::DistributedRead, Self::DistributedWrite];
+
     /// Its path, as its flag has it; an empty one is an error that names the flag.
     pub fn path(self, endpoints: &Endpoints) -> Result<&str, SettingError> {
         let (flag, path) = match self {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::api::{self, KeyPlace, Payload};
 use super::enroll::Enrollment;
 use super::host::Host;
+use super::stats::Measured;
 use super::transport::{Encoding, Method, Outgoing, Transport};
 use super::url::Url;
 use super::{Endpoint, RemoteError};
@@ -17,7 +18,7 @@ use crate::flags::Flags;
 use serde_json::Value;
 
 use crate::secret::{MASK, Secret};
-use crate::settings::Settings;
+use crate::settings::{SettingError, Settings};
 use crate::shutdown::Shutdown;
 
 /// How long a request waits for an enrollment. osqueryd's threads wait for some requests, so this is bounded; the
@@ -116,6 +117,9 @@ impl Node {
         loop {
             let outcome = self.send(endpoint, payload);
             self.outages.note(endpoint, &outcome);
+            if let Some(wait) = outcome.as_ref().err().and_then(RemoteError::retry_after) {
+                self.transport.stats.back_off(endpoint, wait);
+            }
             let error = match outcome {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
@@ -169,6 +173,24 @@ impl Node {
         key: &Secret,
         encoding: Encoding,
     ) -> Result<String, RemoteError> {
+        let mut measured = Measured::default();
+        let outcome = self.exchange_measured(settings, endpoint, payload, key, encoding, &mut measured);
+        self.transport.stats.note(endpoint, &measured, &outcome);
+        if outcome.is_ok() {
+            self.host.learn_identifier(&settings.identity);
+        }
+        outcome
+    }
+
+    fn exchange_measured(
+        &self,
+        settings: &Settings,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        key: &Secret,
+        encoding: Encoding,
+        measured: &mut Measured,
+    ) -> Result<String, RemoteError> {
         let url = self.url(settings, endpoint, key)?;
         let place = key_place(settings);
         let body = api::body(payload, key, place);
@@ -181,7 +203,7 @@ impl Node {
             user_agent: &self.host.user_agent(),
             node_key: Some(key),
         };
-        let answer = self.transport.send(settings, &request).map_err(|source| RemoteError::Transport {
+        let answer = measured.send(&self.transport, settings, &request).map_err(|source| RemoteError::Transport {
             endpoint,
             url: url.to_string(),
             source,
@@ -206,6 +228,19 @@ impl Node {
             KeyPlace::Url => Url::for_node(server, path, key, secret),
         })
     }
+}
+
+/// An endpoint's URL as it may be shown: without the node key and the secret, whose places are named.
+pub fn shown_url(settings: &Settings, endpoint: Endpoint) -> Result<String, SettingError> {
+    let server = settings.server.as_ref().map_err(Clone::clone)?;
+    let path = endpoint.path(&settings.endpoints)?;
+    let none = Secret::default();
+    let secret = settings.api.secret_always.then_some((settings.api.secret_name.as_str(), &none));
+    let url = match (endpoint, key_place(settings)) {
+        (Endpoint::Enroll, _) | (_, KeyPlace::Body) => Url::new(server, path, secret),
+        (_, KeyPlace::Url) => Url::for_node(server, path, &none, secret),
+    };
+    Ok(url.to_string())
 }
 
 /// Where `tls_node_api` puts the node key.

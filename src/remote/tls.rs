@@ -3,11 +3,13 @@
 //! The files are looked at again for each new connection, so that a rotated certificate, key or bundle is used at
 //! the next one. While a new file is unusable the old contents go on working, and that is said once.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::{self, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -18,7 +20,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
-use super::trust::{ServerVerifier, TrustKind, explain};
+use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
 /// Why no TLS connection could be made.
@@ -42,6 +44,43 @@ pub enum TlsError {
     Handshake(String),
 }
 
+/// When the certificates in use expire, in Unix seconds; 0 while there is none.
+#[derive(Debug, Default)]
+pub struct Expiries {
+    /// The server's, as verified in the last handshake.
+    pub server: AtomicI64,
+    /// `tls_client_cert`, as last read.
+    pub client: AtomicI64,
+}
+
+/// Bytes that went through connections, within TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// To servers.
+    pub sent: u64,
+    /// From servers.
+    pub received: u64,
+}
+
+impl Traffic {
+    /// What went through since then.
+    #[must_use]
+    pub fn since(self, then: Self) -> Self {
+        Self { sent: self.sent - then.sent, received: self.received - then.received }
+    }
+}
+
+thread_local! {
+    /// What this thread has sent and received: a request is made by one thread from its beginning to its end.
+    static TRAFFIC: Cell<Traffic> = const { Cell::new(Traffic { sent: 0, received: 0 }) };
+}
+
+/// What this thread has sent and received so far.
+#[must_use]
+pub fn traffic() -> Traffic {
+    TRAFFIC.get()
+}
+
 /// Wraps a connection in TLS, as the [`TlsSettings`] say.
 pub struct TlsConnector {
     files: Files,
@@ -52,6 +91,7 @@ pub struct TlsConnector {
 struct Files {
     server_certs: PathBuf,
     client: Option<ClientIdentity>,
+    expiries: Arc<Expiries>,
 }
 
 /// What was made of the files, and how they looked then.
@@ -69,10 +109,11 @@ struct Stamp {
 }
 
 impl TlsConnector {
-    /// A connector for these settings; the files are read at the first connection.
+    /// A connector for these settings; the files are read at the first connection. When certificates expire is
+    /// told to `expiries`.
     #[must_use]
-    pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>) -> Self {
-        let files = Files { server_certs: settings.server_certs.clone(), client };
+    pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>, expiries: Arc<Expiries>) -> Self {
+        let files = Files { server_certs: settings.server_certs.clone(), client, expiries };
         Self { files, loaded: Mutex::new(None) }
     }
 
@@ -111,6 +152,7 @@ impl Files {
             .map_err(|error| TlsError::Handshake(error.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut client_expiry = 0;
         let config = match &self.client {
             None => builder.with_no_client_auth(),
             Some(client) => {
@@ -118,11 +160,13 @@ impl Files {
                 let key = PrivateKeyDer::from_pem_slice(&read("tls_client_key", &client.key)?).map_err(|_| {
                     unusable("tls_client_key", &client.key, "it holds no unencrypted private key in PEM")
                 })?;
+                client_expiry = certificates.first().and_then(expiry).unwrap_or_default();
                 builder
                     .with_client_auth_cert(certificates, key)
                     .map_err(|error| unusable("tls_client_cert", &client.cert, &format!("with its key: {error}")))?
             }
         };
+        self.expiries.client.store(client_expiry, Ordering::Relaxed);
         Ok(Arc::new(config))
     }
 
@@ -205,6 +249,9 @@ impl<In: Transport> Connector<In> for TlsConnector {
         if let Err(error) = connection.complete_io(&mut socket) {
             return Err(broken(error, &mut connection, &mut socket));
         }
+        if let Some(expiry) = connection.peer_certificates().and_then(<[_]>::first).and_then(expiry) {
+            self.files.expiries.server.store(expiry, Ordering::Relaxed);
+        }
         let config = details.config;
         Ok(Some(Either::B(TlsTransport {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
@@ -261,7 +308,11 @@ impl Transport for TlsTransport {
         self.stream.sock.set_timeout(timeout);
         let output = self.buffers.output().get(..amount).unwrap_or_default();
         match self.stream.write_all(output) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                let traffic = TRAFFIC.get();
+                TRAFFIC.set(Traffic { sent: traffic.sent + amount as u64, ..traffic });
+                Ok(())
+            }
             Err(error) => Err(self.broken(error)),
         }
     }
@@ -275,6 +326,8 @@ impl Transport for TlsTransport {
             Err(error) => return Err(self.broken(error)),
         };
         self.buffers.input_appended(read);
+        let traffic = TRAFFIC.get();
+        TRAFFIC.set(Traffic { received: traffic.received + read as u64, ..traffic });
         Ok(read > 0)
     }
 

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use flate2::Compression;
@@ -15,7 +15,8 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
-use super::tls::{TlsConnector, TlsError};
+use super::stats::Stats;
+use super::tls::{Expiries, TlsConnector, TlsError};
 use super::url::{Url, same_host_redirect};
 use crate::secret::Secret;
 use crate::settings::{HostPort, Proxy, SettingError, Settings, TlsSettings};
@@ -154,6 +155,10 @@ pub struct Answer {
 
 /// Makes requests; used by several threads, which share the kept connections.
 pub struct Transport {
+    /// What became of the requests, as those who judge the answers note it.
+    pub stats: Stats,
+    /// When the certificates in use expire.
+    pub expiries: Arc<Expiries>,
     agent: Mutex<Option<(Wanted, Agent)>>,
     shutdown: Shutdown,
 }
@@ -175,7 +180,7 @@ impl Transport {
     /// No connection is made before the first request. The end asked for by `shutdown` breaks requests off.
     #[must_use]
     pub fn new(shutdown: Shutdown) -> Self {
-        Self { agent: Mutex::new(None), shutdown }
+        Self { stats: Stats::default(), expiries: Arc::default(), agent: Mutex::new(None), shutdown }
     }
 
     /// Breaks off the requests in flight, and makes no more.
@@ -247,7 +252,7 @@ impl Transport {
                 let connector =
                     ().chain(ProxyConnector::default())
                         .chain(TcpConnector::default())
-                        .chain(TlsConnector::new(&settings.tls, client))
+                        .chain(TlsConnector::new(&settings.tls, client, Arc::clone(&self.expiries)))
                         .chain(CountOpened);
                 let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
                 *agent = Some((wanted, new.clone()));

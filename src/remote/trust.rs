@@ -157,6 +157,11 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
+/// When a certificate expires, in Unix seconds; `None` for one that can't be read.
+pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
+    parse(certificate).ok().map(|parsed| parsed.validity().not_after.timestamp())
+}
+
 /// subjectAltName when there is one, else the subject's CN.
 fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), rustls::Error> {
     let parsed = parse(certificate)?;

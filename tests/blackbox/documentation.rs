@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::rig::BINARY;
+use crate::rig::{BINARY, Rig};
+use crate::tables::TABLES;
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -66,4 +67,47 @@ fn the_readme_lists_every_flag_of_osquery_s_that_is_read() {
         }
     }
     assert!(count > 30, "{count} flags found");
+}
+
+/// The sections of docs/tables.md by their tables' names.
+fn table_sections(text: &str) -> Vec<(&str, &str)> {
+    text.split("\n## `").skip(1).filter_map(|section| section.split_once('`')).collect()
+}
+
+#[test]
+fn the_tables_have_the_columns_and_types_that_tables_md_says() {
+    let text = read("docs/tables.md");
+    let sections = table_sections(&text);
+    let mut names: Vec<&str> = sections.iter().map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    let rig = Rig::start();
+    let registered = rig.osqueryd.registrations().remove(0).plugins["table"].clone();
+    assert_eq!(registered, names);
+    assert_eq!(registered.len(), TABLES.len());
+    for (name, section) in sections {
+        let documented: Vec<(String, String)> = section
+            .split("\n## ")
+            .next()
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .map(|(column, rest)| (column.to_owned(), rest.split(' ').next().unwrap().to_owned()))
+            .collect();
+        let columns = rig.osqueryd.query(&format!("SELECT name, type FROM pragma_table_info('{name}')")).unwrap();
+        let registered: Vec<(String, String)> =
+            columns.iter().map(|row| (row["name"].clone(), row["type"].clone())).collect();
+        assert_eq!(documented, registered, "docs/tables.md: {name}");
+    }
+}
+
+#[test]
+fn the_queries_of_tables_md_run() {
+    let text = read("docs/tables.md");
+    let queries: Vec<&str> =
+        text.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap().trim()).collect();
+    assert!(queries.len() >= 5, "{queries:?}");
+    let rig = Rig::start();
+    for query in queries {
+        rig.osqueryd.query(query).unwrap_or_else(|error| panic!("{query}: {error}"));
+    }
 }

@@ -29,5 +29,6 @@ mod rig;
 mod secrets;
 mod settings;
 mod supervisor;
+mod tables;
 mod tls;
 mod trust;

@@ -3,7 +3,8 @@
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{SECRET, Setup, line};
+use crate::rig::{LIMIT, SECRET, Setup, line};
+use crate::tables::TABLES;
 
 #[test]
 fn nothing_shows_a_secret() {
@@ -41,8 +42,19 @@ fn nothing_shows_a_secret() {
             messages.push(rig.call(call.0, &call.1).message);
         }
     }
+    // One that is set aside, with a secret where the beginning that is shown ends.
+    rig.log(&format!("no JSON: {key}, {SECRET}, {}{key}", "x".repeat(130)));
+    rig.osqueryd.wait("the line in the table", LIMIT, || {
+        let rows = rig.osqueryd.query("SELECT * FROM remote_tls_rejected").unwrap();
+        (rows.first()?["beginning"].starts_with("no JSON: <hidden>, <hidden>, xxx")).then_some(())
+    });
     rig.log(&line(1));
     rig.said("result lines can't be delivered");
+    for table in TABLES {
+        let rows = rig.osqueryd.query(&format!("SELECT * FROM {table}")).unwrap();
+        assert!(!rows.is_empty(), "{table}");
+        messages.extend(rows.into_iter().flatten().map(|(column, value)| format!("{table}.{column} = {value}")));
+    }
     rig.server.stop();
     messages.push(rig.gen_config().message);
     let shown = format!("{}\n{}", messages.join("\n"), rig.stderr());
@@ -50,6 +62,16 @@ fn nothing_shows_a_secret() {
     let escaped = "node/key+with \\\"odd\\\" characters";
     for secret in [SECRET, key, encoded, escaped, "node/key+w", "node\\/key"] {
         assert!(!shown.contains(secret), "{secret} is shown in\n{shown}");
+    }
+    // The tables have the same errors and URLs, masked.
+    let url = "/<node_key>/log?enroll_secret=<secret>&node_key=<node_key>";
+    for told in [
+        &format!("remote_tls_endpoints.url = https://{}{url}", rig.server.hostname()),
+        "remote_tls_endpoints.last_error = logger (https://",
+        "(HTTP 500): no node <hidden>",
+        "remote_tls_enrollment.enrolled = 1",
+    ] {
+        assert!(shown.contains(told), "{told} is missing in\n{shown}");
     }
     // It was dumped, but masked.
     assert!(shown.contains("tls_dump: enroll request: {\"enroll_secret\":\"<hidden>\""), "{shown}");

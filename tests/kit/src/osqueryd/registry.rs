@@ -82,6 +82,10 @@ impl Registry {
                     "Failed adding registry: Registry item {plugin} conflicts with another item of the same name."
                 ));
             }
+            // A table's route information are its columns: the SQL implementation attaches it by them.
+            if registry == "table" && plugins.values().any(Vec::is_empty) {
+                return Err("Failed adding registry: Invalid route info".to_owned());
+            }
             if !BUILT_IN.iter().any(|(name, _)| name == registry) {
                 return Err(format!("Failed adding registry: Unknown registry: {registry}"));
             }
@@ -187,6 +191,7 @@ mod tests {
         }
         assert_eq!(refusal("b", "1.7.6", ("logger", "other")), "Incompatible extension SDK version");
         assert_eq!(refusal("b", "5.0.0", ("cake", "x")), "Failed adding registry: Unknown registry: cake");
+        assert_eq!(refusal("b", "5.0.0", ("table", "mine")), "Failed adding registry: Invalid route info");
         assert!(registry.remove(uuid) && !registry.remove(uuid));
         registry.add(extension("a", "0.0.0", &[("logger", "mine")]), &[]).unwrap();
     }

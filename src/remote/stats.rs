@@ -1,0 +1,186 @@
+//! What became of requests, by endpoint, since this worker began: the numbers behind the table `remote_tls_endpoints`.
+//!
+//! A request is one exchange with the server: what is sent once more (without compression, with another node key)
+//! counts anew, what follows a redirect doesn't. One that fails before anything is sent, since a flag or a file is
+//! unusable, is a request that failed, too.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::Endpoint;
+use super::tls::{Traffic, traffic};
+use super::transport::{Answer, Outgoing, Transport, TransportError};
+use crate::settings::Settings;
+
+/// The requests to each endpoint; shared by all threads, each of which notes its own.
+#[derive(Default)]
+pub struct Stats(Mutex<HashMap<Endpoint, EndpointStats>>);
+
+/// The requests to one endpoint. Times are Unix seconds, 0 for never.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointStats {
+    /// Requests made.
+    pub requests: u64,
+    /// Those that had no success.
+    pub failures: u64,
+    /// Failures since the last success.
+    pub consecutive_failures: u64,
+    /// When a request last succeeded.
+    pub last_success: i64,
+    /// When one last failed.
+    pub last_failure: i64,
+    /// The last request's HTTP status; `None` when it got no answer.
+    pub last_status: Option<u16>,
+    /// Why one last failed. It may hold secrets: whoever shows it masks it.
+    pub last_error: String,
+    /// How long the last request took, from connecting to the last byte.
+    pub latency: Duration,
+    /// Bytes of HTTP within TLS: heads, and bodies as they were sent (compressed, where they were).
+    pub traffic: Traffic,
+    /// Until when no request is made, after failures.
+    pub backoff_until: i64,
+    /// The row of failures and the last success before the last request, for [`Stats::recant`].
+    before: (u64, i64),
+}
+
+/// What a request took, for [`Stats::note`]; nothing, when it fails before anything is sent.
+#[derive(Default)]
+pub struct Measured {
+    status: Option<u16>,
+    latency: Duration,
+    traffic: Traffic,
+}
+
+impl Measured {
+    /// Sends a request, and measures that.
+    pub fn send(
+        &mut self,
+        transport: &Transport,
+        settings: &Settings,
+        request: &Outgoing<'_>,
+    ) -> Result<Answer, TransportError> {
+        let (began, before) = (Instant::now(), traffic());
+        let outcome = transport.send(settings, request);
+        self.latency = began.elapsed();
+        self.traffic = traffic().since(before);
+        self.status = outcome.as_ref().ok().map(|answer| answer.status);
+        outcome
+    }
+}
+
+impl Stats {
+    /// What became of the requests to this endpoint.
+    #[must_use]
+    pub fn of(&self, endpoint: Endpoint) -> EndpointStats {
+        self.lock().get(&endpoint).cloned().unwrap_or_default()
+    }
+
+    /// A request is over.
+    pub fn note<T>(&self, endpoint: Endpoint, request: &Measured, outcome: &Result<T, impl Display>) {
+        let mut all = self.lock();
+        let stats = all.entry(endpoint).or_default();
+        stats.before = (stats.consecutive_failures, stats.last_success);
+        stats.requests += 1;
+        stats.last_status = request.status;
+        stats.latency = request.latency;
+        stats.traffic.sent += request.traffic.sent;
+        stats.traffic.received += request.traffic.received;
+        match outcome {
+            Ok(_) => {
+                stats.consecutive_failures = 0;
+                stats.last_success = now();
+            }
+            Err(error) => stats.failed(error),
+        }
+    }
+
+    /// The last request's answer looked like a success and is of no use: it was a failure.
+    pub fn recant(&self, endpoint: Endpoint, error: &impl Display) {
+        let mut all = self.lock();
+        let stats = all.entry(endpoint).or_default();
+        (stats.consecutive_failures, stats.last_success) = stats.before;
+        stats.failed(error);
+    }
+
+    /// No request is made to this endpoint for so long. Of several waits (results and statuses fail apart) the one
+    /// that is over last counts.
+    pub fn back_off(&self, endpoint: Endpoint, wait: Duration) {
+        let seconds = i64::try_from(wait.as_secs_f64().ceil() as u64).unwrap_or(i64::MAX);
+        let until = now().saturating_add(seconds);
+        let mut all = self.lock();
+        let stats = all.entry(endpoint).or_default();
+        stats.backoff_until = stats.backoff_until.max(until);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, EndpointStats>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EndpointStats {
+    fn failed(&mut self, error: &impl Display) {
+        self.failures += 1;
+        self.consecutive_failures += 1;
+        self.last_failure = now();
+        self.last_error = error.to_string();
+    }
+
+    /// [`Self::backoff_until`] while that is still to come, else 0.
+    #[must_use]
+    pub fn backing_off_until(&self) -> i64 {
+        if self.backoff_until > now() { self.backoff_until } else { 0 }
+    }
+}
+
+fn now() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUCCESS: Result<(), String> = Ok(());
+
+    #[test]
+    fn failures_in_a_row_end_with_a_success_and_the_last_error_stays() {
+        let stats = Stats::default();
+        let failure: Result<(), &str> = Err("no");
+        for outcome in [&failure, &failure] {
+            stats.note(Endpoint::Logger, &Measured::default(), outcome);
+        }
+        let failed = stats.of(Endpoint::Logger);
+        assert_eq!((failed.requests, failed.failures, failed.consecutive_failures), (2, 2, 2));
+        assert!(failed.last_failure > 0 && failed.last_success == 0);
+        stats.note(Endpoint::Logger, &Measured { status: Some(200), ..Measured::default() }, &SUCCESS);
+        let succeeded = stats.of(Endpoint::Logger);
+        assert_eq!((succeeded.requests, succeeded.failures, succeeded.consecutive_failures), (3, 2, 0));
+        assert_eq!((succeeded.last_status, succeeded.last_error.as_str()), (Some(200), "no"));
+        assert_eq!(stats.of(Endpoint::Config), EndpointStats::default());
+    }
+
+    #[test]
+    fn a_success_that_was_none_goes_on_with_the_row_of_failures() {
+        let stats = Stats::default();
+        for failures in 1..=2 {
+            stats.note(Endpoint::Config, &Measured::default(), &SUCCESS);
+            stats.recant(Endpoint::Config, &"not a configuration");
+            let noted = stats.of(Endpoint::Config);
+            assert_eq!((noted.requests, noted.failures, noted.consecutive_failures), (failures, failures, failures));
+            assert_eq!((noted.last_success, noted.last_error.as_str()), (0, "not a configuration"));
+        }
+    }
+
+    #[test]
+    fn the_longest_back_off_counts_and_is_none_when_it_is_over() {
+        let stats = Stats::default();
+        stats.back_off(Endpoint::Logger, Duration::from_secs(60));
+        stats.back_off(Endpoint::Logger, Duration::from_secs(1));
+        assert!(stats.of(Endpoint::Logger).backing_off_until() > now() + 50);
+        let over = EndpointStats { backoff_until: now() - 1, ..EndpointStats::default() };
+        assert_eq!(over.backing_off_until(), 0);
+    }
+}
