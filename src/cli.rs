@@ -8,10 +8,13 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 /// Where osqueryd listens for extensions unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
+
+/// Where osqueryd's own flags are unless it is told otherwise.
+pub const OSQUERY_FLAGFILE: &str = "/etc/osquery/osquery.flags";
 
 /// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file.
 pub const DEFAULT_FLAGFILE: &str = "/etc/osquery/remote_tls.flags";
@@ -22,8 +25,12 @@ pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
 /// osquery extension: config, logger and distributed plugins named `remote_tls`, which speak osquery's remote
 /// TLS API. osqueryd starts it (see extensions.load) and hands it all of its own flags.
 #[derive(Debug, Parser)]
-#[command(name = "osquery-remote-tls", version, max_term_width = 100)]
+#[command(name = "osquery-remote-tls", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
+    /// What to do in place of being an extension.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// osqueryd's extension manager socket
     #[arg(long, alias = "extensions_socket", value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
@@ -48,6 +55,34 @@ pub struct Cli {
     /// What osquery has no flag for.
     #[command(flatten)]
     pub own: OwnFlags,
+}
+
+/// What an operator runs by hand.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check this host: flags, files, permissions, osqueryd, the way to the server, the server, the buffers. Changes
+    /// nothing. Exit code 0: all well, 1: something failed, 2: warnings (docs/doctor.md)
+    Doctor(DoctorFlags),
+}
+
+/// How the host is to be checked.
+#[derive(Args, Debug)]
+pub struct DoctorFlags {
+    /// osqueryd's flag file
+    #[arg(long, value_name = "PATH", default_value = OSQUERY_FLAGFILE)]
+    pub flagfile: PathBuf,
+
+    /// Our own flag file [default: REMOTE_TLS_FLAGFILE, or /etc/osquery/remote_tls.flags]
+    #[arg(long = "own_flagfile", value_name = "PATH")]
+    pub own_flagfile: Option<PathBuf>,
+
+    /// Try an enrollment too: the server then knows a host "<hostname>-doctor"; its node key is not kept
+    #[arg(long)]
+    pub enroll: bool,
+
+    /// Write the findings as a JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Our own flags: on the command line, in our flag file, and, where it is safe to set them remotely, as
@@ -203,13 +238,16 @@ impl OwnFlags {
     }
 }
 
-/// The names of our own flags, for messages.
+/// The names of our own flags.
+#[must_use]
+pub fn own_flag_names() -> Vec<String> {
+    let ours = OwnFlags::augment_args(clap::Command::new(""));
+    ours.get_arguments().map(|flag| flag.get_id().to_string()).collect()
+}
+
+/// The same, for messages.
 fn allowed_flags() -> String {
-    let names: Vec<String> = OwnFlags::augment_args(clap::Command::new(""))
-        .get_arguments()
-        .map(|arg| format!("--{}", arg.get_id()))
-        .collect();
-    names.join(", ")
+    own_flag_names().iter().map(|name| format!("--{name}")).collect::<Vec<_>>().join(", ")
 }
 
 /// gflags takes `-name` for `--name`, and so do the people who write osquery's flag files.

@@ -22,6 +22,8 @@ pub mod remote;
 pub mod buffer;
 pub mod forwarder;
 
+pub mod doctor;
+
 pub mod backoff;
 pub mod flags;
 pub mod logging;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use osquery_remote_tls::cli::{Cli, with_two_dashes};
+use osquery_remote_tls::cli::{Cli, Command, with_two_dashes};
 use osquery_remote_tls::logging::{self, Verbosity};
-use osquery_remote_tls::{supervisor, worker};
+use osquery_remote_tls::{doctor, supervisor, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
@@ -21,6 +21,9 @@ fn main() -> ExitCode {
     };
     let verbose = if cli.verbose { Verbosity::Verbose } else { Verbosity::Normal };
     logging::start(verbose);
+    if let Some(Command::Doctor(flags)) = cli.command {
+        return doctor::run(&flags);
+    }
     let ended = if cli.worker { worker::run(cli, verbose) } else { supervisor::run(cli) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -164,11 +164,8 @@ impl Worker {
         }
         let (kept, bell) = buffer(distributed::STREAM);
         let buffers = vec![Arc::clone(&results), Arc::clone(&statuses), Arc::clone(&kept)];
-        let housekeeper = Housekeeper {
-            buffers: buffers.clone(),
-            bell: Arc::clone(&housekeeper_bell),
-            shutdown: shutdown.clone(),
-        };
+        let housekeeper =
+            Housekeeper { buffers: buffers.clone(), bell: Arc::clone(&housekeeper_bell), shutdown: shutdown.clone() };
         threads.spawn("buffers", move || housekeeper.run())?;
         let distributed = Distributed::new(Arc::clone(&node), kept, bell, shutdown.clone());
         let sending = Arc::clone(&distributed);

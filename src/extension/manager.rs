@@ -157,6 +157,13 @@ impl Manager {
         Ok(self.call_within(CHECK_LIMIT, "extensions", TExtensionManagerSyncClient::extensions)?.contains_key(&uuid))
     }
 
+    /// The names and versions of the extensions that osqueryd knows, by their uuids.
+    pub fn extensions(&self) -> Result<BTreeMap<i64, (String, String)>> {
+        let extensions = self.call("extensions", TExtensionManagerSyncClient::extensions)?;
+        let named = |info: InternalExtensionInfo| (info.name.unwrap_or_default(), info.version.unwrap_or_default());
+        Ok(extensions.into_iter().map(|(uuid, info)| (uuid, named(info))).collect())
+    }
+
     /// The rows of an SQL statement.
     pub fn query(&self, sql: &str) -> Result<Vec<StringMap>> {
         rows("query", self.call("query", |client| client.query(sql.to_owned()))?)

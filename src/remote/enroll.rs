@@ -476,7 +476,13 @@ impl State {
     }
 }
 
-fn secret(source: &SecretSource) -> Result<Secret, EnrollError> {
+/// The node key in osqueryd's store, when there is one: for a look at the enrollment without a part in it.
+pub fn stored_key(manager: &Manager) -> Result<Option<Secret>, ManagerError> {
+    Ok(manager.setting(KEY)?.filter(|key| !key.is_empty()).map(Secret::new))
+}
+
+/// The enroll secret, trimmed.
+pub fn secret(source: &SecretSource) -> Result<Secret, EnrollError> {
     let text = match source {
         SecretSource::None => String::new(),
         SecretSource::File(path) => fs::read_to_string(path)

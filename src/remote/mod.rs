@@ -2,7 +2,8 @@
 //!
 //! Pure: [`url`] (endpoints, and the customizations that change them) and [`api`] (bodies and answers). With a
 //! network: [`tls`] (trust) below [`transport`] (HTTP) below [`node`] (one request with the node key, judged).
-//! [`enroll`] alone touches the node key; [`host`] asks osqueryd about this host. [`stats`] is what became of requests.
+//! [`enroll`] alone touches the node key; [`host`] asks osqueryd about this host. [`stats`] is what became of requests,
+//! [`look`] connects for the doctor's sake.
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ pub mod api;
 pub mod enroll;
 pub mod event_lines;
 pub mod host;
+pub mod look;
 pub mod node;
 pub mod stats;
 pub mod status_line;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject;
@@ -20,6 +21,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
+use super::look::Witness;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
@@ -92,6 +94,7 @@ struct Files {
     server_certs: PathBuf,
     client: Option<ClientIdentity>,
     expiries: Arc<Expiries>,
+    witness: Option<Arc<Witness>>,
 }
 
 /// What was made of the files, and how they looked then.
@@ -109,12 +112,31 @@ struct Stamp {
 }
 
 impl TlsConnector {
-    /// A connector for these settings; the files are read at the first connection. When certificates expire is
-    /// told to `expiries`.
+    /// A connector for these settings; the files are read at the first connection.
     #[must_use]
-    pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>, expiries: Arc<Expiries>) -> Self {
-        let files = Files { server_certs: settings.server_certs.clone(), client, expiries };
+    pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>) -> Self {
+        let files =
+            Files { server_certs: settings.server_certs.clone(), client, expiries: Arc::default(), witness: None };
         Self { files, loaded: Mutex::new(None) }
+    }
+
+    /// The same, which tells when certificates expire.
+    #[must_use]
+    pub(super) fn telling(mut self, expiries: Arc<Expiries>) -> Self {
+        self.files.expiries = expiries;
+        self
+    }
+
+    /// The same, with somebody who sees the chain that the server presents before it is judged.
+    #[must_use]
+    pub(super) fn watched(mut self, witness: Arc<Witness>) -> Self {
+        self.files.witness = Some(witness);
+        self
+    }
+
+    /// Whether a connection can be tried with the files as they are.
+    pub fn check_files(&self) -> Result<(), TlsError> {
+        self.config().map(drop)
     }
 
     /// The rustls configuration that the files make now.
@@ -146,12 +168,16 @@ impl TlsConnector {
 impl Files {
     fn load(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let provider = Arc::new(ring::default_provider());
-        let verifier = self.verifier(Arc::clone(&provider))?;
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(self.verifier(Arc::clone(&provider))?);
+        let verifier = match &self.witness {
+            None => verifier,
+            Some(witness) => witness.watching(verifier),
+        };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Handshake(error.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .with_custom_certificate_verifier(verifier);
         let mut client_expiry = 0;
         let config = match &self.client {
             None => builder.with_no_client_auth(),
@@ -173,32 +199,15 @@ impl Files {
     fn verifier(&self, provider: Arc<CryptoProvider>) -> Result<ServerVerifier, TlsError> {
         const FLAG: &str = "tls_server_certs";
         let path = &self.server_certs;
-        let bundle = if path.is_dir() {
-            // What else lies in the directory doesn't matter.
-            self.bundle_files().iter().flat_map(|file| certificates(FLAG, file).unwrap_or_default()).collect()
-        } else {
-            certificates(FLAG, path)?
-        };
+        let bundle = bundle(path)?;
         let kind = if path == Path::new(DEFAULT_SERVER_CERTS) { TrustKind::Default } else { TrustKind::Explicit };
         ServerVerifier::new(bundle, kind, provider).map_err(|reason| unusable(FLAG, path, &reason))
-    }
-
-    /// The files that make up the trust: the file itself, or those in the directory.
-    fn bundle_files(&self) -> Vec<PathBuf> {
-        match fs::read_dir(&self.server_certs) {
-            Ok(entries) => {
-                let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-                files.sort();
-                files
-            }
-            Err(_) => vec![self.server_certs.clone()],
-        }
     }
 
     fn stamp(&self) -> Vec<Stamp> {
         let client = self.client.iter().flat_map(|client| [client.cert.clone(), client.key.clone()]);
         let state = |file: Metadata| (file.ino(), file.size(), file.mtime(), file.mtime_nsec());
-        self.bundle_files()
+        bundle_files(&self.server_certs)
             .into_iter()
             .chain(client)
             .map(|path| Stamp { state: fs::metadata(&path).ok().map(state), path })
@@ -210,7 +219,31 @@ fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     fs::read(path).map_err(|error| unusable(flag, path, &error.to_string()))
 }
 
-fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates that `tls_server_certs` names: those of a file, or of the files in a directory.
+pub fn bundle(server_certs: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    const FLAG: &str = "tls_server_certs";
+    if server_certs.is_dir() {
+        // What else lies in the directory doesn't matter.
+        let files = bundle_files(server_certs);
+        return Ok(files.iter().flat_map(|file| certificates(FLAG, file).unwrap_or_default()).collect());
+    }
+    certificates(FLAG, server_certs)
+}
+
+/// The files that make up the trust: the file itself, or those in the directory.
+fn bundle_files(server_certs: &Path) -> Vec<PathBuf> {
+    match fs::read_dir(server_certs) {
+        Ok(entries) => {
+            let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+            files.sort();
+            files
+        }
+        Err(_) => vec![server_certs.to_owned()],
+    }
+}
+
+/// The certificates of a PEM file that this flag names; at least one.
+pub fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(flag, path)?).collect();
     match certificates {
         Ok(certificates) if certificates.is_empty() => Err(unusable(flag, path, "it holds no certificate in PEM")),
@@ -293,6 +326,16 @@ pub struct TlsTransport {
 }
 
 impl TlsTransport {
+    /// The version and the suite that both sides agreed on.
+    pub(super) fn agreed(&self) -> String {
+        let (version, suite) = (self.stream.conn.protocol_version(), self.stream.conn.negotiated_cipher_suite());
+        let version = match version {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS 1.3",
+        };
+        suite.map_or_else(|| version.to_owned(), |suite| format!("{version}, {:?}", suite.suite()))
+    }
+
     /// rustls tells of an error in writing only at the next call, reading included.
     fn broken(&mut self, error: io::Error) -> ureq::Error {
         broken(error, &mut self.stream.conn, &mut self.stream.sock)

@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ureq::http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER, USER_AGENT};
+use ureq::http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, USER_AGENT,
+};
 use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector};
@@ -149,6 +151,8 @@ pub struct Answer {
     pub status: u16,
     /// `Retry-After`, in whichever form, capped at an hour.
     pub retry_after: Option<Duration>,
+    /// The server's clock (`Date`).
+    pub date: Option<SystemTime>,
     /// The body, decompressed.
     pub body: Vec<u8>,
 }
@@ -165,10 +169,20 @@ pub struct Transport {
 
 /// The settings that a set of connections was made with.
 #[derive(PartialEq)]
-struct Wanted {
+pub(super) struct Wanted {
     tls: TlsSettings,
     proxy: Option<Proxy>,
     request_timeout: Duration,
+}
+
+impl Wanted {
+    pub(super) fn new(settings: &Settings) -> Result<Self, TransportError> {
+        Ok(Self {
+            tls: settings.tls.clone(),
+            proxy: settings.proxy.clone()?,
+            request_timeout: settings.request_timeout,
+        })
+    }
 }
 
 thread_local! {
@@ -237,11 +251,7 @@ impl Transport {
 
     fn agent(&self, settings: &Settings) -> Result<Agent, TransportError> {
         let client = settings.tls.client.clone()?;
-        let wanted = Wanted {
-            tls: settings.tls.clone(),
-            proxy: settings.proxy.clone()?,
-            request_timeout: settings.request_timeout,
-        };
+        let wanted = Wanted::new(settings)?;
         let mut agent = self.lock();
         if self.shutdown.requested() && agent.is_none() {
             return Err(TransportError::Ending);
@@ -252,7 +262,7 @@ impl Transport {
                 let connector =
                     ().chain(ProxyConnector::default())
                         .chain(TcpConnector::default())
-                        .chain(TlsConnector::new(&settings.tls, client, Arc::clone(&self.expiries)))
+                        .chain(TlsConnector::new(&settings.tls, client).telling(Arc::clone(&self.expiries)))
                         .chain(CountOpened);
                 let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
                 *agent = Some((wanted, new.clone()));
@@ -266,7 +276,7 @@ impl Transport {
     }
 }
 
-fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportError> {
+pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportError> {
     let proxy = match &wanted.proxy {
         None => None,
         Some(proxy) => {
@@ -362,8 +372,9 @@ fn redirect(server: &HostPort, response: &Response<Body>) -> Result<String, Tran
 fn read(mut response: Response<Body>) -> Result<Answer, TransportError> {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
+    let date = response.headers().get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
     let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec()?;
-    Ok(Answer { status, retry_after, body })
+    Ok(Answer { status, retry_after, date, body })
 }
 
 /// Both forms of `Retry-After`: seconds, or a date.
@@ -435,7 +446,7 @@ impl TransportError {
 
 /// CONNECT, with the proxy's failures named as its own.
 #[derive(Debug, Default)]
-struct ProxyConnector(Connecting);
+pub(super) struct ProxyConnector(Connecting);
 
 /// ureq's connector has no `Debug`.
 #[derive(Default)]
@@ -464,7 +475,7 @@ impl<In: ureq::unversioned::transport::Transport> Connector<In> for ProxyConnect
 
 /// The system's resolver, asked anew for each connection, with the name in its errors.
 #[derive(Debug, Default)]
-struct NamingResolver(DefaultResolver);
+pub(super) struct NamingResolver(DefaultResolver);
 
 impl Resolver for NamingResolver {
     fn resolve(

@@ -19,6 +19,7 @@ mod cli;
 mod config;
 mod customizations;
 mod distributed;
+mod doctor;
 mod documentation;
 mod enroll;
 mod lifecycle;

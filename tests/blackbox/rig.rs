@@ -106,7 +106,7 @@ impl Setup {
         path
     }
 
-    fn finish(mut self) -> (Server, osqueryd::Options, TempDir) {
+    pub(crate) fn finish(mut self) -> (Server, osqueryd::Options, TempDir) {
         let server = Server::start(self.server.clone()).unwrap();
         self.osqueryd.flags.entry("tls_hostname".to_owned()).or_insert_with(|| match &self.address {
             Some(address) => format!("{address}:{}", server.port()),

@@ -1,0 +1,97 @@
+//! Certificates, shown to a reader and looked at for their time.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+/// A certificate that ends within so many days is worth a warning.
+const SOON_DAYS: i64 = 30;
+
+const DAY: i64 = 24 * 3600;
+
+/// A certificate's time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Term {
+    /// It is valid, until this date.
+    Valid(String),
+    /// It ends soon, in so many days.
+    EndsSoon(i64),
+    /// It ended at this date.
+    Over(String),
+    /// It begins at this date.
+    NotYet(String),
+    /// It can't be parsed.
+    Unreadable,
+}
+
+impl Term {
+    /// The term of a certificate, now.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
+        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Self::Unreadable };
+        let validity = parsed.validity();
+        Self::between(validity.not_before.timestamp(), validity.not_after.timestamp(), now())
+    }
+
+    fn between(begin: i64, end: i64, now: i64) -> Self {
+        match (end - now) / DAY {
+            _ if now < begin => Self::NotYet(date(begin)),
+            _ if now > end => Self::Over(date(end)),
+            days if days < SOON_DAYS => Self::EndsSoon(days),
+            _ => Self::Valid(date(end)),
+        }
+    }
+}
+
+/// Subject, issuer, names and end on one line.
+pub(super) fn describe(certificate: &CertificateDer<'_>) -> String {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
+        return "a certificate that can't be parsed".to_owned();
+    };
+    let names = match parsed.subject_alternative_name() {
+        Ok(Some(extension)) => extension.value.general_names.iter().filter_map(name).collect::<Vec<_>>().join(", "),
+        _ => String::new(),
+    };
+    let names = if names.is_empty() { names } else { format!(" for {names}") };
+    let (subject, issuer) = (parsed.subject(), parsed.issuer());
+    let validity = parsed.validity();
+    let (begin, end) = (date(validity.not_before.timestamp()), date(validity.not_after.timestamp()));
+    format!("{subject}{names}, issued by {issuer}, from {begin} to {end}")
+}
+
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+            Ok(address) => Some(std::net::Ipv4Addr::from(address).to_string()),
+            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|address| std::net::Ipv6Addr::from(address).to_string()),
+        },
+        _ => None,
+    }
+}
+
+fn now() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn date(timestamp: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(timestamp).map_or_else(|_| "?".to_owned(), |at| at.date().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_is_seen_from_all_sides() {
+        let now = 1_900_000_000;
+        assert_eq!(Term::between(now + 1, now + DAY, now), Term::NotYet("2030-03-17".to_owned()));
+        assert_eq!(Term::between(now - DAY, now - 1, now), Term::Over("2030-03-17".to_owned()));
+        assert_eq!(Term::between(now - DAY, now + 29 * DAY + 5, now), Term::EndsSoon(29));
+        assert_eq!(Term::between(now - DAY, now + 31 * DAY, now), Term::Valid("2030-04-17".to_owned()));
+    }
+}

@@ -1,0 +1,172 @@
+//! The files that osqueryd's flags name: enroll secret, trust, client certificate and key.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustls_pki_types::CertificateDer;
+
+use super::certificates::{Term, describe};
+use super::{Check, Report, Subject};
+use crate::remote::enroll::{EnrollError, secret};
+use crate::remote::tls::{TlsConnector, TlsError, bundle, certificates};
+use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, SecretSource, TlsSettings};
+
+const OTHERS_READ: u32 = 0o004;
+
+pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
+    enroll_secret(subject, report);
+    trust(&subject.settings.tls, report);
+    client(subject, report);
+}
+
+fn enroll_secret(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::EnrollSecret;
+    let enroll = &subject.settings.enroll;
+    if enroll.disabled {
+        return report.skip(CHECK, "--disable_enrollment: none is needed");
+    }
+    let known = match secret(&enroll.secret) {
+        Ok(known) => known,
+        Err(EnrollError::SecretVariable(name)) => {
+            return report.warn(
+                CHECK,
+                format!("--enroll_secret_env={name}: there is no such variable here"),
+                "see that osqueryd's service sets it, or run the doctor with it",
+            );
+        }
+        Err(error) => {
+            return report.fail(CHECK, error.to_string(), "make the file (chmod 0600), and run the doctor as root");
+        }
+    };
+    let lines = known.expose().lines().count();
+    match &enroll.secret {
+        SecretSource::None if matches!(subject.settings.tls.client, Ok(Some(_))) => {
+            return report.ok(CHECK, "none is set: the server knows its hosts by their client certificates");
+        }
+        SecretSource::None => {
+            return report.warn(
+                CHECK,
+                "neither --enroll_secret_path nor --enroll_secret_env is set: the empty secret is sent",
+                "set --enroll_secret_path, unless the server takes every host",
+            );
+        }
+        _ if known.is_empty() => report.fail(CHECK, "the secret is empty", "put your server's enroll secret there"),
+        _ if lines > 1 => report.warn(
+            CHECK,
+            format!("the secret has {lines} lines, all of which are sent"),
+            "leave the one line that is the secret",
+        ),
+        _ => {}
+    }
+    if let SecretSource::File(path) = &enroll.secret {
+        warn_if_others_read(CHECK, path, report);
+        if report.is_clean(CHECK) {
+            report.ok(CHECK, format!("{} holds one", path.display()));
+        }
+    } else if report.is_clean(CHECK) {
+        report.ok(CHECK, "the environment variable holds one");
+    }
+}
+
+fn warn_if_others_read(check: Check, path: &Path, report: &mut Report<'_>) {
+    if fs::metadata(path).is_ok_and(|file| file.mode() & OTHERS_READ != 0) {
+        report.warn(
+            check,
+            format!("{} is readable by everybody on this host", path.display()),
+            format!("chmod o-r {}", path.display()),
+        );
+    }
+}
+
+fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
+    const CHECK: Check = Check::ServerTrust;
+    let shown = tls.server_certs.display();
+    // Without a client certificate: only the trust is looked at here.
+    let loaded = bundle(&tls.server_certs).and_then(|bundle| {
+        TlsConnector::new(tls, None).check_files()?;
+        Ok(bundle)
+    });
+    let bundle = match loaded {
+        Ok(bundle) => bundle,
+        Err(error) => {
+            return report.fail(
+                CHECK,
+                error.to_string(),
+                "name the PEM file of your server's authority by --tls_server_certs",
+            );
+        }
+    };
+    let terms: Vec<Term> = bundle.iter().map(Term::of).collect();
+    let good = terms.iter().filter(|term| matches!(term, Term::Valid(_) | Term::EndsSoon(_))).count();
+    let is_default = tls.server_certs == Path::new(DEFAULT_SERVER_CERTS);
+    if good == 0 {
+        report.fail(
+            CHECK,
+            format!("{shown}: no certificate in it is valid today"),
+            "get your server's authority anew, and see that this host's clock is right",
+        );
+    } else if !is_default {
+        // Of a public bundle's many authorities some always end.
+        for certificate in &bundle {
+            warn_of_the_end(CHECK, &format!("{shown}: "), certificate, report);
+        }
+    }
+    if report.is_clean(CHECK) {
+        let others = if good == bundle.len() { String::new() } else { format!(", {good} of them valid today") };
+        report.ok(CHECK, format!("{shown}: {} certificates{others}", bundle.len()));
+    }
+}
+
+fn warn_of_the_end(check: Check, place: &str, certificate: &CertificateDer<'_>, report: &mut Report<'_>) {
+    let what = match Term::of(certificate) {
+        Term::Valid(_) => return,
+        Term::EndsSoon(days) => format!("ends in {days} days"),
+        Term::Over(date) => format!("ended on {date}"),
+        Term::NotYet(date) => format!("begins on {date} only"),
+        Term::Unreadable => "can't be parsed".to_owned(),
+    };
+    report.warn(check, format!("{place}a certificate {what}: {}", describe(certificate)), "replace it in time");
+}
+
+fn client(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::ClientCertificate;
+    match &subject.settings.tls.client {
+        Ok(None) => report.ok(CHECK, "none is set"),
+        Ok(Some(client)) => pair(client, &subject.settings.tls, report),
+        Err(error) => {
+            report.fail(CHECK, error.to_string(), "set both --tls_client_cert and --tls_client_key, or neither")
+        }
+    }
+}
+
+fn pair(client: &ClientIdentity, tls: &TlsSettings, report: &mut Report<'_>) {
+    const CHECK: Check = Check::ClientCertificate;
+    let certificates = match certificates("tls_client_cert", &client.cert) {
+        Ok(certificates) => certificates,
+        Err(error) => return report.fail(CHECK, error.to_string(), "put the certificate there, in PEM"),
+    };
+    match TlsConnector::new(tls, Some(client.clone())).check_files() {
+        Err(TlsError::File { flag: "tls_server_certs", .. }) => {
+            return report.skip(CHECK, "it can be judged only when the trust can be used");
+        }
+        Err(error @ TlsError::File { flag: "tls_client_key", .. }) => {
+            return report.fail(CHECK, error.to_string(), "put the certificate's key there, in PEM, not encrypted");
+        }
+        Err(error) => return report.fail(CHECK, error.to_string(), "put a certificate and its own key there"),
+        Ok(()) => {}
+    }
+    let shown = client.cert.display();
+    let Some(own) = certificates.first() else { return };
+    match Term::of(own) {
+        Term::Over(date) => report.fail(CHECK, format!("{shown} ended on {date}"), "issue a new certificate"),
+        Term::NotYet(date) => {
+            report.fail(CHECK, format!("{shown} begins on {date} only"), "see that this host's clock is right");
+        }
+        _ => warn_of_the_end(CHECK, &format!("{shown}: "), own, report),
+    }
+    warn_if_others_read(CHECK, &client.key, report);
+    if report.is_clean(CHECK) {
+        report.ok_with(CHECK, format!("{shown} and its key belong together"), vec![describe(own)]);
+    }
+}

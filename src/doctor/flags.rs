@@ -1,0 +1,274 @@
+//! osqueryd's flag file and our own: names, values, and what goes together.
+
+use super::flagfile::{Flagfile, Given, Oddity};
+use super::osquery_flags::{self, Kind};
+use super::{Check, Report, Subject, plugins};
+use crate::cli::own_flag_names;
+use crate::extension::registry::NAME;
+use crate::remote::Endpoint;
+use crate::settings::{Options, REMOTE_PREFIX};
+
+/// The flags of a file by the names and with the values that osqueryd lists; of several with one name the last.
+pub(super) fn values(flagfile: &Flagfile) -> Options {
+    let value = |given: &Given| {
+        let kind = osquery_flags::of(&given.name).map_or(Kind::Text, |(_, kind)| kind);
+        kind.normal(&given.value).unwrap_or_else(|| given.value.clone())
+    };
+    let pair = |given: &Given| (osquery_flags::real_name(&given.name).to_owned(), value(given));
+    flagfile.given.iter().map(pair).collect()
+}
+
+pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
+    file(subject, report);
+    names(subject, report);
+    check_values(subject, report);
+    combinations(subject, report);
+    own(subject, report);
+}
+
+fn file(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagFile;
+    for oddity in &subject.flagfile.oddities {
+        match oddity {
+            Oddity::Unreadable(path, reason) => report.fail(
+                CHECK,
+                format!("{} can't be read: {reason}", path.display()),
+                "name osqueryd's flag file by --flagfile, and run the doctor as root",
+            ),
+            Oddity::TooDeep(path) => report.fail(
+                CHECK,
+                format!("{}: flag files name each other without end", path.display()),
+                "remove the --flagfile lines that lead back",
+            ),
+            Oddity::Section { place, lost } => report.fail(
+                CHECK,
+                format!(
+                    "{place}: the line does not begin with --, so osqueryd takes it for another program's name and \
+                     leaves out all that is behind it ({lost} flags)"
+                ),
+                "put -- before a flag and # before a comment",
+            ),
+            Oddity::Space { place, name } => report.fail(
+                CHECK,
+                format!("{place}: --{name} has its value behind a space: osqueryd drops the line"),
+                format!("write --{name}=VALUE"),
+            ),
+            Oddity::NoValue { place, name } => report.fail(
+                CHECK,
+                format!("{place}: --{name} has no value: osqueryd drops the line"),
+                format!("write --{name}=VALUE"),
+            ),
+            Oddity::Untidy { place, name } => report.warn(
+                CHECK,
+                format!("{place}: quotes around the value of --{name}, or blanks behind it, become part of it"),
+                "remove them",
+            ),
+            Oddity::MixedLineEnds(path) => report.fail(
+                CHECK,
+                format!("{} has line ends of both kinds: osqueryd runs lines together", path.display()),
+                format!("convert it: sed -i 's/\\r$//' {}", path.display()),
+            ),
+        }
+    }
+    if report.is_clean(CHECK) {
+        let (flags, files) = (subject.flagfile.given.len(), subject.flagfile.files);
+        report.ok(CHECK, format!("{flags} flags in {files} file{}", if files == 1 { "" } else { "s" }));
+    }
+}
+
+fn names(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagNames;
+    let listed = subject.running.iter().flat_map(|running| running.options.keys().cloned()).collect();
+    for Given { place, name, .. } in &subject.flagfile.unknown {
+        let ours = own_flag_names();
+        let own_name = name.strip_prefix(REMOTE_PREFIX).unwrap_or(name);
+        let remedy = if ours.iter().any(|flag| flag == own_name) {
+            format!("it is the extension's: put --{own_name}=VALUE into {}", subject.own_path.display())
+        } else if name.starts_with("custom_") {
+            "only a configuration's \"options\" can set custom_ flags: remove the line".to_owned()
+        } else {
+            match osquery_flags::closest(name, &listed) {
+                Some(known) => format!("is --{known} meant?"),
+                None => "remove the line, or look at osqueryd --help for the name".to_owned(),
+            }
+        };
+        report.warn(CHECK, format!("{place}: osqueryd has no flag --{name} and drops the line without a word"), remedy);
+    }
+    if report.is_clean(CHECK) {
+        report.ok(CHECK, "osquery knows them all");
+    }
+}
+
+fn check_values(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagValues;
+    let mut ends_osqueryd = Vec::new();
+    for Given { place, name, value } in &subject.flagfile.given {
+        let Some((_, kind)) = osquery_flags::of(name) else { continue };
+        if kind.normal(value).is_none() {
+            report.fail(
+                CHECK,
+                format!("{place}: --{name}={value} ends osqueryd: {}", kind.needed()),
+                "correct the value, or remove the line",
+            );
+            ends_osqueryd.push(osquery_flags::real_name(name));
+        }
+    }
+    let settings = &subject.settings;
+    let without_a_stand_in =
+        [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
+    let ours = own_flag_names();
+    let unusable = subject.setting_errors.iter().chain(without_a_stand_in.into_iter().flatten());
+    for error in unusable.filter(|error| !ours.contains(&error.flag) && !ends_osqueryd.contains(&&*error.flag)) {
+        report.fail(CHECK, error.to_string(), format!("correct --{} where it is set", error.flag));
+    }
+    let identifiers = ["hostname", "uuid", "instance", "ephemeral", "specified"];
+    let identifier = subject.text("host_identifier", "hostname");
+    if !identifiers.contains(&identifier) {
+        report.warn(
+            CHECK,
+            format!("--host_identifier={identifier} means hostname, like every value that osquery doesn't know"),
+            format!("choose one of {}", identifiers.join(", ")),
+        );
+    } else if identifier == "specified" && subject.text("specified_identifier", "").is_empty() {
+        report.warn(
+            CHECK,
+            "--host_identifier=specified without --specified_identifier means hostname",
+            "set --specified_identifier",
+        );
+    }
+    if report.is_clean(CHECK) {
+        report.ok(CHECK, "all can be used");
+    }
+}
+
+fn combinations(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagCombinations;
+    check_plugins(subject, report);
+    check_endpoints(subject, report);
+    if subject.is_set("disable_extensions") {
+        report.fail(
+            CHECK,
+            "--disable_extensions=true: osqueryd starts no extension, and then ends for want of its plugins",
+            "remove --disable_extensions",
+        );
+    }
+    let required = subject.text("extensions_require", "");
+    if plugins(required).any(|name| name != NAME && name.replace('-', "_").contains(NAME)) {
+        report.fail(
+            CHECK,
+            format!("--extensions_require={required} waits for a name that no extension registers"),
+            format!("the extension's name is {NAME}"),
+        );
+    }
+    if subject.uses("distributed") && subject.text("disable_distributed", "true") == "true" {
+        report.warn(
+            CHECK,
+            "--disable_distributed is true (osquery's default): osqueryd asks for no distributed queries",
+            "set --disable_distributed=false",
+        );
+    }
+    if subject.uses("config") && subject.text("config_refresh", "0") == "0" {
+        report.warn(
+            CHECK,
+            "--config_refresh is 0 (osquery's default): a new configuration comes only when osqueryd starts",
+            "set --config_refresh=300, or how many seconds it may take",
+        );
+    }
+    let doubtful = [
+        ("allow_unsafe", "osqueryd starts extensions whoever can write to their files"),
+        ("disable_logging", "osqueryd logs no results"),
+        ("disable_database", "osqueryd keeps no node key, so that each start enrolls again"),
+        ("ephemeral", "osqueryd keeps no node key, so that each start enrolls again"),
+    ];
+    for (flag, effect) in doubtful.into_iter().filter(|(flag, _)| subject.is_set(flag)) {
+        report.warn(CHECK, format!("--{flag}=true: {effect}"), format!("remove --{flag} unless it is meant"));
+    }
+    if report.is_clean(CHECK) {
+        report.ok_with(CHECK, "they go together", recommendations(subject));
+    }
+}
+
+fn check_plugins(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagCombinations;
+    let registries = ["config", "logger", "distributed"];
+    if !registries.iter().any(|registry| subject.uses(registry)) {
+        let flags = registries.map(|registry| format!("--{registry}_plugin={NAME}")).join(", ");
+        report.fail(CHECK, "no plugin of osqueryd is this extension's", format!("set {flags}"));
+        return;
+    }
+    for registry in registries {
+        let flag = format!("{registry}_plugin");
+        let default = if registry == "distributed" { "tls" } else { "filesystem" };
+        let value = subject.text(&flag, default);
+        let built_in = plugins(value).any(|name| name == "tls");
+        let without_use = registry == "distributed" && subject.text("disable_distributed", "true") == "true";
+        if built_in && subject.uses(registry) {
+            report.warn(
+                CHECK,
+                format!("--{flag}={value}: the server gets everything twice, from osqueryd itself too"),
+                format!("set --{flag} without tls"),
+            );
+        } else if built_in && !without_use {
+            report.warn(
+                CHECK,
+                format!("--{flag}={value}: osqueryd itself does this, beside the extension"),
+                format!("set --{flag}={NAME}"),
+            );
+        }
+    }
+}
+
+fn check_endpoints(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagCombinations;
+    let needed = [
+        (Endpoint::Enroll, !subject.settings.enroll.disabled),
+        (Endpoint::Config, subject.uses("config")),
+        (Endpoint::Logger, subject.uses("logger")),
+        (Endpoint::DistributedRead, subject.uses("distributed")),
+        (Endpoint::DistributedWrite, subject.uses("distributed")),
+    ];
+    for (endpoint, _) in needed.into_iter().filter(|(_, needed)| *needed) {
+        if let Err(error) = endpoint.path(&subject.settings.endpoints) {
+            report.fail(CHECK, error.to_string(), format!("set --{} to your server's path for it", error.flag));
+        }
+    }
+}
+
+/// What is no mistake, and would be better otherwise.
+fn recommendations(subject: &Subject) -> Vec<String> {
+    let mut recommendations = Vec::new();
+    if subject.uses("logger") && !subject.settings.logger.compress {
+        recommendations.push(
+            "recommended: --logger_tls_compress=true makes log requests several times smaller, if the server takes gzip"
+                .to_owned(),
+        );
+    }
+    let expands = own_flag_names().iter().any(|name| name == "logger_expand_events");
+    if subject.uses("logger") && expands && subject.text("logger_event_type", "true") == "true" {
+        recommendations.push(
+            "recommended: --logger_event_type=false, and logger_expand_events of the extension's own flags: one call a \
+             query in place of one a row, and the server gets the same lines"
+                .to_owned(),
+        );
+    }
+    recommendations
+}
+
+fn own(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::OwnFlags;
+    for error in &subject.own_errors {
+        report.fail(CHECK, error.to_string(), "correct the line: until then its flag has its default");
+    }
+    let ours = own_flag_names();
+    for error in &subject.setting_errors {
+        let name = error.flag.strip_prefix(REMOTE_PREFIX).unwrap_or(&error.flag);
+        if ours.iter().any(|flag| flag == name) {
+            report.fail(CHECK, error.to_string(), "correct the value: until then the flag has its default");
+        }
+    }
+    if report.is_clean(CHECK) {
+        let path = subject.own_path.display();
+        let there = if subject.own_path.exists() { "all can be used" } else { "not there, so all have their defaults" };
+        report.ok(CHECK, format!("{path}: {there}"));
+    }
+}

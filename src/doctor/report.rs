@@ -1,0 +1,268 @@
+//! What the checks found, as lines for a reader or as one JSON object.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::Check;
+use crate::secret::redact;
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Nothing is wrong.
+    Ok,
+    /// It could not be made, since something before it is wrong or absent.
+    Skipped,
+    /// It works, and somebody should look at it.
+    Warning,
+    /// It doesn't work.
+    Failure,
+}
+
+impl Level {
+    /// The word in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Skipped => "skipped",
+            Self::Warning => "warning",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Who found it.
+    pub check: Check,
+    /// How grave it is.
+    pub level: Level,
+    /// What was found, in plain words.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// What else a reader may want to see, a line each.
+    pub details: Vec<String>,
+}
+
+/// How the report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Lines of plain text.
+    Plain,
+    /// Lines with colours and symbols.
+    Coloured,
+    /// One JSON object at the end.
+    Json,
+}
+
+/// Collects findings, and writes each line as it comes: some checks take a while.
+pub struct Report<'a> {
+    out: &'a mut dyn Write,
+    form: Form,
+    findings: Vec<Finding>,
+    written: io::Result<()>,
+}
+
+impl<'a> Report<'a> {
+    /// An empty report.
+    pub fn new(out: &'a mut dyn Write, form: Form) -> Self {
+        Self { out, form, findings: Vec::new(), written: Ok(()) }
+    }
+
+    /// All is well.
+    pub fn ok(&mut self, check: Check, message: impl Into<String>) {
+        self.ok_with(check, message, Vec::new());
+    }
+
+    /// All is well, with more to see.
+    pub fn ok_with(&mut self, check: Check, message: impl Into<String>, details: Vec<String>) {
+        self.add(Finding { check, level: Level::Ok, message: message.into(), remedy: None, details });
+    }
+
+    /// The check could not be made.
+    pub fn skip(&mut self, check: Check, why: impl Into<String>) {
+        self.add(Finding { check, level: Level::Skipped, message: why.into(), remedy: None, details: Vec::new() });
+    }
+
+    /// Somebody should look at it.
+    pub fn warn(&mut self, check: Check, message: impl Into<String>, remedy: impl Into<String>) {
+        self.problem(check, Level::Warning, message, remedy, Vec::new());
+    }
+
+    /// It doesn't work.
+    pub fn fail(&mut self, check: Check, message: impl Into<String>, remedy: impl Into<String>) {
+        self.problem(check, Level::Failure, message, remedy, Vec::new());
+    }
+
+    /// A warning or a failure, with more to see.
+    pub fn problem(
+        &mut self,
+        check: Check,
+        level: Level,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        details: Vec<String>,
+    ) {
+        self.add(Finding { check, level, message: message.into(), remedy: Some(remedy.into()), details });
+    }
+
+    /// Whether a check has found nothing yet.
+    #[must_use]
+    pub fn is_clean(&self, check: Check) -> bool {
+        self.findings.iter().all(|finding| finding.check != check)
+    }
+
+    /// Whether a check was made and has not failed.
+    #[must_use]
+    pub fn is_well(&self, check: Check) -> bool {
+        let of_check = self.findings.iter().filter(|finding| finding.check == check);
+        let (mut made, mut well) = (false, true);
+        for finding in of_check {
+            made = true;
+            well &= matches!(finding.level, Level::Ok | Level::Warning);
+        }
+        made && well
+    }
+
+    /// Whether a check has failed.
+    #[must_use]
+    pub fn has_failed(&self, check: Check) -> bool {
+        self.findings.iter().any(|finding| finding.check == check && finding.level == Level::Failure)
+    }
+
+    /// How many findings there are of a level.
+    #[must_use]
+    pub fn count(&self, level: Level) -> usize {
+        self.findings.iter().filter(|finding| finding.level == level).count()
+    }
+
+    /// Writes what is left to write: the counts, or all of it as JSON. The error is the first one in writing.
+    pub fn finish(mut self, flagfile: &str) -> io::Result<Vec<Finding>> {
+        let [ok, skipped, warnings, failures] =
+            [Level::Ok, Level::Skipped, Level::Warning, Level::Failure].map(|level| self.count(level));
+        let text = match self.form {
+            Form::Json => {
+                let findings: Vec<Value> = self.findings.iter().map(as_json).collect();
+                json!({
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "flagfile": flagfile,
+                    "counts": {"ok": ok, "skipped": skipped, "warnings": warnings, "failures": failures},
+                    "findings": findings,
+                })
+                .to_string()
+            }
+            _ => format!("{ok} ok, {skipped} skipped, {warnings} warnings, {failures} failed"),
+        };
+        self.write(&format!("{text}\n"));
+        self.written.map(|()| self.findings)
+    }
+
+    fn add(&mut self, finding: Finding) {
+        // Servers repeat secrets in their errors: masked here, whoever made the message.
+        let masked = |text: String| redact(&text).into_owned();
+        let finding = Finding {
+            check: finding.check,
+            level: finding.level,
+            message: masked(finding.message),
+            remedy: finding.remedy.map(masked),
+            details: finding.details.into_iter().map(masked).collect(),
+        };
+        if self.form != Form::Json {
+            let text = lines(&finding, self.form);
+            self.write(&text);
+        }
+        self.findings.push(finding);
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.written.is_ok() {
+            self.written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        }
+    }
+}
+
+fn as_json(finding: &Finding) -> Value {
+    json!({
+        "check": finding.check.name(),
+        "level": finding.level.as_str(),
+        "message": finding.message,
+        "remedy": finding.remedy,
+        "details": finding.details,
+    })
+}
+
+/// A finding's line, and indented below it the remedy and the details.
+fn lines(finding: &Finding, form: Form) -> String {
+    let (word, symbol, colour) = match finding.level {
+        Level::Ok => ("ok  ", '✓', 32),
+        Level::Skipped => ("skip", '-', 2),
+        Level::Warning => ("warn", '!', 33),
+        Level::Failure => ("FAIL", '✗', 31),
+    };
+    let head = match form {
+        Form::Coloured => format!("\x1b[{colour}m{symbol} {word}\x1b[0m"),
+        _ => word.to_owned(),
+    };
+    let mut text = format!("{head} {}: {}\n", finding.check.name(), on_one_line(&finding.message));
+    for detail in &finding.details {
+        text.push_str(&format!("       {}\n", on_one_line(detail)));
+    }
+    if let Some(remedy) = &finding.remedy {
+        text.push_str(&format!("     → {}\n", on_one_line(remedy)));
+    }
+    if form == Form::Plain { text.replace('→', "->") } else { text }
+}
+
+/// Files, certificates and servers have a say in messages: what could forge a line or move a terminal's cursor is
+/// escaped.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn report(form: Form) -> String {
+        let mut out = Vec::new();
+        let mut report = Report::new(&mut out, form);
+        let _secret = Secret::new("hush-of-the-report");
+        report.ok_with(Check::TlsHandshake, "good", vec!["subject".to_owned()]);
+        report.fail(Check::Clock, "wrong: hush-of-the-report\nok   forged: \x1b[2J", "set it → now");
+        let _findings = report.finish("/f").unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn plain_lines_are_plain_and_what_others_say_stays_on_its_line() {
+        let expected = "ok   tls handshake: good\n       subject\n\
+            FAIL clock: wrong: <hidden>\\nok   forged: \\u{1b}[2J\n     -> set it -> now\n\
+            1 ok, 0 skipped, 0 warnings, 1 failed\n";
+        assert_eq!(report(Form::Plain), expected);
+    }
+
+    #[test]
+    fn a_terminal_gets_colours_and_symbols() {
+        let text = report(Form::Coloured);
+        assert!(text.starts_with("\x1b[32m✓ ok  \x1b[0m tls handshake: good\n"), "{text:?}");
+        assert!(text.contains("\x1b[31m✗ FAIL\x1b[0m clock: "), "{text:?}");
+    }
+
+    #[test]
+    fn json_holds_the_same() {
+        let json: Value = serde_json::from_str(&report(Form::Json)).unwrap();
+        assert_eq!(json["counts"], json!({"ok": 1, "skipped": 0, "warnings": 0, "failures": 1}));
+        assert_eq!(json["findings"][1]["check"], "clock");
+        assert_eq!(json["findings"][1]["level"], "failure");
+        assert!(json["findings"][1]["message"].as_str().unwrap().starts_with("wrong: <hidden>\n"));
+    }
+}
