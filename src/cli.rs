@@ -60,8 +60,10 @@ pub struct Cli {
 /// What an operator runs by hand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check this host: flags, files, permissions, osqueryd, the way to the server, the server, the buffers. Changes
-    /// nothing. Exit code 0: all well, 1: something failed, 2: warnings (docs/doctor.md)
+    /// Check this host, and change nothing
+    ///
+    /// Checks flags, files and their permissions, osqueryd, the way to the server, the server and the buffers, and
+    /// says what to do. Exit code 0: all is well, 1: something failed, 2: there are warnings. See docs/doctor.md.
     Doctor(DoctorFlags),
 }
 
@@ -76,7 +78,7 @@ pub struct DoctorFlags {
     #[arg(long = "own_flagfile", value_name = "PATH")]
     pub own_flagfile: Option<PathBuf>,
 
-    /// Try an enrollment too: the server then knows a host "<hostname>-doctor"; its node key is not kept
+    /// Try an enrollment too: the server then knows a host more, whose key is not kept
     #[arg(long)]
     pub enroll: bool,
 

