@@ -241,18 +241,16 @@ fn it_changes_nothing_on_a_host_without_osqueryd() {
     rig.osqueryd.stop();
     let host = Host::new();
     copy(&rig.directory.path().join("remote_tls"), &host.path("remote_tls"));
-    let _ = host.examine(&[]);
+    assert!(!host.path("remote_tls/results.sqlite-wal").exists(), "the extension did not end well");
     let before = state(host.directory.path());
     let examined = host.examine(&[]);
     examined.must_say("buffers", "ok", "1 result lines wait", "");
     examined.must_say("socket", "warning", "osqueryd does not run: nobody listens at", "start osqueryd");
     examined.must_say("running osqueryd", "skipped", "osqueryd can't be asked", "");
-    let flagfile = host.path("osquery.flags");
-    let without_flagfile = |mut state: Vec<(PathBuf, u32, u64, i64, Vec<u8>)>| {
-        state.retain(|(path, ..)| *path != flagfile);
-        state
-    };
-    assert!(without_flagfile(before) == without_flagfile(state(host.directory.path())), "something changed");
+    let mut after = state(host.directory.path());
+    // The test's own.
+    after.retain(|(path, ..)| *path != host.path("osquery.flags"));
+    assert!(before == after, "something changed");
     assert_eq!(host.server.node_keys().len(), 0);
 }
 
@@ -683,6 +681,32 @@ fn the_running_osqueryd_is_compared() {
     server.always(Endpoint::Config, Some(Answer::json(json!({}))));
     let examined = examine(&file(""), &own, &[]);
     examined.must_say("config endpoint", "failure", "not a configuration: an empty object", "correct this host's");
+}
+
+#[test]
+fn an_extension_that_osqueryd_does_not_use_is_said() {
+    let mut setup = Setup::new();
+    for registry in ["config", "logger", "distributed"] {
+        setup = setup.flag(&format!("{registry}_plugin"), "filesystem");
+    }
+    let rig = setup.start();
+    let flagfile = rig.directory.path().join("osquery.flags");
+    let flags = format!("--extensions_socket={}\n--config_plugin=remote_tls\n", rig.osqueryd.socket().display());
+    fs::write(&flagfile, flags).unwrap();
+    let examined = examine(&flagfile, &rig.directory.path().join("remote_tls.flags"), &[]);
+    examined.must_say("running osqueryd", "failure", "uses none of its plugins", "restart osqueryd");
+    examined.must_say("running osqueryd", "warning", "--config_plugin", "restart osqueryd");
+}
+
+#[test]
+fn an_osqueryd_that_hangs_is_said() {
+    let rig = Setup::new().start();
+    let flagfile = rig.directory.path().join("osquery.flags");
+    fs::write(&flagfile, format!("--extensions_socket={}\n", rig.osqueryd.socket().display())).unwrap();
+    rig.osqueryd.hang(true);
+    let examined = examine(&flagfile, Path::new(NO_SUCH), &[]);
+    examined.must_say("socket", "failure", "did not answer options within 10 s", "osqueryd hangs");
+    rig.osqueryd.hang(false);
 }
 
 #[test]
