@@ -114,7 +114,8 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
     }
     if report.is_clean(CHECK) {
         let others = if good == bundle.len() { String::new() } else { format!(", {good} of them valid today") };
-        report.ok(CHECK, format!("{shown}: {} certificates{others}", bundle.len()));
+        let plural = if bundle.len() == 1 { "" } else { "s" };
+        report.ok(CHECK, format!("{shown}: {} certificate{plural}{others}", bundle.len()));
     }
 }
 

@@ -20,9 +20,15 @@ pub(super) fn values(flagfile: &Flagfile) -> Options {
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     file(subject, report);
-    names(subject, report);
-    check_values(subject, report);
-    combinations(subject, report);
+    if subject.flagfile.files == 0 && subject.running.is_err() {
+        for check in [Check::FlagNames, Check::FlagValues, Check::FlagCombinations] {
+            report.skip(check, "no flag is known");
+        }
+    } else {
+        names(subject, report);
+        check_values(subject, report);
+        combinations(subject, report);
+    }
     own(subject, report);
 }
 

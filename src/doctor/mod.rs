@@ -215,7 +215,10 @@ impl Subject {
         let manager = Arc::new(Manager::new(socket.clone(), Arc::new(|| {})));
         let running = manager.options().map(|options| Running { manager, options });
         let flagfile = match &running {
-            Ok(running) => Flagfile::read(&flags.flagfile, &|name| running.options.contains_key(name)),
+            // What a configuration set under a custom_ name is listed too, and no flag for a file.
+            Ok(running) => Flagfile::read(&flags.flagfile, &|name| {
+                running.options.contains_key(name) && !name.starts_with("custom_")
+            }),
             Err(_) => first,
         };
         let file = flags::values(&flagfile);

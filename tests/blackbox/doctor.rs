@@ -511,6 +511,7 @@ fn what_is_wrong_with_the_server_is_said() {
 fn a_flag_file_that_is_not_there_is_named() {
     let examined = examine(Path::new("/no/such.flags"), Path::new(NO_SUCH), &[]);
     examined.must_say("flag file", "failure", "/no/such.flags can't be read", "--flagfile");
+    examined.must_say("flag combinations", "skipped", "no flag is known", "");
 }
 
 #[test]
@@ -662,8 +663,18 @@ fn the_running_osqueryd_is_compared() {
         path
     };
     let own = directory.path().join("remote_tls.flags");
-    let lines = format!("--tls_hostname=localhost:1\n--logger_tls_period=77\n--enroll_secret_path={secret}\n");
+    osqueryd.options_set("custom_remote_tls_request_timeout", "9");
+    let lines = format!(
+        "--tls_hostname=localhost:1\n--logger_tls_period=77\n--enroll_secret_path={secret}\n\
+         --custom_remote_tls_request_timeout=8\n"
+    );
     let examined = examine(&file(&lines), &own, &[]);
+    examined.must_say(
+        "flag names",
+        "warning",
+        "no flag --custom_remote_tls_request_timeout",
+        "--request_timeout=VALUE",
+    );
     let check = "running osqueryd";
     examined.must_say(check, "warning", "other values than the flag file has: --tls_hostname", "restart osqueryd");
     examined.must_say(check, "ok", "changed in the flag file since the start: --logger_tls_period", "");
