@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::buffer::{Batch, Buffer, BufferError, Rejected};
+use crate::decorations::Decorations;
 use crate::remote::api::{self, AnswerError, LOG_OVERHEAD, LogType, Payload};
 use crate::remote::node::Node;
 use crate::remote::status_line::StatusLine;
@@ -39,6 +40,8 @@ pub struct Forwarder {
     pub shutdown: Shutdown,
     /// Where the server is told of losses, as a status line of osqueryd's would tell it.
     pub statuses: Arc<Buffer>,
+    /// What such a line is decorated with.
+    pub decorations: Arc<Decorations>,
     /// Whether what waits at the end is to be sent, as far as a moment allows.
     pub last_flush: Arc<AtomicBool>,
 }
@@ -261,7 +264,11 @@ impl Forwarder {
         }
         let identifier = self.node.host.identifier(&settings.identity).unwrap_or_default();
         let version = self.node.host.version().unwrap_or_default();
-        let line = |message: String| StatusLine::own_error(&identifier, &redact(&message)).into_log_line(&version);
+        let line = |message: String| {
+            let line = StatusLine::own_error(&identifier, &redact(&message));
+            let decoration = self.decorations.decoration(line.unix_time(), settings.logger.decorations);
+            line.into_log_line(&version, &decoration)
+        };
         let lines: Vec<String> = losses.into_iter().map(line).collect();
         self.statuses.append(lines.as_slice(), &settings.logger.limits());
     }

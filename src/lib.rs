@@ -20,6 +20,7 @@ pub mod plugins;
 pub mod remote;
 
 pub mod buffer;
+pub mod decorations;
 pub mod forwarder;
 
 pub mod doctor;

@@ -207,6 +207,8 @@ pub struct LoggerSettings {
     pub compress: bool,
     /// `tls_disable_status_log`: status lines are not sent.
     pub status_disabled: bool,
+    /// `decorations_top_level`: where status lines' decorations stand; `None` is `disable_decorators`.
+    pub decorations: Option<Placement>,
     /// `buffered_log_max`: lines kept, of each kind; `None` (0) is no limit.
     pub max_kept: Option<u64>,
     /// Our `buffer_max_bytes`: what each stream's buffer may take.
@@ -219,6 +221,16 @@ pub struct LoggerSettings {
     pub drain_pace: Option<u64>,
     /// Our `logger_expand_events`: each batch line becomes the event lines that it stands for.
     pub expand_events: bool,
+}
+
+/// Where the decorations of a line stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// In its member `decorations`.
+    #[default]
+    Member,
+    /// Among its other members.
+    TopLevel,
 }
 
 impl LoggerSettings {
@@ -363,6 +375,7 @@ impl Reader<'_> {
             backoff_max: Some(backoff_max).filter(|most| !most.is_zero()),
             compress: self.truth("logger_tls_compress", false),
             status_disabled: self.truth("tls_disable_status_log", false),
+            decorations: self.decorations(),
             max_kept: Some(max_kept).filter(|&most| most > 0),
             buffer_max_bytes,
             drain_pace: self.drain_pace(own, buffer_max_bytes),
@@ -387,6 +400,13 @@ impl Reader<'_> {
         let local = own.logger_drain_bytes_per_second.as_deref();
         let pace = self.own_bytes("logger_drain_bytes_per_second", local, 4 << 20);
         (pace > 0).then(|| pace.max(buffer_max_bytes / LONGEST_DRAIN.as_secs()).max(1))
+    }
+
+    fn decorations(&mut self) -> Option<Placement> {
+        let top_level = self.truth("decorations_top_level", false);
+        let disabled = self.truth("disable_decorators", false);
+        let placement = if top_level { Placement::TopLevel } else { Placement::Member };
+        (!disabled).then_some(placement)
     }
 
     /// `logger_tls_max` is the old name of `logger_tls_max_linesize`; osqueryd lists both with one value, an old

@@ -15,13 +15,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use crate::buffer::{Buffer, Housekeeper};
 use crate::cli::{Cli, OwnFlags};
 use crate::control::{self, Order, Report};
+use crate::decorations::Decorations;
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, Registry};
 use crate::extension::server::{Server, ThreadCount};
 use crate::flags::Flags;
 use crate::forwarder::{Forwarder, LastFlush};
 use crate::logging::Verbosity;
-use crate::plugins::config::Config;
+use crate::plugins::config::{self, Config};
 use crate::plugins::distributed::{self, Distributed};
 use crate::plugins::logger::Logger;
 use crate::plugins::tables::{self, Sources};
@@ -145,6 +146,11 @@ impl Worker {
             shutdown.on_request(move || ring.ring());
             (Arc::new(Buffer::new(&directory, name, Arc::clone(&bell), Arc::clone(&housekeeper_bell))), bell)
         };
+        // A connection of their own: no other call waits for a decorator's query.
+        let querying = Manager::new(manager.socket().to_owned(), Arc::new(|| {}));
+        let decorations = Decorations::new(querying, directory.join(config::FILE), shutdown.clone());
+        let decorating = Arc::clone(&decorations);
+        threads.spawn("decorations", move || decorating.run())?;
         let (results, results_bell) = buffer("results");
         let (statuses, statuses_bell) = buffer("statuses");
         for (name, log_type, buffer, bell) in [
@@ -155,6 +161,7 @@ impl Worker {
                 log_type,
                 buffer: Arc::clone(buffer),
                 statuses: Arc::clone(&statuses),
+                decorations: Arc::clone(&decorations),
                 node: Arc::clone(&node),
                 bell,
                 shutdown: shutdown.clone(),
@@ -171,12 +178,12 @@ impl Worker {
         let sending = Arc::clone(&distributed);
         threads.spawn("distributed", move || sending.run())?;
         let tables = tables::plugins(Sources { node: Arc::clone(&node), buffers });
-        let config = Config::new(node, Arc::clone(&manager), &directory, shutdown.clone());
+        let config = Config::new(node, Arc::clone(&manager), Arc::clone(&decorations), &directory, shutdown.clone());
         let fetching = Arc::clone(&config);
         threads.spawn("config", move || fetching.run())?;
         let mut plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(config),
-            Box::new(Logger::new(results, statuses, Arc::clone(&flags), host)),
+            Box::new(Logger::new(results, statuses, Arc::clone(&flags), host, decorations)),
             Box::new(distributed),
         ];
         plugins.extend(tables);

@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
+use crate::decorations::Decorations;
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::remote::Endpoint;
@@ -32,12 +33,13 @@ const RETRY_STEP: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// The file of the last good configuration, in the directory of the buffers.
-const FILE: &str = "config.json";
+pub const FILE: &str = "config.json";
 
 /// Gives osqueryd its configuration.
 pub struct Config {
     node: Arc<Node>,
     manager: Arc<Manager>,
+    decorations: Arc<Decorations>,
     file: PathBuf,
     shutdown: Shutdown,
     state: Mutex<State>,
@@ -69,10 +71,17 @@ enum FetchError {
 impl Config {
     /// Asks as this node; keeps the last good configuration in `directory`. [`Self::run`] must be running.
     #[must_use]
-    pub fn new(node: Arc<Node>, manager: Arc<Manager>, directory: &Path, shutdown: Shutdown) -> Arc<Self> {
+    pub fn new(
+        node: Arc<Node>,
+        manager: Arc<Manager>,
+        decorations: Arc<Decorations>,
+        directory: &Path,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
         let config = Arc::new(Self {
             node,
             manager,
+            decorations,
             file: directory.join(FILE),
             shutdown: shutdown.clone(),
             state: Mutex::default(),
@@ -139,6 +148,8 @@ impl Config {
                 let mut state = self.state();
                 state.owed = false;
                 state.delivered = true;
+                drop(state);
+                self.decorations.configure(&document);
                 Owed::Nothing
             }
             Err(error) => {
@@ -155,7 +166,8 @@ impl Config {
             Ok(document) => {
                 state.delivered = true;
                 state.owed = false;
-                Reply::row(SOURCE, document)
+                drop(state);
+                self.given(document)
             }
             // With code 1 the running schedule stays. Without one, the last good configuration is better.
             Err(error) if state.delivered => Reply::failed(error),
@@ -166,12 +178,17 @@ impl Config {
                 match fs::read_to_string(&self.file).map(|text| self.check(text)) {
                     Ok(Ok(document)) => {
                         log::warn!("giving osqueryd the last good configuration, the server's comes later: {error}");
-                        Reply::row(SOURCE, document)
+                        self.given(document)
                     }
                     _ => Reply::failed(error),
                 }
             }
         }
+    }
+
+    fn given(&self, document: String) -> Reply {
+        self.decorations.configure(&document);
+        Reply::row(SOURCE, document)
     }
 
     /// Has the server asked, and waits for its answer.

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::buffer::{Buffer, Lines};
+use crate::decorations::Decorations;
 use crate::extension::protocol::was_repaired;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::flags::Flags;
@@ -28,13 +29,20 @@ pub struct Logger {
     statuses: Arc<Buffer>,
     flags: Arc<Flags>,
     host: Arc<Host>,
+    decorations: Arc<Decorations>,
 }
 
 impl Logger {
     /// Keeps results and statuses in these buffers.
     #[must_use]
-    pub fn new(results: Arc<Buffer>, statuses: Arc<Buffer>, flags: Arc<Flags>, host: Arc<Host>) -> Self {
-        Self { results, statuses, flags, host }
+    pub fn new(
+        results: Arc<Buffer>,
+        statuses: Arc<Buffer>,
+        flags: Arc<Flags>,
+        host: Arc<Host>,
+        decorations: Arc<Decorations>,
+    ) -> Self {
+        Self { results, statuses, flags, host, decorations }
     }
 
     /// Keeps a result line, or the event lines that it stands for.
@@ -78,7 +86,10 @@ impl Logger {
         match serde_json::from_str::<Vec<StatusLine>>(log) {
             Ok(lines) => {
                 let version = self.host.version().unwrap_or_default();
-                let lines: Vec<String> = lines.into_iter().map(|line| line.into_log_line(&version)).collect();
+                let newest = lines.iter().map(StatusLine::unix_time).max().unwrap_or_default();
+                let decoration = self.decorations.decoration(newest, logger.decorations);
+                let line = |line: StatusLine| line.into_log_line(&version, &decoration);
+                let lines: Vec<String> = lines.into_iter().map(line).collect();
                 self.statuses.append(lines.as_slice(), &logger.limits());
             }
             Err(error) => {

@@ -2,8 +2,9 @@
 //! members and types, with each customization.
 //!
 //! Meant differences: the rows of `host_details` hold the tables' visible columns; `tls_node_api`'s URLs begin their
-//! query with `?`; header names are in lower case and in another order; members are in another order. Not there yet:
-//! decorations on status lines (those of results are osqueryd's own and are there).
+//! query with `?`; header names are in lower case and in another order; members are in another order, but for those of
+//! status lines; status lines have always decorators' values from the first one on, osqueryd's once it has run the
+//! first query of its schedule.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +39,7 @@ impl Golden {
             method: request["method"].as_str().unwrap().to_owned(),
             target: request["target"].as_str().unwrap().replacen("&node_key=", "?node_key=", 1),
             headers: request["headers"].as_array().unwrap().iter().map(header).collect(),
-            body: without_status_decorations(request["body"].clone()),
+            body: with_always_decorations(request["body"].clone()),
         }
     }
 
@@ -109,16 +110,25 @@ impl Golden {
             _ if self.body.is_null() => assert!(ours.body.is_empty(), "{name}"),
             _ => assert_eq!(ours.json.as_ref(), Some(&self.body), "{name}"),
         }
+        if self.body["log_type"] == "status" {
+            let lines =
+                |body: &Value| body["data"].as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>();
+            assert_eq!(lines(ours.json.as_ref().unwrap()), lines(&self.body), "the members' order");
+        }
     }
 }
 
-/// Status lines with nothing but what is there without decorators.
-fn without_status_decorations(mut body: Value) -> Value {
-    const MEMBERS: [&str; 8] =
-        ["hostIdentifier", "calendarTime", "unixTime", "severity", "filename", "line", "message", "version"];
-    if body["log_type"] == "status" {
-        for line in body["data"].as_array_mut().unwrap() {
-            line.as_object_mut().unwrap().retain(|member, _| MEMBERS.contains(&member.as_str()));
+/// Decorated status lines with the always decorator's value, where it stands alphabetically.
+fn with_always_decorations(mut body: Value) -> Value {
+    if body["log_type"] != "status" {
+        return body;
+    }
+    for line in body["data"].as_array_mut().unwrap() {
+        let holder = if line.get("decorations").is_some() { &mut line["decorations"] } else { line };
+        let members = holder.as_object_mut().unwrap();
+        let load = members.keys().position(|name| name == "deco_load");
+        if let Some(before) = load.filter(|_| !members.contains_key("deco_always")) {
+            members.shift_insert(before, "deco_always".to_owned(), json!("av"));
         }
     }
     body
@@ -144,7 +154,19 @@ fn compare_enrollments(golden: &Value, ours: &Value) {
 
 /// Makes each request of a recording with these flags, and compares.
 fn compare(recording: &str, flags: &[(&str, &str)]) {
-    let setup = Setup::new();
+    compare_with(recording, Setup::new(), flags);
+}
+
+/// The same with the decorators of the recordings.
+fn compare_decorated(recording: &str, flags: &[(&str, &str)]) {
+    assert!(recording.contains("\"deco_always\""), "a recording without decorations proves nothing");
+    let decorators =
+        json!({"load": ["select 'dv' as deco_load, 7 as deco_num"], "always": ["select 'av' as deco_always"]});
+    let config = json!({"schedule": {}, "decorators": decorators});
+    compare_with(recording, Setup::new().server(|server| server.config = config), flags);
+}
+
+fn compare_with(recording: &str, setup: Setup, flags: &[(&str, &str)]) {
     let secret = setup.file("golden-secret", SECRET);
     let setup = setup
         .flag("enroll_secret_path", secret.to_str().unwrap())
@@ -191,12 +213,12 @@ fn logger_event_type_false() {
 
 #[test]
 fn decorators() {
-    compare(include_str!("golden/decorators.json"), &[]);
+    compare_decorated(include_str!("golden/decorators.json"), &[]);
 }
 
 #[test]
 fn decorations_top_level() {
-    compare(include_str!("golden/decorations_top_level.json"), &[("decorations_top_level", "true")]);
+    compare_decorated(include_str!("golden/decorations_top_level.json"), &[("decorations_top_level", "true")]);
 }
 
 #[test]

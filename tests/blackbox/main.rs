@@ -18,6 +18,7 @@ mod boundary;
 mod cli;
 mod config;
 mod customizations;
+mod decorations;
 mod distributed;
 mod doctor;
 mod documentation;

@@ -38,6 +38,7 @@ pub(super) struct Core {
     /// Bodies of `writeResults` calls by the distributed runner.
     pub(super) written: Mutex<Vec<String>>,
     pub(super) hangs: AtomicBool,
+    pub(super) remarks: AtomicBool,
     pub(super) worker: Mutex<Option<Arc<Worker>>>,
     pub(super) watcher: Watcher,
     exit: Mutex<Option<(i32, String)>>,
@@ -73,6 +74,7 @@ impl Core {
             configs: Mutex::default(),
             written: Mutex::default(),
             hangs: AtomicBool::new(false),
+            remarks: AtomicBool::new(false),
             worker: Mutex::default(),
             watcher: Watcher::default(),
             exit: Mutex::default(),

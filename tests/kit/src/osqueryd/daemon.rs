@@ -146,6 +146,11 @@ impl Osqueryd {
         self.core.transcript.note(format!("the manager hangs: {hangs}"));
     }
 
+    /// While true, osqueryd's log has a line about each query that it runs for an extension.
+    pub fn remark_on_queries(&self, remarks: bool) {
+        self.core.remarks.store(remarks, Ordering::SeqCst);
+    }
+
     /// Waits until the extension `remote_tls` is registered with the present worker, and returns its uuid.
     pub fn wait_registered(&self, limit: Duration) -> i64 {
         self.wait_extension("remote_tls", limit)

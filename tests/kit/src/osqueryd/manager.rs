@@ -186,6 +186,9 @@ impl ExtensionManagerSyncHandler for Manager {
 
     fn handle_query(&self, sql: String) -> thrift::Result<ExtensionResponse> {
         self.enter(&format!("query {sql}"))?;
+        if self.worker.core.remarks.load(Ordering::SeqCst) {
+            self.worker.print(1, "sql.cpp", 1, &format!("Running for an extension: {sql}"));
+        }
         let found = self.worker.query(&sql).map(|found| found.rows.iter().map(rows::plain).collect());
         Ok(self.response(found))
     }
