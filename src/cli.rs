@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::logging::Verbosity;
+
 /// Where osqueryd listens for extensions unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
 
@@ -123,6 +125,18 @@ pub struct OwnFlags {
     #[arg(long = "request_timeout", value_name = "SECONDS")]
     pub request_timeout: Option<String>,
 
+    /// What is logged: error, warning, info or debug, which osqueryd's verbose means too [default: info]
+    #[arg(long = "log_level", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+
+    /// A file that the log goes to besides stderr; at 10 MiB it becomes PATH.1
+    #[arg(long = "log_file", value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+
+    /// Whether the log goes to the system's log too; the path of its socket means yes [default: false]
+    #[arg(long = "log_syslog", value_name = "BOOL|PATH")]
+    pub log_syslog: Option<String>,
+
     /// Seconds to wait for osqueryd to come back before ending [default: 60]
     #[arg(long = "return_timeout", value_name = "SECONDS")]
     pub return_timeout: Option<String>,
@@ -159,6 +173,14 @@ pub enum FlagfileError {
     },
 }
 
+impl Cli {
+    /// How much is logged at least.
+    #[must_use]
+    pub fn verbosity(&self) -> Verbosity {
+        if self.verbose { Verbosity::Verbose } else { Verbosity::Normal }
+    }
+}
+
 impl OwnFlags {
     /// These flags, and where they are silent those of `other`.
     #[must_use]
@@ -172,6 +194,9 @@ impl OwnFlags {
             logger_expand_events: self.logger_expand_events.or(other.logger_expand_events),
             enroll_max_per_hour: self.enroll_max_per_hour.or(other.enroll_max_per_hour),
             request_timeout: self.request_timeout.or(other.request_timeout),
+            log_level: self.log_level.or(other.log_level),
+            log_file: self.log_file.or(other.log_file),
+            log_syslog: self.log_syslog.or(other.log_syslog),
             return_timeout: self.return_timeout.or(other.return_timeout),
         }
     }
@@ -185,8 +210,10 @@ impl OwnFlags {
             argument.push(value);
             arguments.push(argument);
         };
-        if let Some(path) = &self.buffer_path {
-            add("buffer_path", path.as_os_str());
+        for (name, path) in [("buffer_path", &self.buffer_path), ("log_file", &self.log_file)] {
+            if let Some(path) = path {
+                add(name, path.as_os_str());
+            }
         }
         for (name, value) in [
             ("buffer_max_bytes", &self.buffer_max_bytes),
@@ -196,6 +223,8 @@ impl OwnFlags {
             ("logger_expand_events", &self.logger_expand_events),
             ("enroll_max_per_hour", &self.enroll_max_per_hour),
             ("request_timeout", &self.request_timeout),
+            ("log_level", &self.log_level),
+            ("log_syslog", &self.log_syslog),
             ("return_timeout", &self.return_timeout),
         ] {
             if let Some(value) = value {
@@ -310,6 +339,9 @@ mod tests {
             logger_expand_events: Some("true".into()),
             enroll_max_per_hour: Some("4".into()),
             request_timeout: Some("9".into()),
+            log_level: Some("debug".into()),
+            log_file: Some("/a log".into()),
+            log_syslog: Some("true".into()),
             return_timeout: Some("8".into()),
         };
         let arguments = std::iter::once("remote_tls.ext".into()).chain(flags.to_arguments());

@@ -79,6 +79,7 @@ impl Flags {
 
 fn settings(options: &Options, own: &OwnFlags, verbose: Verbosity, said: &mut BTreeSet<String>) -> Settings {
     let (settings, errors) = Settings::new(options, own);
+    logging::configure(&settings.log, verbose);
     let unusable = [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
     for error in errors.iter().chain(unusable.into_iter().flatten()) {
         let message = error.to_string();
@@ -86,6 +87,5 @@ fn settings(options: &Options, own: &OwnFlags, verbose: Verbosity, said: &mut BT
             log::error!("{message}");
         }
     }
-    logging::set_verbosity(if settings.verbose { Verbosity::Verbose } else { verbose });
     settings
 }

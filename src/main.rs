@@ -4,8 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use osquery_remote_tls::cli::{Cli, Command, with_two_dashes};
-use osquery_remote_tls::logging::{self, Verbosity};
-use osquery_remote_tls::{doctor, supervisor, worker};
+use osquery_remote_tls::{doctor, logging, supervisor, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
@@ -19,16 +18,15 @@ fn main() -> ExitCode {
             return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    let verbose = if cli.verbose { Verbosity::Verbose } else { Verbosity::Normal };
-    logging::start(verbose);
+    logging::start(cli.verbosity());
     if let Some(Command::Doctor(flags)) = cli.command {
         return doctor::run(&flags);
     }
-    let ended = if cli.worker { worker::run(cli, verbose) } else { supervisor::run(cli) };
+    let ended = if cli.worker { worker::run(cli) } else { supervisor::run(cli) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{error:#}");
+            log::error!("ending: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -20,7 +20,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 const SHORTEST_MASKED: usize = 3;
 
 /// Node keys change with each enrollment; of the forms known, so many are kept.
-const FORMS_KEPT: usize = 64;
+const FORMS_KEPT: usize = 128;
 
 /// Every form of every secret seen, oldest first.
 static FORMS: RwLock<Vec<String>> = RwLock::new(Vec::new());
@@ -69,7 +69,7 @@ pub fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// `text` with every known secret masked, in its plain, percent-encoded and JSON-escaped forms.
+/// `text` with every known secret masked: as it is, percent-encoded and JSON-escaped in the ways that servers do it.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     let forms = FORMS.read().unwrap_or_else(PoisonError::into_inner);
@@ -89,16 +89,48 @@ fn remember(value: &str) {
     if value.len() < SHORTEST_MASKED {
         return;
     }
-    let json = serde_json::Value::from(value).to_string();
-    let escaped = json.trim_matches('"').to_owned();
     let mut forms = FORMS.write().unwrap_or_else(PoisonError::into_inner);
-    for form in [value.to_owned(), percent_encode(value), escaped] {
+    for form in forms_of(value) {
         if !forms.contains(&form) {
             forms.push(form);
         }
     }
     let surplus = forms.len().saturating_sub(FORMS_KEPT);
     forms.drain(..surplus);
+}
+
+/// The forms that a text can have taken; for one of letters and digits they are all the same.
+fn forms_of(value: &str) -> [String; 8] {
+    let json = serde_json::Value::from(value).to_string();
+    let escaped = json.get(1..json.len() - 1).unwrap_or(value).to_owned();
+    // PHP's way, and Python's, which does it to everything that isn't ASCII.
+    let slashed = escaped.replace('/', "\\/");
+    let ascii: String = escaped.chars().map(ascii_escaped).collect();
+    let encoded = percent_encode(value);
+    let lower = lower_case_percent(&encoded);
+    // A form's way; a query may have either.
+    let [plus, lower_plus] = [&encoded, &lower].map(|encoded| encoded.replace("%20", "+"));
+    [value.to_owned(), escaped, slashed, ascii, encoded, lower, plus, lower_plus]
+}
+
+fn ascii_escaped(character: char) -> String {
+    if character.is_ascii() {
+        return character.to_string();
+    }
+    character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+}
+
+/// The same with `%2f` in place of `%2F`.
+fn lower_case_percent(encoded: &str) -> String {
+    let mut parts = encoded.split('%');
+    let mut lower = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        lower.push('%');
+        lower.push_str(&digits.to_ascii_lowercase());
+        lower.push_str(rest);
+    }
+    lower
 }
 
 #[cfg(test)]
@@ -116,6 +148,15 @@ mod tests {
         let secret = Secret::new("a/b+c\"d");
         let text = format!("raw a/b+c\"d, url {}, json a/b+c\\\"d", secret.percent_encoded());
         assert_eq!(redact(&text), format!("raw {MASK}, url {MASK}, json {MASK}"));
+    }
+
+    #[test]
+    fn the_forms_of_other_libraries_are_masked_too() {
+        let _secret = Secret::new("p/ q\"é");
+        for text in ["p\\/ q\\\"é", "p/ q\\\"\\u00e9", "p%2f%20q%22%c3%a9", "p%2F+q%22%C3%A9", "p%2f+q%22%c3%a9"] {
+            assert_eq!(redact(text), MASK);
+        }
+        assert_eq!(forms_of("node-key_1.~"), [const { "node-key_1.~" }; 8].map(str::to_owned));
     }
 
     #[test]

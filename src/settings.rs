@@ -10,6 +10,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use log::LevelFilter;
+
 use crate::buffer::Limits;
 use crate::cli::OwnFlags;
 use crate::secret::Secret;
@@ -19,6 +21,9 @@ pub const REMOTE_PREFIX: &str = "custom_remote_tls_";
 
 /// The bundle of public authorities that osquery's packages bring.
 pub const DEFAULT_SERVER_CERTS: &str = "/opt/osquery/share/osquery/certs/certs.pem";
+
+/// Where the system's log listens.
+pub const SYSLOG_SOCKET: &str = if cfg!(target_os = "macos") { "/var/run/syslog" } else { "/dev/log" };
 
 /// No flag asks for a longer time than a week.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -68,6 +73,8 @@ pub struct Settings {
     pub logger: LoggerSettings,
     /// `verbose`.
     pub verbose: bool,
+    /// Where our own log goes, and how much of it.
+    pub log: LogSettings,
     /// The directory of the buffers.
     pub buffer_path: PathBuf,
     /// Longest time for one request, connecting included.
@@ -192,6 +199,17 @@ pub enum HostIdentifier {
     Specified(String),
 }
 
+/// Our own log, besides stderr, which always has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Our `log_level`; DEBUG with osqueryd's `verbose`.
+    pub level: LevelFilter,
+    /// Our `log_file`.
+    pub file: Option<PathBuf>,
+    /// Our `log_syslog`: the socket of the system's log.
+    pub syslog: Option<PathBuf>,
+}
+
 /// How lines are kept and sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggerSettings {
@@ -284,6 +302,7 @@ impl Reader<'_> {
             distributed_max_attempts: self.attempts("distributed_tls_max_attempts"),
             logger: self.logger(own),
             verbose: self.truth("verbose", false),
+            log: self.log(own),
             buffer_path: own.buffer_path.clone().unwrap_or_else(|| self.default_buffer_path()),
             request_timeout: self.own_seconds("request_timeout", own.request_timeout.as_deref(), 60),
             return_timeout: self.own_seconds("return_timeout", own.return_timeout.as_deref(), 60),
@@ -402,6 +421,41 @@ impl Reader<'_> {
         (pace > 0).then(|| pace.max(buffer_max_bytes / LONGEST_DRAIN.as_secs()).max(1))
     }
 
+    fn log(&mut self, own: &OwnFlags) -> LogSettings {
+        let level = self.log_level(own.log_level.as_deref());
+        LogSettings {
+            level: if self.truth("verbose", false) { LevelFilter::Debug } else { level },
+            file: own.log_file.clone().filter(|path| !path.as_os_str().is_empty()),
+            syslog: own.log_syslog.as_deref().and_then(|value| self.syslog(value)),
+        }
+    }
+
+    fn log_level(&mut self, local: Option<&str>) -> LevelFilter {
+        let Some((flag, value)) = self.own_value("log_level", local) else { return LevelFilter::Info };
+        match value {
+            "error" => LevelFilter::Error,
+            "warning" => LevelFilter::Warn,
+            "info" => LevelFilter::Info,
+            "debug" => LevelFilter::Debug,
+            _ => {
+                self.errors.push(setting_error(&flag, value, "error, warning, info or debug is needed"));
+                LevelFilter::Info
+            }
+        }
+    }
+
+    fn syslog(&mut self, value: &str) -> Option<PathBuf> {
+        match value {
+            "true" | "1" | "t" | "yes" | "y" => Some(SYSLOG_SOCKET.into()),
+            "false" | "0" | "f" | "no" | "n" | "" => None,
+            path if path.starts_with('/') => Some(path.into()),
+            _ => {
+                self.errors.push(setting_error("log_syslog", value, "true, false or a socket's path is needed"));
+                None
+            }
+        }
+    }
+
     fn decorations(&mut self) -> Option<Placement> {
         let top_level = self.truth("decorations_top_level", false);
         let disabled = self.truth("disable_decorators", false);
@@ -467,9 +521,12 @@ impl Reader<'_> {
         u32::try_from(self.number(flag, 3)).unwrap_or(u32::MAX).max(1)
     }
 
-    /// A setting of ours: as a configuration set it (`custom_remote_tls_`), else as our flags have it. With the name
-    /// by which it was set.
-    fn own_text<'v>(&'v self, name: &str, local: Option<&'v str>) -> Option<(String, &'v str)> {
+    /// A setting of ours, with the flag that has it: as a configuration set it (`custom_remote_tls_`), else as our flags
+    /// have it.
+    fn own_value<'b>(&self, name: &str, local: Option<&'b str>) -> Option<(String, &'b str)>
+    where
+        Self: 'b,
+    {
         let remote = format!("{REMOTE_PREFIX}{name}");
         match self.options.get(&remote) {
             Some(value) => Some((remote, value.as_str())),
@@ -485,21 +542,19 @@ impl Reader<'_> {
         range: std::ops::RangeInclusive<u64>,
         allowed: &'static str,
     ) -> u64 {
-        let Some((flag, value)) = self.own_text(name, local) else { return default };
+        let Some((flag, value)) = self.own_value(name, local) else { return default };
         match value.trim().parse() {
             Ok(number) if range.contains(&number) => number,
             _ => {
-                let error = setting_error(&flag, value, allowed);
-                self.errors.push(error);
+                self.errors.push(setting_error(&flag, value, allowed));
                 default
             }
         }
     }
 
     fn own_truth(&mut self, name: &str, local: Option<&str>) -> bool {
-        let Some((flag, value)) = self.own_text(name, local) else { return false };
-        let (flag, value) = (flag, value.to_owned());
-        self.parse_truth(&flag, &value).unwrap_or(false)
+        let Some((flag, value)) = self.own_value(name, local) else { return false };
+        self.parse_truth(&flag, value).unwrap_or(false)
     }
 
     fn own_bytes(&mut self, name: &str, local: Option<&str>, default: u64) -> u64 {
@@ -700,6 +755,41 @@ mod tests {
         let bytes = |pairs| settings(pairs).0.logger.max_line_bytes;
         assert_eq!(bytes(&[("logger_tls_max", "100")]), 100);
         assert_eq!(bytes(&[("logger_tls_max", "100"), ("logger_tls_max_linesize", "200")]), 200);
+    }
+
+    #[test]
+    fn the_log_has_a_level_and_places() {
+        let log = |pairs: &[(&str, &str)], own: OwnFlags| {
+            let (settings, errors) = Settings::new(&options(pairs), &own);
+            (settings.log, errors.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let nowhere = LogSettings { level: LevelFilter::Info, file: None, syslog: None };
+        assert_eq!(log(&[], OwnFlags::default()), (nowhere.clone(), vec![]));
+        let own = |level: &str, syslog: &str| OwnFlags {
+            log_level: Some(level.into()),
+            log_file: Some("/var/log/f".into()),
+            log_syslog: Some(syslog.into()),
+            ..OwnFlags::default()
+        };
+        let (settings, errors) = log(&[], own("warning", "true"));
+        assert_eq!((settings.level, errors), (LevelFilter::Warn, vec![]));
+        assert_eq!(settings.file.as_deref(), Some(Path::new("/var/log/f")));
+        assert_eq!(settings.syslog.as_deref(), Some(Path::new(SYSLOG_SOCKET)));
+        assert_eq!(log(&[], own("error", "/run/s")).0.syslog.as_deref(), Some(Path::new("/run/s")));
+        assert_eq!(log(&[], own("error", "false")).0.syslog, None);
+        // The server may say how much is logged, and not where.
+        let remote = [("custom_remote_tls_log_level", "debug"), ("custom_remote_tls_log_file", "/etc/passwd")];
+        assert_eq!(log(&remote, OwnFlags::default()).0, LogSettings { level: LevelFilter::Debug, ..nowhere });
+        assert_eq!(log(&[("verbose", "true")], own("error", "false")).0.level, LevelFilter::Debug);
+        let (settings, errors) = log(&[], own("loud", "maybe"));
+        assert_eq!((settings.level, settings.syslog), (LevelFilter::Info, None));
+        assert_eq!(
+            errors,
+            [
+                "--log_level=loud can't be used: error, warning, info or debug is needed",
+                "--log_syslog=maybe can't be used: true, false or a socket's path is needed"
+            ]
+        );
     }
 
     #[test]

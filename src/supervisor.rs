@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use log::Level;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -32,6 +33,7 @@ use crate::extension::lifecycle::{Lifecycle, LifecycleError};
 use crate::extension::manager::{Manager, ping};
 use crate::extension::registry::routes;
 use crate::extension::socket::Socket;
+use crate::logging;
 use crate::plugins::tables::tables;
 use crate::settings::Options;
 use crate::worker::settings_of;
@@ -94,7 +96,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         }),
     ));
     let program = Program::new()?;
-    let own = own_flags(cli.own.clone());
+    let own = own_flags(&cli, &Options::new());
     let mut supervisor = Supervisor {
         lifecycle: Lifecycle { manager, routes: routes(tables()) },
         interval: cli.interval.max(Duration::from_millis(200)),
@@ -263,8 +265,12 @@ impl Supervisor {
                     attachment.due = None;
                 }
                 Err(error) => {
-                    log::error!("can't start a worker: {error:#}");
                     attachment.due = Some(now + attachment.deaths.failed());
+                    let failures = attachment.deaths.failures();
+                    log::log!(
+                        loudness(failures),
+                        "can't start a worker ({failures} times in a row without one): {error:#}"
+                    );
                 }
             }
         }
@@ -276,7 +282,7 @@ impl Supervisor {
             return;
         }
         log::info!("{reason}: starting a new worker");
-        self.own = own_flags(self.cli.own.clone());
+        self.own = own_flags(&self.cli, &attachment.options);
         let started = Socket::bind(&self.cli.socket).context("can't listen").and_then(|socket| {
             let worker = self.spawn(&socket, &attachment.options, Some(attachment.uuid))?;
             Ok((socket, worker, Instant::now() + READY_LIMIT))
@@ -307,6 +313,7 @@ impl Supervisor {
     /// Registers, with a worker behind the socket; `None` when the end was asked for meanwhile.
     fn attach(&mut self) -> anyhow::Result<Option<Attachment>> {
         let options = self.lifecycle.manager.options().map_err(LifecycleError::Refused)?;
+        logging::configure(&settings_of(&options, &self.own).log, self.cli.verbosity());
         let mut socket = Socket::bind(&self.cli.socket)
             .with_context(|| format!("can't listen on a socket beside {}", self.cli.socket.display()))?;
         // Before the registration: it gets ready while osqueryd answers.
@@ -463,7 +470,11 @@ impl Attachment {
         if pause.is_zero() {
             self.deaths.failed();
         }
-        log::error!("the worker {pid} ended ({end}): starting another one after {pause:?}, osqueryd's calls wait");
+        let failures = self.deaths.failures();
+        log::log!(
+            loudness(failures),
+            "the worker {pid} ended ({end}), {failures} in a row: starting another one after {pause:?}, osqueryd's calls wait"
+        );
         self.due = Some(Instant::now() + pause);
     }
 
@@ -473,6 +484,11 @@ impl Attachment {
             worker.kill();
         }
     }
+}
+
+/// Failures in a row are said whenever their number has doubled.
+fn loudness(failures: u32) -> Level {
+    if failures.is_power_of_two() { Level::Error } else { Level::Debug }
 }
 
 /// The binary that workers are started from, and how it looked.
@@ -597,14 +613,17 @@ impl WorkerProcess {
     }
 }
 
-/// Our own flags: the command line's, and where it is silent those of our flag file.
-fn own_flags(command_line: OwnFlags) -> OwnFlags {
+/// Our own flags: the command line's, and where it is silent those of our flag file. The log is as they say from then
+/// on.
+fn own_flags(cli: &Cli, options: &Options) -> OwnFlags {
     let path = std::env::var_os(FLAGFILE_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_FLAGFILE), PathBuf::from);
     let (file, errors) = OwnFlags::read(&path);
+    let own = cli.own.clone().or(file);
+    logging::configure(&settings_of(options, &own).log, cli.verbosity());
     for error in errors {
-        log::error!("{error}");
+        log::error!("our flag file: {error}");
     }
-    command_line.or(file)
+    own
 }
 
 /// Whether a worker accepts a connection and doesn't answer. One that can't be connected to is another matter: its

@@ -21,7 +21,6 @@ use crate::extension::registry::{Plugin, Registry};
 use crate::extension::server::{Server, ThreadCount};
 use crate::flags::Flags;
 use crate::forwarder::{Forwarder, LastFlush};
-use crate::logging::Verbosity;
 use crate::plugins::config::{self, Config};
 use crate::plugins::distributed::{self, Distributed};
 use crate::plugins::logger::Logger;
@@ -44,7 +43,7 @@ const LAST_LIMIT: Duration = Duration::from_millis(500);
 const JOIN_PAUSE: Duration = Duration::from_millis(2);
 
 /// Works until the supervisor asks for the end, or is gone.
-pub fn run(cli: Cli, verbose: Verbosity) -> anyhow::Result<()> {
+pub fn run(cli: Cli) -> anyhow::Result<()> {
     // The supervisor decides when a worker ends; a terminal's or a service manager's signals reach both.
     let ignored = Arc::new(AtomicBool::new(false));
     // A limit on the size of files must be an error like any other, and not the end.
@@ -55,6 +54,7 @@ pub fn run(cli: Cli, verbose: Verbosity) -> anyhow::Result<()> {
     let mut orders = control::Receiver::new(stream.try_clone()?);
     let Some(Order::Start(options)) = orders.receive()? else { bail!("the supervisor gave no flags") };
 
+    let verbose = cli.verbosity();
     let manager = Arc::new(Manager::new(cli.socket, Arc::new(|| {})));
     let flags = Arc::new(Flags::new(Arc::clone(&manager), cli.own, verbose, &options));
     let mut worker = Worker::start(Arc::clone(&manager), flags)?;

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use log::Level;
 // A notification that nobody waits for costs no system call, as std's does: there are several a call.
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use thrift::protocol::TBinaryOutputProtocol;
@@ -23,6 +24,7 @@ use thrift::server::TProcessor;
 use super::osquery::{ExtensionResponse, ExtensionStatus, ExtensionSyncHandler, ExtensionSyncProcessor};
 use super::protocol::LossyInput;
 use super::registry::{Registry, RegistryName, Reply, StringMap};
+use crate::logging::Streak;
 use crate::secret::redact;
 
 /// Threads that wait in `accept` when nothing happens.
@@ -59,6 +61,9 @@ struct Shared {
     connections: Mutex<Connections>,
     /// Rung when a connection ends.
     closed: Condvar,
+    /// Connections that could not be taken, and spare threads that could not be started: for want of descriptors or memory.
+    refused: Streak,
+    spares_missing: Streak,
 }
 
 /// The open connections, by number, so that idle ones can be ended.
@@ -86,6 +91,8 @@ impl Server {
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
             closed: Condvar::new(),
+            refused: Streak::default(),
+            spares_missing: Streak::default(),
         });
         for _ in 0..ACCEPTORS {
             Shared::spawn(&shared)?;
@@ -142,20 +149,33 @@ impl Shared {
             let others_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
             match accepted {
                 Ok((stream, _)) => {
-                    if others_idle == 0
-                        && self.threads.now() < MOST_THREADS
-                        && let Err(error) = Self::spawn(self)
-                    {
-                        log::warn!("can't start a spare thread: {error}");
+                    if others_idle == 0 && self.threads.now() < MOST_THREADS {
+                        self.spawn_spare();
                     }
                     self.serve(stream);
                 }
                 // All that waited in the backlog is served.
                 Err(_) if self.stopping() => return,
                 Err(error) => {
-                    log::warn!("can't accept a connection from osqueryd: {error}");
+                    log::log!(self.refused.failed(Level::Warn), "can't take a connection from osqueryd: {error}");
                     thread::sleep(ACCEPT_PAUSE);
                 }
+            }
+        }
+    }
+
+    fn spawn_spare(self: &Arc<Self>) {
+        match Self::spawn(self) {
+            Ok(()) => {
+                if let Some(failures) = self.spares_missing.succeeded() {
+                    log::info!("spare threads can be started again, after {failures} failures");
+                }
+            }
+            Err(error) => {
+                log::log!(
+                    self.spares_missing.failed(Level::Warn),
+                    "can't start a spare thread, calls may wait: {error}"
+                );
             }
         }
     }

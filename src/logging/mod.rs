@@ -1,47 +1,104 @@
-//! The extension's own log: glog-like lines on stderr, as osquery writes its own, with every secret masked.
+//! The extension's own log: glog-like lines on stderr, as osquery writes its own, with every secret masked; in a file
+//! and in the system's log too where our flags ask for that.
 //!
 //! osqueryd passes its stderr on to its extensions, so the lines land where osquery's own do (the journal, a
 //! console). They never become status lines: an extension whose log fed its own logger would never be silent.
 //!
 //! By meaning: ERROR is a loss, or an operator is needed; WARN is unexpected, nothing lost; INFO is a change of
-//! state; DEBUG (`--verbose`) doesn't grow with load.
+//! state; DEBUG doesn't grow with load. docs/log.md explains every WARN and ERROR line, and a test compares it.
 
-use std::io::Write;
+mod file;
+mod streak;
+mod syslog;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use time::OffsetDateTime;
 
+use self::file::LogFile;
+pub use self::streak::Streak;
+use self::syslog::Syslog;
 use crate::secret::redact;
+use crate::settings::LogSettings;
 
-struct Stderr;
+/// The target of `tls_dump`'s lines, which go to stderr and nowhere else: they hold what hosts and servers tell each
+/// other.
+pub const DUMP: &str = "osquery_remote_tls::tls_dump";
 
-/// Starts the log; `verbose` shows DEBUG lines too.
-pub fn start(verbose: Verbosity) {
-    // Only the first start in a process takes effect, which is what tests in one process need.
-    let _ = log::set_logger(&Stderr);
-    set_verbosity(verbose);
-    // A panic's text goes the same way, and is masked there.
-    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+/// Everything that the log goes to.
+struct Output {
+    places: Mutex<Places>,
 }
 
-/// How much is logged.
+static OUTPUT: Output = Output { places: Mutex::new(Places { file: None, syslog: None }) };
+
+/// Where lines go besides stderr.
+struct Places {
+    file: Option<Place<LogFile>>,
+    syslog: Option<Place<Syslog>>,
+}
+
+/// One of them, with its name for messages, and how many lines it has refused in a row.
+struct Place<P> {
+    place: P,
+    name: String,
+    refused: u64,
+}
+
+/// What is to be said of a place, once no lock is held.
+enum News {
+    Refuses(String, io::Error),
+    TakesAgain(String, u64),
+}
+
+/// How much is logged at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
-    /// INFO and above.
+    /// What `log_level` says.
     Normal,
     /// DEBUG too.
     Verbose,
 }
 
-/// Changes how much is logged from now on.
-pub fn set_verbosity(verbose: Verbosity) {
+/// Starts the log, on stderr.
+pub fn start(verbose: Verbosity) {
+    // Only the first start in a process takes effect, which is what tests in one process need.
+    let _ = log::set_logger(&OUTPUT);
+    set_level(LevelFilter::Info, verbose);
+    // A panic's text goes the same way, and is masked there.
+    std::panic::set_hook(Box::new(|panic| log::error!("a panic, please report it: {panic}")));
+}
+
+/// Has the log go where `settings` say from now on, and as much of it.
+pub fn configure(settings: &LogSettings, verbose: Verbosity) {
+    set_level(settings.level, verbose);
+    let mut places = OUTPUT.places();
+    if places.file.as_ref().map(|file| file.place.path()) != settings.file.as_deref() {
+        places.file = settings.file.clone().map(|path| Place::new("log_file", &path.clone(), LogFile::new(path)));
+    }
+    if places.syslog.as_ref().map(|syslog| syslog.place.path()) != settings.syslog.as_deref() {
+        places.syslog = settings.syslog.clone().map(|path| Place::new("log_syslog", &path.clone(), Syslog::new(path)));
+    }
+}
+
+fn set_level(level: LevelFilter, verbose: Verbosity) {
     log::set_max_level(match verbose {
-        Verbosity::Normal => LevelFilter::Info,
+        Verbosity::Normal => level,
         Verbosity::Verbose => LevelFilter::Debug,
     });
 }
 
-impl Log for Stderr {
+impl Output {
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log for Output {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Other crates' debug lines hold headers and bodies: they stay out.
         metadata.target().starts_with("osquery_remote_tls") || metadata.level() <= Level::Warn
@@ -51,21 +108,89 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = record.args().to_string();
+        let text = one_line(&redact(&record.args().to_string()));
         let line = format!(
-            "{}{} remote_tls[{}] {}:{}] {}\n",
+            "{}{} remote_tls[{}] {}:{}] {text}\n",
             letter(record.level()),
             calendar(OffsetDateTime::now_utc()),
             std::process::id(),
             record.file().and_then(|file| file.rsplit('/').next()).unwrap_or("?"),
             record.line().unwrap_or(0),
-            redact(&text),
         );
         // One write a line, so that lines of several processes on one stderr don't mix. Nobody to tell if it fails.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        if record.target() == DUMP {
+            return;
+        }
+        let news = self.places().write(record.level(), &line, &text);
+        for news in news {
+            news.say();
+        }
     }
 
     fn flush(&self) {}
+}
+
+impl Places {
+    fn write(&mut self, level: Level, line: &str, text: &str) -> Vec<News> {
+        let file = self.file.as_mut().and_then(|file| {
+            let outcome = file.place.write(line);
+            file.note(outcome)
+        });
+        let syslog = self.syslog.as_mut().and_then(|syslog| {
+            let outcome = syslog.place.write(level, text);
+            syslog.note(outcome)
+        });
+        file.into_iter().chain(syslog).collect()
+    }
+}
+
+impl<P> Place<P> {
+    fn new(flag: &str, path: &Path, place: P) -> Self {
+        Self { place, name: format!("{flag} {}", path.display()), refused: 0 }
+    }
+
+    /// The first refusal in a row is news, and its end.
+    fn note(&mut self, outcome: io::Result<()>) -> Option<News> {
+        match outcome {
+            Ok(()) => {
+                let missing = std::mem::take(&mut self.refused);
+                (missing > 0).then(|| News::TakesAgain(self.name.clone(), missing))
+            }
+            Err(error) => {
+                self.refused += 1;
+                (self.refused == 1).then(|| News::Refuses(self.name.clone(), error))
+            }
+        }
+    }
+}
+
+impl News {
+    /// Goes through the log itself, so that the places which work have it too. It makes no further news of a refusal:
+    /// that is in a row by now.
+    fn say(self) {
+        match self {
+            Self::Refuses(place, error) => log::warn!("{place} can't be written, the log goes on without it: {error}"),
+            Self::TakesAgain(place, missing) => {
+                log::info!("{place} is written again, {missing} lines are missing there")
+            }
+        }
+    }
+}
+
+/// A line is one line, whatever a server's words hold: what could end it, or confuse a terminal, is escaped.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\t' => line.push(character),
+            _ if character.is_control() => {
+                let _ = write!(line, "{}", character.escape_default());
+            }
+            _ => line.push(character),
+        }
+    }
+    line
 }
 
 fn letter(level: Level) -> char {
@@ -93,5 +218,23 @@ mod tests {
     fn a_moment_is_shown_as_glog_shows_it() {
         let at = OffsetDateTime::UNIX_EPOCH + Duration::new(1_795_407_122, 42_000);
         assert_eq!(calendar(at), "1123 04:12:02.000042");
+    }
+
+    #[test]
+    fn a_line_stays_one_line() {
+        assert_eq!(one_line("a\nE1123 forged\r\u{1b}[2Jß\t\u{85}"), "a\\nE1123 forged\\r\\u{1b}[2Jß\t\\u{85}");
+    }
+
+    #[test]
+    fn a_place_that_refuses_is_said_once_and_its_return_with_the_count() {
+        let mut place = Place::new("log_file", Path::new("/p"), ());
+        let mut note = |outcome: io::Result<()>| place.note(outcome);
+        assert!(note(Ok(())).is_none());
+        assert!(
+            matches!(note(Err(io::ErrorKind::NotFound.into())), Some(News::Refuses(name, _)) if name == "log_file /p")
+        );
+        assert!(note(Err(io::ErrorKind::NotFound.into())).is_none());
+        assert!(matches!(note(Ok(())), Some(News::TakesAgain(_, 2))));
+        assert!(note(Ok(())).is_none());
     }
 }

@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use crate::backoff::Backoff;
 use crate::decorations::Decorations;
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
+use crate::logging::Streak;
 use crate::remote::Endpoint;
 use crate::remote::RemoteError;
 use crate::remote::api::{self, AnswerError, ConfigLimits, Payload};
@@ -45,6 +48,21 @@ pub struct Config {
     state: Mutex<State>,
     changed: Condvar,
     asked: Doorbell,
+    /// What fails again and again is said once.
+    streaks: Streaks,
+}
+
+/// Failures in a row of each kind.
+#[derive(Default)]
+struct Streaks {
+    /// Answers that were no configuration.
+    unusable: Streak,
+    /// Configurations that osqueryd did not take.
+    not_taken: Streak,
+    /// Calls that got the last good configuration in place of the server's.
+    stale: Streak,
+    /// Configurations that could not be kept.
+    not_kept: Streak,
 }
 
 #[derive(Default)]
@@ -87,6 +105,7 @@ impl Config {
             state: Mutex::default(),
             changed: Condvar::new(),
             asked: Doorbell::default(),
+            streaks: Streaks::default(),
         });
         let ended = Arc::downgrade(&config);
         shutdown.on_request(move || {
@@ -144,6 +163,8 @@ impl Config {
         drop(state);
         match self.manager.push_config(SOURCE, &document) {
             Ok(()) => {
+                self.streaks.not_taken.succeeded();
+                self.streaks.stale.succeeded();
                 log::info!("the configuration has come, and osqueryd has it");
                 let mut state = self.state();
                 state.owed = false;
@@ -153,7 +174,8 @@ impl Config {
                 Owed::Nothing
             }
             Err(error) => {
-                log::warn!("the configuration has come, and osqueryd can't be given it: {error}");
+                let level = self.streaks.not_taken.failed(Level::Warn);
+                log::log!(level, "the configuration has come, and osqueryd can't be given it: {error}");
                 Owed::Configuration
             }
         }
@@ -177,7 +199,11 @@ impl Config {
                 self.asked.ring();
                 match fs::read_to_string(&self.file).map(|text| self.check(text)) {
                     Ok(Ok(document)) => {
-                        log::warn!("giving osqueryd the last good configuration, the server's comes later: {error}");
+                        let level = self.streaks.stale.failed(Level::Warn);
+                        log::log!(
+                            level,
+                            "giving osqueryd the last good configuration, the server's comes later: {error}"
+                        );
                         self.given(document)
                     }
                     _ => Reply::failed(error),
@@ -212,10 +238,15 @@ impl Config {
         let settings = self.node.flags.fresh();
         let answer = self.node.send_with_attempts(Endpoint::Config, Payload::None, settings.config_max_attempts)?;
         let limits = self.limits();
-        Ok(api::configuration(answer, key_place(&settings), limits).inspect_err(|error| {
-            log::error!("config: {error}");
+        let document = api::configuration(answer, key_place(&settings), limits).inspect_err(|error| {
+            let level = self.streaks.unusable.failed(Level::Error);
+            log::log!(level, "the server gives no configuration that osqueryd could use: {error}");
             self.node.transport.stats.recant(Endpoint::Config, &format!("config: {error}"));
-        })?)
+        })?;
+        if let Some(failures) = self.streaks.unusable.succeeded() {
+            log::info!("the server gives a usable configuration again, after {failures} others");
+        }
+        Ok(document)
     }
 
     fn limits(&self) -> ConfigLimits {
@@ -239,8 +270,16 @@ impl Config {
             file.sync_all()?;
             fs::rename(&aside, &self.file)
         };
-        if let Err(error) = write() {
-            log::debug!("the configuration can't be kept in {}: {error}", self.file.display());
+        match write() {
+            Ok(()) => {
+                if let Some(failures) = self.streaks.not_kept.succeeded() {
+                    log::info!("the configuration can be kept again, after {failures} failures");
+                }
+            }
+            Err(error) => {
+                let level = self.streaks.not_kept.failed(Level::Warn);
+                log::log!(level, "the configuration can't be kept in {}: {error}", self.file.display());
+            }
         }
     }
 

@@ -60,13 +60,18 @@ impl Distributed {
     /// Sends kept results, until the end is asked for.
     pub fn run(&self) {
         let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
+        let mut delivered = 0u64;
         while !self.shutdown.requested() {
             match self.kept.peek(1, usize::MAX) {
                 Ok(batch) if batch.lines.is_empty() => {
+                    if delivered > 0 {
+                        log::info!("{delivered} results of distributed queries that were kept are delivered");
+                        delivered = 0;
+                    }
                     self.kept.shrink();
                     self.bell.wait(None);
                 }
-                Ok(batch) if self.settle(&batch) => {
+                Ok(batch) if self.settle(&batch, &mut delivered) => {
                     backoff.succeeded();
                 }
                 outcome => {
@@ -83,8 +88,8 @@ impl Distributed {
         self.kept.close();
     }
 
-    /// Sends the oldest kept results, or gives them up: whether they are dealt with.
-    fn settle(&self, batch: &Batch) -> bool {
+    /// Sends the oldest kept results, which counts, or gives them up: whether they are dealt with.
+    fn settle(&self, batch: &Batch, delivered: &mut u64) -> bool {
         let Some(Ok(kept)) = batch.lines.first().map(|line| serde_json::from_str::<Kept<'_>>(line)) else {
             return self.set_aside(batch, "it is no JSON");
         };
@@ -94,8 +99,9 @@ impl Distributed {
         }
         match self.node.send(Endpoint::DistributedWrite, Payload::Object(kept.results.get())) {
             Ok(_) => {
-                log::info!("results of distributed queries that were kept for {age} s are delivered");
+                log::debug!("results of distributed queries are delivered after {age} s");
                 self.kept.acknowledge(batch, &[]);
+                *delivered += 1;
                 true
             }
             Err(error) => {

@@ -15,6 +15,7 @@ use super::url::Url;
 use super::{Endpoint, RemoteError};
 use crate::backoff::Backoff;
 use crate::flags::Flags;
+use crate::logging::DUMP;
 use serde_json::Value;
 
 use crate::secret::{MASK, Secret};
@@ -66,7 +67,11 @@ impl Outages {
                 let outage = outages.entry(endpoint).or_default();
                 outage.failures = outage.failures.saturating_add(1);
                 outage.not_before = error.retry_after().map(|wait| Instant::now() + wait);
-                if outage.failures == 1 { log::warn!("{error}") } else { log::debug!("{error}") }
+                if outage.failures == 1 {
+                    log::warn!("requests fail: {error}");
+                } else {
+                    log::debug!("requests still fail: {error}");
+                }
             }
         }
     }
@@ -256,19 +261,57 @@ fn method(endpoint: Endpoint, place: KeyPlace) -> Method {
     }
 }
 
-/// `tls_dump` with `verbose`: the body goes to the log, masked like everything there. Keys and secrets are masked by
-/// their members' names too, however the server escapes them.
+/// `tls_dump` with `verbose`: the body, before compression and after decompression, goes to stderr, masked like
+/// everything there. Keys and secrets are masked by their members' names too, however the server escapes them; in what
+/// is no JSON, everything from such a name on.
 pub(super) fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
     if !(settings.api.dump && settings.verbose) {
         return;
     }
-    let Ok(mut json) = serde_json::from_str::<Value>(body) else {
-        return log::debug!("tls_dump: {endpoint} {what}: {body}");
-    };
-    for name in ["node_key", "id", settings.api.secret_name.as_str()] {
-        if let Some(value @ Value::String(_)) = json.get_mut(name) {
-            *value = MASK.into();
-        }
+    let shown = dumped(body, &["node_key", "id", settings.api.secret_name.as_str()]);
+    log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {shown}");
+}
+
+/// A body with the values of these members masked. Deeper in an answer `id` is many another thing, a node key and a
+/// secret are themselves.
+fn dumped(body: &str, names: &[&str]) -> String {
+    if let Ok(mut json) = serde_json::from_str::<Value>(body) {
+        mask_members(&mut json, names);
+        return json.to_string();
     }
-    log::debug!("tls_dump: {endpoint} {what}: {json}");
+    let first = names.iter().filter_map(|name| body.find(&format!("\"{name}\"")));
+    match first.min().and_then(|at| body.get(..at)) {
+        Some(beginning) => format!("{beginning}{MASK}"),
+        None => body.to_owned(),
+    }
+}
+
+fn mask_members(json: &mut Value, names: &[&str]) {
+    match json {
+        Value::Object(members) => {
+            for (name, value) in members {
+                match value {
+                    Value::String(_) if names.contains(&name.as_str()) => *value = MASK.into(),
+                    _ => mask_members(value, &names.iter().copied().filter(|&name| name != "id").collect::<Vec<_>>()),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| mask_members(item, names)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_shows_no_key_wherever_it_stands() {
+        let shown = |body: &str| dumped(body, &["node_key", "id", "enroll_secret"]);
+        assert_eq!(shown(r#"{"id":"k","a":[{"id":"row"}]}"#), r#"{"id":"<hidden>","a":[{"id":"row"}]}"#);
+        assert_eq!(shown(r#"{"data":[{"node_key":"k"}]}"#), r#"{"data":[{"node_key":"<hidden>"}]}"#);
+        assert_eq!(shown(r#"{"node_key":7,"node_invalid":true}"#), r#"{"node_key":7,"node_invalid":true}"#);
+        assert_eq!(shown(r#"{"a":1,"enroll_secret":"s","node_key":"k""#), r#"{"a":1,<hidden>"#);
+        assert_eq!(shown("<p>gone</p>"), "<p>gone</p>");
+    }
 }

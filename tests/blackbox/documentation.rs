@@ -111,3 +111,81 @@ fn the_queries_of_tables_md_run() {
         rig.osqueryd.query(query).unwrap_or_else(|error| panic!("{query}: {error}"));
     }
 }
+
+/// Messages that are no literal where they are logged: that file, the one that has the text, and the text.
+const MADE_ELSEWHERE: [(&str, &str, &str); 2] = [
+    ("src/flags.rs", "src/settings.rs", "--{flag}={value} can't be used: {allowed}"),
+    ("src/buffer/mod.rs", "src/buffer/mod.rs", "{} {} lines {kind} so far; the last because {reason}"),
+];
+
+/// A format string with `…` for what it takes.
+fn pattern(format: &str) -> String {
+    let mut parts = format.split('{');
+    let mut pattern = parts.next().unwrap().to_owned();
+    for part in parts {
+        pattern.push('…');
+        pattern.push_str(part.split_once('}').unwrap_or_else(|| panic!("not a format string: {format}")).1);
+    }
+    pattern
+}
+
+/// The warnings and errors of a source file: `WARN`, `ERROR`, or `` where the level is decided while running.
+fn messages(path: &str) -> Vec<(&'static str, String)> {
+    let source = read(path);
+    let production = source.split("#[cfg(test)]").next().unwrap();
+    let mut messages = Vec::new();
+    for (call, level) in [("log::warn!(", "WARN"), ("log::error!(", "ERROR"), ("log::log!(", "")] {
+        for (at, _) in production.match_indices(call) {
+            let literal = production[at..].split('"').nth(1).unwrap();
+            let pattern = match pattern(literal) {
+                nothing if nothing == "…" => {
+                    let made = MADE_ELSEWHERE.iter().find(|(logged, ..)| *logged == path);
+                    let (_, made, text) = made.unwrap_or_else(|| panic!("{path} logs {literal}: say where it is made"));
+                    assert!(read(made).contains(&format!("\"{text}\"")), "{made} does not make {text:?}");
+                    self::pattern(text)
+                }
+                pattern => pattern,
+            };
+            messages.push((level, pattern));
+        }
+    }
+    messages
+}
+
+fn sources(directory: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)).unwrap() {
+        let path = directory.join(entry.unwrap().file_name());
+        if Path::new(env!("CARGO_MANIFEST_DIR")).join(&path).is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn log_md_explains_every_warning_and_error_and_no_other() {
+    let text = read("docs/log.md");
+    let rows: Vec<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            let level = cells.next().filter(|level| ["WARN", "ERROR"].contains(level))?;
+            Some((level, cells.next()?.strip_prefix('`')?.strip_suffix('`')?))
+        })
+        .collect();
+    let mut files = Vec::new();
+    sources(Path::new("src"), &mut files);
+    let mut logged = Vec::new();
+    for file in files {
+        for (level, pattern) in messages(&file) {
+            let explained = rows.iter().any(|(of, row)| *row == pattern && of.starts_with(level));
+            assert!(explained, "docs/log.md does not explain {level} `{pattern}` of {file}");
+            logged.push(pattern);
+        }
+    }
+    assert!(logged.len() > 40, "only {} messages found", logged.len());
+    for (_, row) in rows {
+        assert!(logged.iter().any(|pattern| pattern == row), "docs/log.md explains `{row}`, which nothing logs");
+    }
+}

@@ -24,6 +24,7 @@ mod doctor;
 mod documentation;
 mod enroll;
 mod lifecycle;
+mod log;
 mod logger;
 mod neighbour;
 mod proxy;

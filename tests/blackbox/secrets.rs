@@ -6,10 +6,30 @@ use testkit::server::{Answer, Endpoint};
 use crate::rig::{LIMIT, SECRET, Setup, line};
 use crate::tables::TABLES;
 
+/// What comes to the socket until somebody says that it is over.
+fn collect(socket: &std::os::unix::net::UnixDatagram) -> String {
+    let mut packets = String::new();
+    let mut packet = [0; 2048];
+    loop {
+        let length = socket.recv(&mut packet).unwrap();
+        match &packet[..length] {
+            b"over" => return packets,
+            text => packets.push_str(&String::from_utf8_lossy(text)),
+        }
+        packets.push('\n');
+    }
+}
+
 #[test]
 fn nothing_shows_a_secret() {
     let key = "node/key+with \"odd\" characters";
-    let rig = Setup::new()
+    let setup = Setup::new();
+    let [file, socket] = ["own.log", "syslog"].map(|name| setup.path().join(name));
+    let syslog = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let collector = std::thread::spawn(move || collect(&syslog));
+    let rig = setup
+        .own_flag(&format!("--log_file={}", file.display()))
+        .own_flag(&format!("--log_syslog={}", socket.display()))
         .flag("verbose", "true")
         .flag("tls_dump", "true")
         .flag("tls_secret_always", "true")
@@ -57,7 +77,11 @@ fn nothing_shows_a_secret() {
     }
     rig.server.stop();
     messages.push(rig.gen_config().message);
-    let shown = format!("{}\n{}", messages.join("\n"), rig.stderr());
+    rig.osqueryd.stop();
+    std::os::unix::net::UnixDatagram::unbound().unwrap().send_to(b"over", &socket).unwrap();
+    let kept = format!("{}\n{}", std::fs::read_to_string(&file).unwrap(), collector.join().unwrap());
+    assert!(kept.contains("unknown node key <hidden>, secret <hidden>") && !kept.contains("tls_dump"), "{kept}");
+    let shown = format!("{}\n{kept}\n{}", messages.join("\n"), rig.stderr());
     let encoded = "node%2Fkey%2Bwith%20%22odd%22%20characters";
     let escaped = "node/key+with \\\"odd\\\" characters";
     for secret in [SECRET, key, encoded, escaped, "node/key+w", "node\\/key"] {
@@ -76,4 +100,22 @@ fn nothing_shows_a_secret() {
     // It was dumped, but masked.
     assert!(shown.contains("tls_dump: enroll request: {\"enroll_secret\":\"<hidden>\""), "{shown}");
     assert!(shown.contains("unknown node key <hidden>, secret <hidden>"), "{shown}");
+}
+
+#[test]
+fn compressed_bodies_are_dumped_as_they_are_meant() {
+    let rig = Setup::new()
+        .flag("verbose", "true")
+        .flag("tls_dump", "true")
+        .flag("logger_tls_compress", "true")
+        .flag("tls_accept_gzip", "true")
+        .start();
+    rig.server.script(Endpoint::Config, [Answer::json(json!({"schedule": {}, "padding": "plain to see"})).gzip()]);
+    rig.config();
+    rig.said("tls_dump: config answer: {\"schedule\":{},\"padding\":\"plain to see\"}");
+    rig.log(&line(7));
+    rig.said("tls_dump: logger request: {\"node_key\":\"<hidden>\",\"log_type\":\"result\",\"data\":[{\"name\":\"q\",\"n\":7}]}");
+    rig.delivered(1);
+    let request = rig.server.requests_to(Endpoint::Log).remove(0);
+    assert_eq!(request.header("content-encoding"), Some("gzip"));
 }
