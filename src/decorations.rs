@@ -85,8 +85,8 @@ struct Decorator {
 }
 
 impl Decorations {
-    /// Queries osqueryd by `manager`, which nobody else should use; looks for a configuration in the file `kept` when it
-    /// is not told one. [`Self::run`] must be running.
+    /// Queries osqueryd by `manager`, which nobody else should use; looks for a configuration in the file `kept` when
+    /// it is not told one. [`Self::run`] must be running.
     #[must_use]
     pub fn new(manager: Manager, kept: PathBuf, shutdown: Shutdown) -> Arc<Self> {
         let decorations = Arc::new(Self {
@@ -181,7 +181,7 @@ impl Decorations {
         state.made < state.asked
     }
 
-    /// Runs what is due. The lock is not held meanwhile; what was found for a configuration that has gone is thrown away.
+    /// Runs what is due, without the lock. What was found for a configuration that has gone meanwhile is thrown away.
     fn round(&self) {
         let began = Instant::now();
         let (asked, configuration, due) = {

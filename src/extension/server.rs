@@ -61,8 +61,9 @@ struct Shared {
     connections: Mutex<Connections>,
     /// Rung when a connection ends.
     closed: Condvar,
-    /// Connections that could not be taken, and spare threads that could not be started: for want of descriptors or memory.
+    /// Connections that could not be taken, for want of descriptors.
     refused: Streak,
+    /// Spare threads that could not be started.
     spares_missing: Streak,
 }
 
