@@ -116,6 +116,8 @@ struct State {
     not_before: Instant,
     /// Bounds enrollments that succeed: each may be a new entry in the server's list of nodes.
     allowance: Allowance,
+    /// What is to be said when another enrollment is wanted before it is due.
+    throttled: Option<String>,
     last_error: Option<String>,
 }
 
@@ -151,6 +153,7 @@ impl Enrollment {
                 backoff: Backoff::new(Duration::from_secs(1), enroll.max_interval),
                 not_before: Instant::now(),
                 allowance: Allowance::new(Instant::now()),
+                throttled: None,
                 last_error: None,
             }),
             store: Mutex::default(),
@@ -257,7 +260,12 @@ impl Enrollment {
         self.usable_key();
         while !self.shutdown.requested() {
             let (wanted, not_before) = {
-                let state = self.state();
+                let mut state = self.state();
+                if state.wanted
+                    && let Some(reason) = state.throttled.take()
+                {
+                    log::error!("enrollment waits: {reason}");
+                }
                 (state.wanted, state.not_before)
             };
             if !wanted {
@@ -447,15 +455,13 @@ impl State {
     fn use_allowance(&mut self, max_per_hour: u32) {
         let now = Instant::now();
         let due = self.allowance.used(now, max_per_hour);
-        self.last_error = (due > now).then(|| {
-            let wait = due.duration_since(now).as_secs();
-            let error = format!(
-                "the server has rejected so many node keys that the next enrollment waits for {wait} s (enroll_max_per_hour={max_per_hour})"
-            );
-            log::error!("{error}");
-            error
-        });
         self.not_before = self.not_before.max(due);
+        let wait = due.duration_since(now).as_secs();
+        let reason = format!(
+            "so many node keys were rejected that the next one waits for {wait} s (enroll_max_per_hour={max_per_hour})"
+        );
+        self.last_error = (due > now).then(|| reason.clone());
+        self.throttled = (due > now).then_some(reason);
     }
 
     /// Counts a failed attempt: its wait begins, and after the last one of a round nobody waits any longer. The

@@ -32,27 +32,32 @@ fn every_test_that_architecture_md_names_is_there() {
 }
 
 #[test]
-fn the_readme_lists_every_flag_of_ours_and_no_other() {
+fn flags_md_lists_every_flag_of_ours_with_its_default_and_no_other() {
     let help = String::from_utf8(Command::new(BINARY).arg("--help").output().unwrap().stdout).unwrap();
-    let ours: Vec<&str> = help
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("--")?.split([' ', '=', '[']).next())
-        .filter(|name| !["socket", "timeout", "interval", "verbose"].contains(name))
-        .collect();
-    assert!(ours.contains(&"buffer_path"), "{ours:?}");
-    let readme = read("README.md");
-    let section = readme.split("**Ours**").nth(1).unwrap().split("## ").next().unwrap();
-    for name in &ours {
-        assert!(section.contains(&format!("| `{name}`")), "README.md does not list {name}");
+    let text = read("docs/flags.md");
+    let section = text.split("\n## Ours").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut ours = 0;
+    for option in help.split("\n      --").skip(1) {
+        let name = option.split([' ', '=', '[']).next().unwrap();
+        if ["socket", "timeout", "interval", "verbose"].contains(&name) {
+            continue;
+        }
+        ours += 1;
+        let row = section.lines().find(|line| line.starts_with(&format!("| `{name}`")));
+        let row = row.unwrap_or_else(|| panic!("docs/flags.md does not list {name}"));
+        let documented = row.split('|').nth(2).unwrap().trim();
+        let default = option.split("[default: ").nth(1).map_or("", |rest| rest.split(']').next().unwrap());
+        let default = default.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(default == documented || default.contains(' '), "{name}: {documented:?} and {default:?}");
     }
-    let listed = section.lines().filter(|line| line.starts_with("| `")).count();
-    assert_eq!(listed, ours.len(), "{ours:?}");
+    assert!(ours >= 12, "{ours} flags in {help}");
+    assert_eq!(section.lines().filter(|line| line.starts_with("| `")).count(), ours);
 }
 
 #[test]
-fn the_readme_lists_every_flag_of_osquery_s_that_is_read() {
+fn flags_md_lists_every_flag_of_osquery_s_that_is_read() {
     let source = read("src/settings.rs");
-    let readme = read("README.md");
+    let text = read("docs/flags.md");
     let production = source.split("#[cfg(test)]").next().unwrap();
     let mut count = 0;
     for reader in ["text(\"", "truth(\"", "number(\"", "seconds(\"", "size(\"", "attempts(\""] {
@@ -60,8 +65,8 @@ fn the_readme_lists_every_flag_of_osquery_s_that_is_read() {
             let (before, call) = production.split_at(at);
             let name = call.split('"').nth(1).unwrap();
             assert!(
-                before.ends_with("own_") || readme.contains(&format!("`{name}`")),
-                "README.md does not list {name}"
+                before.ends_with("own_") || text.contains(&format!("`{name}`")),
+                "docs/flags.md does not list {name}"
             );
             count += 1;
         }
