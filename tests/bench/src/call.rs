@@ -1,0 +1,126 @@
+//! What a log line costs osqueryd, which waits for it, and the host.
+
+use std::time::Duration;
+
+use crate::Bench;
+use crate::contenders::Contender;
+use crate::lines;
+use crate::load::{self, Amount, Load};
+use crate::report::{Bound, figure};
+use crate::sink::{Place, Sink};
+use crate::statistics::median;
+
+/// Bytes of lines that one measurement may log: the buffers are not to reach their bounds.
+const BYTES: usize = 60 << 20;
+
+/// One contender's figures of one round.
+struct Figures {
+    calls: f64,
+    p50: f64,
+    p99: f64,
+    p999: f64,
+    longest: f64,
+    cpu: f64,
+}
+
+/// Measures all contenders, with lines of several sizes, from one thread and from four.
+pub(crate) fn run(bench: &mut Bench) {
+    bench.report.title("Call: a log line with osqueryd's habit (connect, ping, close, connect, call, close)");
+    bench.report.say(
+        "The generator is lean and the same for all; it and the contender share this machine's cores. CPU is the \
+         contender's own, both processes of ours together. Ratios are to the floor of the same round; everything is \
+         the median of the rounds, which go A B C D A B C D. Ours keeps each line in its buffer while no server is \
+         there; \"delivering\" is ours while a server takes the lines on the same cores.",
+    );
+    if let Err(reason) = &bench.programs.python {
+        bench.report.say(&format!("(d), on the PyPI bindings, is left out: {reason}."));
+    }
+    let sizes: &[usize] = if bench.quick { &[500, 50_000] } else { &[200, 500, 2_000, 50_000] };
+    for &size in sizes {
+        measure(bench, size);
+    }
+}
+
+fn measure(bench: &mut Bench, size: usize) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (nowhere, there) = (Place::new(directory.path()), Place::new(directory.path()));
+    let _sink = Sink::start(&there);
+    let mut contenders = vec![
+        Contender::floor(),
+        Contender::ours(&bench.programs, &nowhere, &[]),
+        Contender::ours(&bench.programs, &there, &[]).named("(b) ours, delivering"),
+        Contender::neighbour(&bench.programs),
+    ];
+    if let Ok(python) = &bench.programs.python {
+        contenders.push(Contender::python(&bench.programs, python));
+    }
+    let line = lines::line(0, size);
+    let amount = Amount {
+        time: if bench.quick { Duration::from_millis(400) } else { Duration::from_millis(1000) },
+        calls: BYTES / size,
+    };
+    for threads in [1, 4] {
+        // Once for nothing: caches, the first page of a file.
+        for contender in &contenders {
+            load::drive(&contender.socket, &contender.log(&line), threads, Amount { calls: 200, ..amount });
+        }
+        let rounds: Vec<Vec<Figures>> = (0..bench.rounds())
+            .map(|_| contenders.iter().map(|contender| figures(contender, &line, threads, amount)).collect())
+            .collect();
+        report(bench, &contenders, size, threads, &rounds);
+    }
+}
+
+fn figures(contender: &Contender, line: &str, threads: usize, amount: Amount) -> Figures {
+    let call = contender.log(line);
+    let before = contender.processes.cpu();
+    let load: Load = load::drive(&contender.socket, &call, threads, amount);
+    let cpu = contender.processes.cpu() - before;
+    Figures {
+        calls: load.calls_per_second(),
+        p50: load.latencies.per_mille(500),
+        p99: load.latencies.per_mille(990),
+        p999: load.latencies.per_mille(999),
+        longest: load.latencies.longest(),
+        cpu: load.per_call(cpu),
+    }
+}
+
+fn report(bench: &mut Bench, contenders: &[Contender], size: usize, threads: usize, rounds: &[Vec<Figures>]) {
+    let of = |index: usize, value: fn(&Figures) -> f64| median(rounds.iter().map(|round| value(&round[index])));
+    let ratio = |index: usize, to: usize, value: fn(&Figures) -> f64| {
+        median(rounds.iter().map(|round| value(&round[index]) / value(&round[to])))
+    };
+    let times = |value: f64| format!("{value:.2} x");
+    let row = |(index, contender): (usize, &Contender)| {
+        let mut row = vec![contender.name.to_owned()];
+        row.extend([
+            figure(of(index, |one| one.calls)),
+            figure(of(index, |one| one.p50)),
+            times(ratio(index, 0, |one| one.p50)),
+            figure(of(index, |one| one.p99)),
+            times(ratio(index, 0, |one| one.p99)),
+            figure(of(index, |one| one.p999)),
+            figure(of(index, |one| one.longest)),
+            figure(of(index, |one| one.cpu)),
+            times(ratio(index, 0, |one| one.cpu)),
+        ]);
+        row
+    };
+    let rows: Vec<Vec<String>> = contenders.iter().enumerate().map(row).collect();
+    let plural = if threads == 1 { "thread" } else { "threads" };
+    bench.report.say(&format!("**Lines of {size} B, {threads} {plural}**"));
+    let head =
+        ["", "calls/s", "p50 µs", "to floor", "p99 µs", "to floor", "p99.9 µs", "longest µs", "CPU µs", "to floor"];
+    bench.report.table(&head, &rows);
+    if (size, threads) == (500, 1) {
+        let time = ratio(1, 0, |one| 1.0 / one.calls);
+        bench.report.target("call: time a call, 500 B, 1 thread", Bound::AtMost(1.25), "x the floor's", time);
+        let cpu = ratio(3, 1, |one| one.cpu);
+        bench.report.target("call: CPU a call of osquery-rust-ng's", Bound::AtLeast(1.5), "x ours", cpu);
+    }
+    if (size, threads) == (500, 4) {
+        let stall = ratio(2, 0, |one| one.p99);
+        bench.report.target("call: p99 while delivering, 500 B, 4 threads", Bound::AtMost(2.0), "x the floor's", stall);
+    }
+}

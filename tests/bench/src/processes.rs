@@ -1,0 +1,108 @@
+//! What processes use, from `/proc`: their own time and memory, and not that of whoever calls them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The processes of one contender.
+#[derive(Clone)]
+pub(crate) struct Processes(Vec<u32>);
+
+/// Memory, in bytes, of all the processes together.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    /// What is resident; pages that two of them share count twice.
+    pub(crate) resident: u64,
+    /// The same with each page shared out among those who have it.
+    pub(crate) proportional: u64,
+}
+
+impl Processes {
+    /// One process.
+    pub(crate) fn alone(process: u32) -> Self {
+        Self(vec![process])
+    }
+
+    /// A process and its children.
+    pub(crate) fn family(process: u32) -> Self {
+        let mut all = vec![process];
+        all.extend(children(process));
+        Self(all)
+    }
+
+    /// User and system time so far, threads that have ended included. The kernel says it in steps of 10 ms.
+    pub(crate) fn cpu(&self) -> Duration {
+        let ticks: u64 = self.0.iter().map(|process| ticks(&read(&proc(*process).join("stat")))).sum();
+        Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("some hundred")
+    }
+
+    /// The time of the threads that run now, to the nanosecond.
+    pub(crate) fn cpu_of_threads(&self) -> Duration {
+        let time = |task: &PathBuf| -> u64 {
+            read(&task.join("schedstat")).split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0)
+        };
+        Duration::from_nanos(self.tasks().iter().map(time).sum())
+    }
+
+    /// How often threads that run now have gone to sleep, and so have woken.
+    pub(crate) fn wake_ups(&self) -> u64 {
+        self.tasks().iter().map(|task| member(&read(&task.join("status")), "voluntary_ctxt_switches:")).sum()
+    }
+
+    pub(crate) fn memory(&self) -> Memory {
+        let rollups: Vec<String> = self.0.iter().map(|process| read(&proc(*process).join("smaps_rollup"))).collect();
+        let sum = |name| 1024 * rollups.iter().map(|rollup| member(rollup, name)).sum::<u64>();
+        Memory { resident: sum("Rss:"), proportional: sum("Pss:") }
+    }
+
+    fn tasks(&self) -> Vec<PathBuf> {
+        let tasks = |process: &u32| fs::read_dir(proc(*process).join("task")).into_iter().flatten().flatten();
+        self.0.iter().flat_map(tasks).map(|task| task.path()).collect()
+    }
+}
+
+/// The processes whose parent this one is.
+fn children(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers.filter(|process| member(&read(&proc(*process).join("status")), "PPid:") == u64::from(parent)).collect()
+}
+
+fn proc(process: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{process}"))
+}
+
+/// A process can end at any moment; its files are empty then.
+fn read(path: &PathBuf) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The 14th and 15th member; the second is a name in parentheses that may hold anything.
+fn ticks(stat: &str) -> u64 {
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+    behind_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+}
+
+/// The number behind a name at the beginning of a line.
+fn member(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_stat_may_hold_anything() {
+        assert_eq!(ticks("7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 30 12 99 99 20"), 42);
+    }
+
+    #[test]
+    fn this_process_uses_something() {
+        let own = Processes::family(std::process::id());
+        let memory = own.memory();
+        assert!(memory.proportional > 0 && memory.proportional <= memory.resident);
+        assert!(own.cpu_of_threads() > Duration::ZERO);
+    }
+}

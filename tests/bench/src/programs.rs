@@ -1,0 +1,73 @@
+//! The programs that are measured, built here: always the release build, whatever this program's own is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The workspace's directory.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// What is to be run, and where results of a run may lie.
+pub(crate) struct Programs {
+    /// This extension.
+    pub(crate) extension: PathBuf,
+    /// The logger on `osquery-rust-ng`.
+    pub(crate) neighbour: PathBuf,
+    /// A Python with the `osquery` bindings, or why there is none.
+    pub(crate) python: Result<PathBuf, String>,
+    /// On the disk that the sources are on: a temporary directory may be memory, where nothing waits for a disk.
+    pub(crate) scratch: PathBuf,
+}
+
+impl Programs {
+    /// Builds them.
+    pub(crate) fn build() -> Result<Self, String> {
+        let here = std::env::current_exe().map_err(|error| error.to_string())?;
+        let target = here.ancestors().nth(2).ok_or("this program is in no target directory")?;
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(WORKSPACE).args(["build", "--quiet", "--locked", "--release"]);
+        build.args(["-p", "osquery-remote-tls", "-p", "neighbour", "--bins", "--target-dir"]).arg(target);
+        if !build.status().map_err(|error| error.to_string())?.success() {
+            return Err("the extensions could not be built".to_owned());
+        }
+        let scratch = target.join("bench");
+        std::fs::create_dir_all(&scratch).map_err(|error| error.to_string())?;
+        Ok(Self {
+            extension: target.join("release/osquery-remote-tls"),
+            neighbour: target.join("release/neighbour-logger"),
+            python: python(&scratch.join("python")),
+            scratch,
+        })
+    }
+
+    /// Whether the extension knows a flag of ours.
+    pub(crate) fn knows_flag(&self, name: &str) -> bool {
+        let help = Command::new(&self.extension).arg("--help").output().map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&help).contains(&format!("--{name}"))
+    }
+}
+
+/// The extension in Python.
+pub(crate) fn python_logger() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/logger.py")
+}
+
+/// A virtual environment with the bindings, made once.
+fn python(environment: &Path) -> Result<PathBuf, String> {
+    let python = environment.join("bin/python");
+    let has_bindings = |python: &Path| run(Command::new(python).args(["-c", "import osquery"])).is_ok();
+    if !has_bindings(&python) {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment))?;
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "osquery==3.1.1"]))?;
+    }
+    has_bindings(&python).then_some(python).ok_or_else(|| "the bindings can't be imported".to_owned())
+}
+
+/// Runs a command to its end. The error is the last line that it wrote.
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let error = String::from_utf8_lossy(&output.stderr);
+    Err(error.lines().last().unwrap_or("it failed and says nothing").to_owned())
+}
