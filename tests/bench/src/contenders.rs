@@ -16,8 +16,11 @@ use crate::thrift;
 /// No start takes longer, not even Python's.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Lines a call, while a buffer is filled.
-const LINES_A_CALL: u64 = 10_000;
+/// Lines a call, while a buffer is filled: few, so that the filling leaves no mark in the memory.
+const LINES_A_CALL: u64 = 100;
+
+/// The environment variable that names our own flag file.
+pub(crate) const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
 
 /// An extension that is running.
 pub(crate) struct Contender {
@@ -68,25 +71,7 @@ impl Contender {
     /// (b) This extension, with a server at `place` or none there.
     pub(crate) fn ours(programs: &Programs, place: &Place, flags: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir_in(&programs.scratch).expect("a directory on disk");
-        let own_flags = directory.path().join("remote_tls.flags");
-        std::fs::write(&own_flags, "--logger_drain_bytes_per_second=0\n--logger_expand_events=true\n").expect("flags");
-        let mut options = Options::new(directory.path());
-        for (name, value) in [
-            ("tls_hostname", format!("localhost:{}", place.port).as_str()),
-            ("tls_server_certs", &place.authority.display().to_string()),
-            ("enroll_tls_endpoint", "/enroll"),
-            ("config_tls_endpoint", "/config"),
-            ("logger_tls_endpoint", "/log"),
-            // What is measured is delivery, and not how long after a failure it begins.
-            ("logger_tls_period", "1"),
-            ("logger_tls_backoff_max", "1"),
-        ] {
-            options = options.flag(name, value);
-        }
-        for (name, value) in flags {
-            options = options.flag(name, value);
-        }
-        options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), own_flags.display().to_string()));
+        let options = our_options(directory.path(), place, flags);
         Self::start("(b) ours", "remote_tls", &programs.extension, options, directory)
     }
 
@@ -137,6 +122,11 @@ impl Contender {
         }
     }
 
+    /// The process that answers calls: of ours the worker, of others the only one.
+    pub(crate) fn answering(&self) -> u32 {
+        self.processes.youngest()
+    }
+
     /// The call that logs this line.
     pub(crate) fn log(&self, line: &str) -> Vec<u8> {
         thrift::call("logger", self.plugin, &[("category", b"event"), ("string", line.as_bytes())])
@@ -152,6 +142,31 @@ impl Contender {
             caller.call(&thrift::call("logger", self.plugin, &[("string_batch", batch.as_bytes())]));
         }
     }
+}
+
+/// An osqueryd that has all that ours needs, and keeps everything in `directory`.
+pub(crate) fn our_options(directory: &Path, place: &Place, flags: &[(&str, &str)]) -> Options {
+    let own_flags = directory.join("remote_tls.flags");
+    // A binary that doesn't know one of them says so and goes on.
+    std::fs::write(&own_flags, "--logger_drain_bytes_per_second=0\n--logger_expand_events=true\n").expect("flags");
+    let mut options = Options::new(directory);
+    for (name, value) in [
+        ("tls_hostname", format!("localhost:{}", place.port).as_str()),
+        ("tls_server_certs", &place.authority.display().to_string()),
+        ("enroll_tls_endpoint", "/enroll"),
+        ("config_tls_endpoint", "/config"),
+        ("logger_tls_endpoint", "/log"),
+        // What is measured is delivery, and not how long after a failure it begins.
+        ("logger_tls_period", "1"),
+        ("logger_tls_backoff_max", "1"),
+    ] {
+        options = options.flag(name, value);
+    }
+    for (name, value) in flags {
+        options = options.flag(name, value);
+    }
+    options.env.push((FLAGFILE_VARIABLE.to_owned(), own_flags.display().to_string()));
+    options
 }
 
 /// Waits until something is there; a look costs little.

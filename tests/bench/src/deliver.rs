@@ -20,7 +20,7 @@ use crate::sink::{Counts, Place, Sink};
 use crate::statistics::median;
 
 /// How long nothing may come.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes of a line, in the main figures.
 const SIZE: usize = 500;
@@ -122,9 +122,9 @@ fn row(name: &str, deliveries: Vec<&Delivery>, ratio: f64) -> Vec<String> {
         figure(middle(Delivery::lines_per_second)),
         if ratio.is_nan() { String::new() } else { format!("{ratio:.2} x") },
         figure(mebibytes(SIZE as f64 * middle(Delivery::lines_per_second))),
-        figure(middle(|one| one.counts.requests as f64)),
+        format!("{:.0}", middle(|one| one.counts.requests as f64)),
         figure(middle(|one| (one.counts.received + one.counts.sent) as f64 / one.counts.lines as f64)),
-        figure(middle(|one| one.counts.handshakes as f64)),
+        format!("{:.0}", middle(|one| one.counts.handshakes as f64)),
         figure(middle(|one| one.cpu.as_secs_f64() * 1e6 / one.counts.lines as f64)),
         figure(middle(|one| one.sink_cpu.as_secs_f64() * 1e6 / one.counts.lines as f64)),
     ]
@@ -141,11 +141,11 @@ fn ours(bench: &Bench, count: u64, encoding: Encoding) -> Delivery {
 
 /// The server comes: all that waits is delivered.
 fn drain(contender: &Contender, place: &Place, count: u64) -> Delivery {
-    let before = contender.processes.cpu_of_threads();
+    let before = contender.processes.threads();
     let mut sink = Sink::start(place);
     let counts = sink.wait(count, PATIENCE);
     assert_eq!(counts.lines, count, "lines were delivered twice");
-    Delivery { counts, cpu: contender.processes.cpu_of_threads() - before, sink_cpu: sink.processes().cpu_of_threads() }
+    Delivery { counts, cpu: contender.processes.threads().since(&before), sink_cpu: sink.processes().threads().sum() }
 }
 
 /// A client that has the bodies in memory.
@@ -155,14 +155,14 @@ fn floor(count: u64, encoding: Encoding) -> Delivery {
     let bodies: Vec<String> = (0..count).step_by(LINES_A_REQUEST as usize).map(|first| body(first, count)).collect();
     let mut sink = Sink::start(&place);
     let own = crate::processes::Processes::alone(std::process::id());
-    let before = own.cpu_of_threads();
+    let before = own.threads();
     let mut stream = BufReader::new(connect(&place));
     for body in &bodies {
         post(&mut stream, body, encoding);
     }
-    let cpu = own.cpu_of_threads() - before;
+    let cpu = own.threads().since(&before);
     let counts = sink.wait(count, PATIENCE);
-    Delivery { counts, cpu, sink_cpu: sink.processes().cpu_of_threads() }
+    Delivery { counts, cpu, sink_cpu: sink.processes().threads().sum() }
 }
 
 fn body(first: u64, count: u64) -> String {

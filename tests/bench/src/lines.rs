@@ -49,7 +49,7 @@ pub(crate) fn line(n: u64, size: usize) -> String {
     line
 }
 
-/// A row of 100,000 and the like, as `(name, value)` pairs of JSON text: the columns of a line of that size.
+/// The columns of the line number `n` of that size, as JSON.
 pub(crate) fn columns(n: u64, size: usize) -> String {
     let line = line(n, size);
     let columns = line.split_once("\"columns\":").expect("a line has columns").1;

@@ -4,12 +4,17 @@
 mod call;
 mod contenders;
 mod deliver;
+mod expand;
 mod floor;
+mod footprint;
 mod lines;
 mod load;
+mod machine;
 mod processes;
+mod profile;
 mod programs;
 mod report;
+mod scale;
 mod sink;
 mod statistics;
 mod thrift;
@@ -26,7 +31,7 @@ use crate::report::Report;
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Cli {
-    /// The parts to run, all when none is named: call, deliver
+    /// The parts to run: call, deliver, footprint, scale, expand (all of these when none is named), profile
     names: Vec<String>,
 
     /// The short form: fewer sizes and rounds, two minutes in all
@@ -65,8 +70,20 @@ impl Bench {
     }
 }
 
+/// A part, by its name.
+type Part = (&'static str, fn(&mut Bench));
+
 /// The parts, in their order.
-const PARTS: [(&str, fn(&mut Bench)); 2] = [("call", call::run), ("deliver", deliver::run)];
+const PARTS: [Part; 5] = [
+    ("call", call::run),
+    ("deliver", deliver::run),
+    ("footprint", footprint::run),
+    ("scale", scale::run),
+    ("expand", expand::run),
+];
+
+/// Runs only when it is named: it needs `perf`, and another build.
+const PROFILE: Part = ("profile", profile::run);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -85,14 +102,19 @@ fn main() -> ExitCode {
 }
 
 fn measure(cli: Cli) -> Result<(), String> {
-    if let Some(unknown) = cli.names.iter().find(|name| PARTS.iter().all(|(known, _)| known != name)) {
-        return Err(format!("there is no part {unknown}; there are {}", PARTS.map(|(name, _)| name).join(", ")));
+    let known: Vec<Part> = PARTS.into_iter().chain([PROFILE]).collect();
+    if let Some(unknown) = cli.names.iter().find(|name| known.iter().all(|(known, _)| known != name)) {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        return Err(format!("there is no part {unknown}; there are {}", names.join(", ")));
     }
+    let is_wanted = |(name, _): &Part| match cli.names.is_empty() {
+        true => *name != PROFILE.0,
+        false => cli.names.iter().any(|wanted| wanted == name),
+    };
     let mut bench = Bench { programs: Programs::build()?, report: Report::new(), quick: cli.quick };
-    for (name, run) in PARTS {
-        if cli.names.is_empty() || cli.names.iter().any(|wanted| wanted == name) {
-            run(&mut bench);
-        }
+    bench.report.say(&machine::description(&bench.programs.scratch));
+    for (_, run) in known.into_iter().filter(is_wanted) {
+        run(&mut bench);
     }
     bench.report.finish(cli.output).map_err(|error| format!("the output can't be written: {error}"))
 }

@@ -1,5 +1,6 @@
 //! What processes use, from `/proc`: their own time and memory, and not that of whoever calls them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +18,22 @@ pub(crate) struct Memory {
     pub(crate) proportional: u64,
 }
 
+/// The time that threads have used. One that has ended since is not seen any more: where that may be, it is
+/// [`Processes::cpu`] that counts.
+pub(crate) struct ThreadTimes(BTreeMap<PathBuf, Duration>);
+
+impl ThreadTimes {
+    /// All together.
+    pub(crate) fn sum(&self) -> Duration {
+        self.0.values().sum()
+    }
+
+    /// What they have used since `before`.
+    pub(crate) fn since(&self, before: &Self) -> Duration {
+        self.0.iter().map(|(task, time)| *time - before.0.get(task).copied().unwrap_or_default()).sum()
+    }
+}
+
 impl Processes {
     /// One process.
     pub(crate) fn alone(process: u32) -> Self {
@@ -30,23 +47,40 @@ impl Processes {
         Self(all)
     }
 
+    /// The child that came last, or the process itself.
+    ///
+    /// # Panics
+    /// Never: there is one at least.
+    pub(crate) fn youngest(&self) -> u32 {
+        *self.0.last().expect("a process")
+    }
+
     /// User and system time so far, threads that have ended included. The kernel says it in steps of 10 ms.
     pub(crate) fn cpu(&self) -> Duration {
         let ticks: u64 = self.0.iter().map(|process| ticks(&read(&proc(*process).join("stat")))).sum();
         Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("some hundred")
     }
 
-    /// The time of the threads that run now, to the nanosecond.
-    pub(crate) fn cpu_of_threads(&self) -> Duration {
-        let time = |task: &PathBuf| -> u64 {
-            read(&task.join("schedstat")).split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0)
-        };
-        Duration::from_nanos(self.tasks().iter().map(time).sum())
+    /// The time of each thread that runs now, to the nanosecond.
+    pub(crate) fn threads(&self) -> ThreadTimes {
+        let time = |task: &PathBuf| read(&task.join("schedstat")).split(' ').next().and_then(|time| time.parse().ok());
+        let times = self.tasks().into_iter().filter_map(|task| Some((time(&task)?, task)));
+        ThreadTimes(times.map(|(time, task)| (task, Duration::from_nanos(time))).collect())
     }
 
-    /// How often threads that run now have gone to sleep, and so have woken.
-    pub(crate) fn wake_ups(&self) -> u64 {
-        self.tasks().iter().map(|task| member(&read(&task.join("status")), "voluntary_ctxt_switches:")).sum()
+    /// How often threads that run now have gone to sleep, and so have woken, by process and thread name.
+    pub(crate) fn wake_ups(&self) -> BTreeMap<String, u64> {
+        let mut wake_ups = BTreeMap::new();
+        for task in self.tasks() {
+            let status = read(&task.join("status"));
+            let name = status.lines().find_map(|line| line.strip_prefix("Name:")).unwrap_or_default().trim();
+            let process = member(&status, "Tgid:");
+            let role =
+                if self.0.first().is_some_and(|first| u64::from(*first) == process) { "first" } else { "second" };
+            *wake_ups.entry(format!("{role} process, {name}")).or_default() +=
+                member(&status, "voluntary_ctxt_switches:");
+        }
+        wake_ups
     }
 
     pub(crate) fn memory(&self) -> Memory {
@@ -103,6 +137,9 @@ mod tests {
         let own = Processes::family(std::process::id());
         let memory = own.memory();
         assert!(memory.proportional > 0 && memory.proportional <= memory.resident);
-        assert!(own.cpu_of_threads() > Duration::ZERO);
+        let before = own.threads();
+        let sum: u64 = (0..100_000u64).map(std::hint::black_box).sum();
+        let after = own.threads();
+        assert!(sum > 0 && after.sum() > Duration::ZERO && after.since(&before) <= after.sum());
     }
 }

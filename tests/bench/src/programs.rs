@@ -7,6 +7,7 @@ use std::process::Command;
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// What is to be run, and where results of a run may lie.
+#[derive(Clone)]
 pub(crate) struct Programs {
     /// This extension.
     pub(crate) extension: PathBuf,
@@ -39,6 +40,19 @@ impl Programs {
         })
     }
 
+    /// The same with an extension that has its symbols, for a profiler, and is otherwise the release build.
+    pub(crate) fn with_symbols(&self) -> Result<Self, String> {
+        let target = self.scratch.join("profile");
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(WORKSPACE).args(["build", "--quiet", "--locked", "--release", "-p", "osquery-remote-tls"]);
+        build.env("CARGO_PROFILE_RELEASE_STRIP", "none").env("CARGO_PROFILE_RELEASE_DEBUG", "1");
+        build.arg("--target-dir").arg(&target);
+        if !build.status().map_err(|error| error.to_string())?.success() {
+            return Err("the extension could not be built with symbols".to_owned());
+        }
+        Ok(Self { extension: target.join("release/osquery-remote-tls"), ..self.clone() })
+    }
+
     /// Whether the extension knows a flag of ours.
     pub(crate) fn knows_flag(&self, name: &str) -> bool {
         let help = Command::new(&self.extension).arg("--help").output().map(|output| output.stdout).unwrap_or_default();
@@ -62,11 +76,11 @@ fn python(environment: &Path) -> Result<PathBuf, String> {
     has_bindings(&python).then_some(python).ok_or_else(|| "the bindings can't be imported".to_owned())
 }
 
-/// Runs a command to its end. The error is the last line that it wrote.
-fn run(command: &mut Command) -> Result<(), String> {
+/// Runs a command to its end, and answers what it wrote. The error is the last line of its errors.
+pub(crate) fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{}: {error}", command.get_program().display()))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let error = String::from_utf8_lossy(&output.stderr);
     Err(error.lines().last().unwrap_or("it failed and says nothing").to_owned())

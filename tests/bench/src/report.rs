@@ -13,7 +13,8 @@ struct Target {
     what: String,
     bound: Bound,
     unit: &'static str,
-    measured: f64,
+    /// None when there was nothing to measure.
+    measured: Option<f64>,
 }
 
 /// On which side of a target's figure the measured one is to be.
@@ -49,8 +50,20 @@ impl Report {
         self.add(&format!("{text}\n"));
     }
 
+    /// Text as it is.
+    pub(crate) fn verbatim(&mut self, text: &str) {
+        self.add(&format!("```\n{text}\n```\n\n"));
+    }
+
     /// A target, for the list at the end.
-    pub(crate) fn target(&mut self, what: impl Into<String>, bound: Bound, unit: &'static str, measured: f64) {
+    pub(crate) fn target(
+        &mut self,
+        what: impl Into<String>,
+        bound: Bound,
+        unit: &'static str,
+        measured: impl Into<Option<f64>>,
+    ) {
+        let measured = measured.into();
         self.targets.push(Target { what: what.into(), bound, unit, measured });
     }
 
@@ -72,17 +85,17 @@ impl Report {
 
 impl Target {
     fn row(&self) -> Vec<String> {
-        let (wanted, met) = match self.bound {
-            Bound::AtMost(most) => (format!("at most {}", figure(most)), self.measured <= most),
-            Bound::AtLeast(least) => (format!("at least {}", figure(least)), self.measured >= least),
+        let (wanted, is_met): (&str, fn(f64, f64) -> bool) = match self.bound {
+            Bound::AtMost(_) => ("at most", |measured, most| measured <= most),
+            Bound::AtLeast(_) => ("at least", |measured, least| measured >= least),
         };
-        let verdict = if met { "met" } else { "**not met**" };
-        vec![
-            self.what.clone(),
-            format!("{wanted} {}", self.unit),
-            format!("{} {}", figure(self.measured), self.unit),
-            verdict.to_owned(),
-        ]
+        let (Bound::AtMost(bound) | Bound::AtLeast(bound)) = self.bound;
+        let (measured, verdict) = match self.measured {
+            Some(measured) if is_met(measured, bound) => (format!("{} {}", figure(measured), self.unit), "met"),
+            Some(measured) => (format!("{} {}", figure(measured), self.unit), "**not met**"),
+            None => (String::new(), "not measured"),
+        };
+        vec![self.what.clone(), format!("{wanted} {} {}", figure(bound), self.unit), measured, verdict.to_owned()]
     }
 }
 
@@ -125,10 +138,12 @@ mod tests {
 
     #[test]
     fn a_target_is_met_on_its_side_of_the_bound() {
-        let row = |bound, measured| Target { what: String::new(), bound, unit: "x", measured }.row();
+        let row = |bound, measured| Target { what: String::new(), bound, unit: "x", measured: Some(measured) }.row();
         assert_eq!(row(Bound::AtMost(1.25), 1.25)[1..], ["at most 1.25 x", "1.25 x", "met"]);
         assert_eq!(row(Bound::AtMost(1.25), 1.3)[3], "**not met**");
         assert_eq!(row(Bound::AtLeast(2.0), 1.0)[3], "**not met**");
         assert_eq!(row(Bound::AtLeast(2.0), 3.0)[3], "met");
+        let unmeasured = Target { what: String::new(), bound: Bound::AtMost(1.0), unit: "x", measured: None };
+        assert_eq!(unmeasured.row()[3], "not measured");
     }
 }

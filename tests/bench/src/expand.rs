@@ -1,0 +1,86 @@
+//! Our setting `logger_expand_events`: osqueryd hands a query's whole difference over in one call
+//! (`--logger_event_type=false`), and the extension makes the event lines of it.
+
+use std::time::{Duration, Instant};
+
+use crate::Bench;
+use crate::contenders::Contender;
+use crate::deliver::PATIENCE;
+use crate::lines;
+use crate::load::{self, Amount, Caller};
+use crate::report::{Bound, figure};
+use crate::sink::{Place, Sink};
+use crate::statistics::median;
+
+/// Rows of the one query.
+const ROWS: u64 = 100_000;
+
+/// Lines by which the rate line by line is found.
+const CALLS: usize = 10_000;
+
+/// Bytes of a line.
+const SIZE: usize = 500;
+
+const FLAG: &str = "logger_expand_events";
+
+const WHAT: &str = "expand: intake of a query of 100,000 rows";
+const WANTED: Bound = Bound::AtLeast(130_000.0);
+
+/// Measures the intake of one query, in one call and line by line.
+pub(crate) fn run(bench: &mut Bench) {
+    bench.report.title("Expand: a whole query in one call (`logger_expand_events`)");
+    if !bench.programs.knows_flag(FLAG) {
+        bench.report.say(&format!("not measured: the binary has no {FLAG}"));
+        bench.report.target(WHAT, WANTED, "lines/s", None);
+        return;
+    }
+    let rounds: Vec<(f64, f64)> = (0..bench.rounds()).map(|_| (at_once(bench), line_by_line(bench))).collect();
+    let whole = median(rounds.iter().map(|round| round.0));
+    let single = median(rounds.iter().map(|round| round.1));
+    let ratio = median(rounds.iter().map(|round| round.0 / round.1));
+    bench.report.say(&format!(
+        "A difference of {} rows ({SIZE} B a line), sent in one call by the load generator, until the call is answered and so \
+         the lines are safe; each of them is then seen to be delivered. Beside it the same lines, a call each. osqueryd's own \
+         part (about 50 µs a call) comes on top of the second.",
+        figure(ROWS as f64)
+    ));
+    let rows = [
+        vec!["one call for all".to_owned(), figure(whole), format!("{ratio:.1} x")],
+        vec!["a call for each line".to_owned(), figure(single), "1.0 x".to_owned()],
+    ];
+    bench.report.table(&["", "lines/s", ""], &rows);
+    bench.report.target(WHAT, WANTED, "lines/s", whole);
+}
+
+/// Lines a second, when all of them come in one call.
+fn at_once(bench: &Bench) -> f64 {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = Place::new(directory.path());
+    let contender = Contender::ours(&bench.programs, &place, &[]);
+    let call = contender.log(&difference());
+    let began = Instant::now();
+    Caller::new(&contender.socket).call(&call);
+    let taken = began.elapsed();
+    let counts = Sink::start(&place).wait(ROWS, PATIENCE);
+    assert_eq!(counts.lines, ROWS, "each row makes one line");
+    ROWS as f64 / taken.as_secs_f64()
+}
+
+/// Lines a second, when each comes in a call of its own.
+fn line_by_line(bench: &Bench) -> f64 {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let contender = Contender::ours(&bench.programs, &Place::new(directory.path()), &[]);
+    let call = contender.log(&lines::line(0, SIZE));
+    load::drive(&contender.socket, &call, 1, Amount { time: Duration::from_secs(60), calls: CALLS }).calls_per_second()
+}
+
+/// What osqueryd logs for a query that found so many new rows.
+fn difference() -> String {
+    let rows: Vec<String> = (0..ROWS).map(|n| lines::columns(n, SIZE)).collect();
+    format!(
+        "{{\"diffResults\":{{\"removed\":[],\"added\":[{}]}},\"name\":\"bench_processes\",\
+         \"hostIdentifier\":\"host-17.example.com\",\"calendarTime\":\"Mon Nov 23 04:45:06 2026 UTC\",\
+         \"unixTime\":1795409106,\"epoch\":0,\"counter\":1,\"numerics\":false}}",
+        rows.join(",")
+    )
+}

@@ -1,0 +1,81 @@
+//! Where the time goes: `perf` on the worker, while lines are logged and while they are delivered.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::Bench;
+use crate::contenders::{Contender, Killed};
+use crate::deliver::PATIENCE;
+use crate::lines;
+use crate::load::{self, Amount};
+use crate::programs::{Programs, run as run_to_end};
+use crate::sink::{Place, Sink};
+
+/// Bytes of a line.
+const SIZE: usize = 500;
+
+/// Lines that are delivered.
+const DELIVERED: u64 = 300_000;
+
+/// How long lines are logged.
+const LOGGED: Duration = Duration::from_secs(10);
+
+/// Symbols shown.
+const SHOWN: usize = 40;
+
+/// Profiles both, and says why not when it can't.
+pub(crate) fn run(bench: &mut Bench) {
+    bench.report.title("Profile: where the worker's time goes");
+    match profiles(bench) {
+        Ok(profiles) => {
+            for (what, profile) in profiles {
+                bench.report.say(&format!("{what}:"));
+                bench.report.verbatim(&profile);
+            }
+        }
+        Err(error) => bench.report.say(&format!("not measured: {error}")),
+    }
+}
+
+fn profiles(bench: &Bench) -> Result<[(String, String); 2], String> {
+    let programs = bench.programs.with_symbols()?;
+    let logging = format!("Lines of {SIZE} B from 1 thread, the server away");
+    let delivering = format!("Delivery of {DELIVERED} lines of {SIZE} B, plain");
+    Ok([(logging, while_logging(&programs)?), (delivering, while_delivering(&programs)?)])
+}
+
+fn while_logging(programs: &Programs) -> Result<String, String> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let contender = Contender::ours(programs, &Place::new(directory.path()), &[]);
+    let call = contender.log(&lines::line(0, SIZE));
+    let amount = Amount { time: LOGGED, calls: usize::MAX };
+    recorded(programs, &contender, || load::drive(&contender.socket, &call, 1, amount))
+}
+
+fn while_delivering(programs: &Programs) -> Result<String, String> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = Place::new(directory.path());
+    let contender = Contender::ours(programs, &place, &[]);
+    contender.fill(DELIVERED, SIZE);
+    recorded(programs, &contender, || Sink::start(&place).wait(DELIVERED, PATIENCE))
+}
+
+/// What `perf` finds in the worker during the work: symbols with their shares.
+fn recorded<T>(programs: &Programs, contender: &Contender, work: impl FnOnce() -> T) -> Result<String, String> {
+    let data = programs.scratch.join("perf.data");
+    let mut record = Command::new("perf");
+    record.args(["record", "--quiet", "-F", "2000", "-p", &contender.answering().to_string(), "-o"]).arg(&data);
+    record.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut perf = Killed(record.spawn().map_err(|error| format!("perf: {error}"))?);
+    work();
+    let pid = rustix::process::Pid::from_child(&perf.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).map_err(|error| format!("perf: {error}"))?;
+    perf.0.wait().map_err(|error| format!("perf: {error}"))?;
+    let mut report = Command::new("perf");
+    report
+        .args(["report", "--stdio", "--no-children", "--sort", "dso,symbol", "--percent-limit", "0.5", "-i"])
+        .arg(&data);
+    let text = run_to_end(&mut report)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.take(SHOWN).collect::<Vec<_>>().join("\n"))
+}
