@@ -74,6 +74,26 @@ fn flags_md_lists_every_flag_of_osquery_s_that_is_read() {
     assert!(count > 30, "{count} flags found");
 }
 
+#[test]
+fn operations_md_has_the_exit_codes_that_the_code_has() {
+    let text = read("docs/operations.md");
+    let section = text.split("## Exit codes").nth(1).unwrap().split("\n## ").next().unwrap();
+    let documented = |of: &str| -> Vec<String> {
+        let rows = section.lines().filter(|line| line.contains(&format!("| {of} |")) || line.contains("| both |"));
+        rows.map(|row| row.split('|').nth(1).unwrap().trim().to_owned()).collect()
+    };
+    let end = |arguments: &[&str]| Command::new(BINARY).args(arguments).output().unwrap().status.code().unwrap();
+    let nowhere = ["--socket=/nowhere/osquery.em", "--timeout=0"];
+    assert_eq!(documented("the extension"), ["0", "1", "64"]);
+    assert_eq!((end(&["--version"]), end(&nowhere), end(&["--no_such_flag"])), (0, 1, 64));
+    // The doctor's own are tested beside its checks.
+    assert_eq!(documented("`doctor`"), ["64", "0", "1", "2"]);
+    let doctor = read("docs/doctor.md");
+    for code in ["0", "1", "2", "64"] {
+        assert!(doctor.contains(&format!("| {code} | ")), "docs/doctor.md does not explain {code}");
+    }
+}
+
 /// The sections of docs/tables.md by their tables' names.
 fn table_sections(text: &str) -> Vec<(&str, &str)> {
     text.split("\n## `").skip(1).filter_map(|section| section.split_once('`')).collect()
