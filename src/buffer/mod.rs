@@ -21,7 +21,8 @@
 //! * When the disk refuses, lines wait in memory, in order, up to [`MEMORY_LIMIT`] bytes. They are written as soon
 //!   as it accepts again, which is tried once a second; when there is nothing older on disk they are peeked from
 //!   there. Only what exceeds the bound is dropped: the newest, since the older ones are on the way.
-//! * A file that is no database, or a damaged one, is moved aside and a new one begun.
+//! * A file that is no database, or a damaged one, is moved aside and a new one begun. One that can't be read is not:
+//!   SQLite calls that damage, too, so its files are looked at a second time, and read without it.
 //!
 //! * **Set aside**: a line that the server is never to get is put into the table `rejected` (time, reason, size, line)
 //!   of the same database, which keeps the newest [`REJECTED_LINES`] within [`REJECTED_BYTES`].
@@ -40,7 +41,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use store::{Reader, Store};
+use store::{Ids, Reader, Store};
 
 pub use housekeeper::Housekeeper;
 
@@ -201,10 +202,12 @@ pub struct Buffer {
 #[derive(Default)]
 struct Writing {
     store: Option<Store>,
+    /// Of the lines in the last store, once it is closed.
+    ids: Ids,
+    /// The last store looked damaged.
+    suspect: bool,
     /// Counts the stores opened: a reader of an older one reads a file that was moved aside.
     stores: u64,
-    /// Ids below this have been used by stores that are closed.
-    lowest: i64,
     /// When opening may be tried again.
     not_before: Option<Instant>,
     /// When writing may be tried again, after a refusal.
@@ -277,7 +280,10 @@ impl Buffer {
             store.set_aside(batch, rejected);
         }
         let removed = match batch.place {
-            Place::Disk(_, last) => writing.store.as_mut().map_or(0, |store| store.give_up_through(last)),
+            Place::Disk(_, last) => {
+                writing.suspect = false;
+                writing.store.as_mut().map_or(0, |store| store.give_up_through(last))
+            }
             Place::Memory(count) => writing.remove_from_memory(count),
         };
         remove_given_up(&mut writing);
@@ -416,13 +422,13 @@ impl Buffer {
     }
 
     fn note_refusal(&self, writing: &mut Writing, error: &BufferError) {
-        if error.is_damage() {
-            self.move_aside(writing, error);
+        if error.is_damage() && writing.store.is_some() {
+            self.note_damage(writing, error);
             return;
         }
         if error.is_conflict() {
             // Somebody else has written into our file: look at it afresh.
-            writing.close_store();
+            writing.close();
             writing.not_before = None;
         }
         if writing.refused_until.is_none() {
@@ -431,16 +437,30 @@ impl Buffer {
         writing.refused_until = Some(Instant::now() + RETRY_INTERVAL);
     }
 
-    /// A damaged database goes out of the way; the next use begins a new one.
-    fn move_aside(&self, writing: &mut Writing, error: &BufferError) {
-        let Some(count) = writing.close_store() else { return };
+    /// A database that looks damaged is opened again, since a read that failed once looks the same. When it still
+    /// does, it goes out of the way; the next use begins a new one.
+    fn note_damage(&self, writing: &mut Writing, error: &BufferError) {
+        if writing.store.is_none() {
+            return;
+        }
+        writing.close();
         writing.not_before = None;
+        if !std::mem::replace(&mut writing.suspect, true) {
+            log::debug!("{error}: opening it again");
+            return;
+        }
         match store::set_aside(&self.path, error) {
-            Ok(()) if count > 0 => {
-                self.count_dropped(count, "the buffer's file was damaged; what is left is in the file moved aside")
-            }
-            Ok(()) => {}
-            Err(error) => log::error!("the damaged buffer {} can't be moved aside: {error}", self.path.display()),
+            Ok(()) => self.count_damaged(writing),
+            Err(error) => log::debug!("{} can't be moved aside: {error}", self.path.display()),
+        }
+    }
+
+    /// The lines of a file that was moved aside.
+    fn count_damaged(&self, writing: &mut Writing) {
+        writing.suspect = false;
+        let lost = writing.ids.forget();
+        if lost > 0 {
+            self.count_dropped(lost, "the buffer's file was damaged; what is left is in the file moved aside");
         }
     }
 
@@ -449,7 +469,7 @@ impl Buffer {
         if let Err(error) = &batch
             && error.is_damage()
         {
-            self.move_aside(&mut self.writing(), error);
+            self.note_damage(&mut self.writing(), error);
         }
         batch
     }
@@ -499,9 +519,12 @@ impl Buffer {
             }
             let patience = if writing.stores == 0 { PREDECESSOR_LIMIT } else { Duration::ZERO };
             writing.stores += 1;
-            let opened = Store::open(&self.path, patience, writing.lowest);
+            let opened = Store::open(&self.path, patience, writing.ids);
             writing.not_before = Some(Instant::now() + RETRY_INTERVAL);
             let store = opened?;
+            if store.begun_anew() {
+                self.count_damaged(writing);
+            }
             if store.count() > 0 {
                 self.found.store(store.count(), Ordering::Relaxed);
                 log::info!("{} {} lines wait in the buffer since before the start", store.count(), self.name);
@@ -544,15 +567,15 @@ fn remove_given_up(writing: &mut MutexGuard<'_, Writing>) {
 }
 
 impl Writing {
-    fn may_write(&self) -> bool {
-        self.refused_until.is_none_or(|until| Instant::now() >= until)
+    /// Closes the store; the next one goes on where it was.
+    fn close(&mut self) {
+        if let Some(store) = self.store.take() {
+            self.ids = store.ids();
+        }
     }
 
-    /// Closes the store, which is of no use any longer: how many lines waited in it.
-    fn close_store(&mut self) -> Option<u64> {
-        let store = self.store.take()?;
-        self.lowest = store.next();
-        Some(store.count())
+    fn may_write(&self) -> bool {
+        self.refused_until.is_none_or(|until| Instant::now() >= until)
     }
 
     /// Puts lines behind those that wait: how many found room, and how many didn't.

@@ -1,7 +1,7 @@
 //! One stream's SQLite database: the writing connection and the reading one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,14 +41,43 @@ const MOST_LOG_PAGES: u64 = 8 * CHECKPOINT_PAGES;
 /// The file of the write-ahead log is cut back to this when it begins anew, in bytes.
 const LOG_BYTES_KEPT: i64 = 256 << 10;
 
-/// The writing side. The lines that wait have the ids from `first` up to but not including `next`.
+/// How much of a file is read to see whether it can be, when SQLite calls it damaged.
+const READ_THROUGH: u64 = 64 << 20;
+
+/// The ids of the lines that wait: from `first` up to but not including `next`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ids {
+    first: i64,
+    next: i64,
+}
+
+impl Ids {
+    fn count(self) -> u64 {
+        u64::try_from(self.next - self.first).unwrap_or(0)
+    }
+
+    /// None of them waits any longer: how many did.
+    pub(super) fn forget(&mut self) -> u64 {
+        let count = self.count();
+        self.first = self.next;
+        count
+    }
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self { first: 1, next: 1 }
+    }
+}
+
+/// The writing side.
 pub(super) struct Store {
     path: PathBuf,
     connection: Connection,
-    first: i64,
-    /// The smallest id that can still be in the table: what is below `first` is of no use and goes bit by bit.
+    ids: Ids,
+    /// The smallest id that can still be in the table: what no longer waits goes bit by bit.
     stored_first: i64,
-    next: i64,
+    begun_anew: bool,
     removal_refused: bool,
     /// Pages in the write-ahead log, as SQLite tells after each commit.
     log_pages: Arc<AtomicU64>,
@@ -72,9 +101,9 @@ impl Store {
     /// Opens the database at `path`, and makes it and its directory when they are not there. One that is damaged
     /// or isn't ours is moved aside.
     ///
-    /// Another process that holds it is waited for, at most `patience`: a predecessor that is ending. New lines get no
-    /// id below `lowest`.
-    pub(super) fn open(path: &Path, patience: Duration, lowest: i64) -> Result<Self, BufferError> {
+    /// Another process that holds it is waited for, at most `patience`: a predecessor that is ending. `before` are the
+    /// ids of this process's last store: none is used again, and what was acknowledged doesn't come back.
+    pub(super) fn open(path: &Path, patience: Duration, before: Ids) -> Result<Self, BufferError> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let unusable = |source| BufferError::Directory { path: directory.to_owned(), source };
         if !directory.is_dir() {
@@ -86,22 +115,29 @@ impl Store {
         })?;
         // SQLite gives its other files the mode of this one.
         private(path).map_err(unusable)?;
+        let mut begun_anew = false;
         let opened = match Self::open_database(path) {
-            Err(error) if is_damage(&error) => {
-                set_aside(path, &error).map_err(unusable)?;
-                private(path).map_err(unusable)?;
-                Self::open_database(path)
-            }
+            // A read that failed once looks the same.
+            Err(error) if is_damage(&error) => match Self::open_database(path) {
+                Err(error) if is_damage(&error) => {
+                    set_aside(path, &error).map_err(unusable)?;
+                    private(path).map_err(unusable)?;
+                    begun_anew = true;
+                    Self::open_database(path)
+                }
+                opened => opened,
+            },
             opened => opened,
         };
         let Database { connection, log_pages, ends } = opened.map_err(|source| database(path, source))?;
-        let (first, last) = ends.unwrap_or((lowest, lowest - 1));
+        let (first, last) = ends.unwrap_or((before.next, before.next - 1));
+        let next = last.saturating_add(1);
         Ok(Self {
             path: path.to_owned(),
             connection,
-            first,
+            ids: Ids { first: first.max(before.first).min(next), next },
             stored_first: first,
-            next: last.saturating_add(1),
+            begun_anew,
             removal_refused: false,
             log_pages,
             checkpoint_at: CHECKPOINT_PAGES,
@@ -134,24 +170,29 @@ impl Store {
         Ok(Database { connection, log_pages, ends: first.zip(last) })
     }
 
+    /// Of the lines that wait.
+    pub(super) fn ids(&self) -> Ids {
+        self.ids
+    }
+
+    /// Whether the database is a new one, since the old one was moved aside.
+    pub(super) fn begun_anew(&self) -> bool {
+        self.begun_anew
+    }
+
     /// How many lines wait.
     pub(super) fn count(&self) -> u64 {
-        u64::try_from(self.next - self.first).unwrap_or(0)
+        self.ids.count()
     }
 
     /// The oldest waiting line's id. What was acknowledged is below it, also when it could not be removed yet.
     pub(super) fn first(&self) -> i64 {
-        self.first
-    }
-
-    /// The id that the next line gets.
-    pub(super) fn next(&self) -> i64 {
-        self.next
+        self.ids.first
     }
 
     /// Adds lines at the end, all or none: how many.
     pub(super) fn append(&mut self, lines: impl IntoIterator<Item: AsRef<str>>) -> Result<u64, BufferError> {
-        let mut next = self.next;
+        let mut next = self.ids.next;
         let mut bytes = 0;
         let append = |connection: &mut Connection| -> rusqlite::Result<()> {
             // One statement is a transaction by itself, without the two that would frame it.
@@ -175,8 +216,8 @@ impl Store {
             transaction.commit()
         };
         append(&mut self.connection).map_err(|source| database(&self.path, source))?;
-        let count = u64::try_from(next - self.next).unwrap_or(0);
-        self.next = next;
+        let count = u64::try_from(next - self.ids.next).unwrap_or(0);
+        self.ids.next = next;
         self.unlooked += bytes;
         Ok(count)
     }
@@ -209,18 +250,18 @@ impl Store {
 
     /// The lines up to this id no longer wait: how many there were. [`Self::remove_some`] removes them.
     pub(super) fn give_up_through(&mut self, last: i64) -> u64 {
-        let before = self.first;
-        self.first = last.saturating_add(1).clamp(self.first, self.next);
-        u64::try_from(self.first - before).unwrap_or(0)
+        let before = self.ids.first;
+        self.ids.first = last.saturating_add(1).clamp(self.ids.first, self.ids.next);
+        u64::try_from(self.ids.first - before).unwrap_or(0)
     }
 
     /// Removes some of the lines that no longer wait: whether there are more. What the disk refuses to remove is
     /// removed with the next ones.
     pub(super) fn remove_some(&mut self) -> bool {
-        if self.stored_first >= self.first {
+        if self.stored_first >= self.ids.first {
             return false;
         }
-        let end = self.first.min(self.stored_first.saturating_add(REMOVED_AT_A_TIME));
+        let end = self.ids.first.min(self.stored_first.saturating_add(REMOVED_AT_A_TIME));
         let removed = self
             .connection
             .prepare_cached("DELETE FROM lines WHERE id < ?1")
@@ -229,7 +270,7 @@ impl Store {
             Ok(_) => {
                 self.removal_refused = false;
                 self.stored_first = end;
-                return end < self.first;
+                return end < self.ids.first;
             }
             Err(error) if self.removal_refused => log::debug!("lines still can't be removed: {error}"),
             Err(error) => {
@@ -250,7 +291,7 @@ impl Store {
             dropped.push((self.drop_oldest(most), "more of them wait than buffered_log_max allows"));
         }
         // What was given up and is still there would be taken for more than it is.
-        if self.unlooked >= LOOK_EVERY && self.stored_first == self.first {
+        if self.unlooked >= LOOK_EVERY && self.stored_first == self.ids.first {
             self.unlooked = 0;
             if self.used_bytes().is_some_and(|used| used > limits.bytes) {
                 dropped.push((self.drop_a_tenth(), "they take more bytes than buffer_max_bytes allows"));
@@ -264,7 +305,7 @@ impl Store {
     /// Gives up the oldest lines until only `most` are left: how many were given up.
     fn drop_oldest(&mut self, most: u64) -> u64 {
         let surplus = i64::try_from(self.count().saturating_sub(most)).unwrap_or(i64::MAX);
-        if surplus == 0 { 0 } else { self.give_up_through(self.first.saturating_add(surplus) - 1) }
+        if surplus == 0 { 0 } else { self.give_up_through(self.ids.first.saturating_add(surplus) - 1) }
     }
 
     fn drop_a_tenth(&mut self) -> u64 {
@@ -273,7 +314,7 @@ impl Store {
 
     /// Whether there is work that appends don't wait for: [`Self::remove_some`], or a checkpoint.
     pub(super) fn needs_tidying(&self) -> bool {
-        self.first - self.stored_first >= REMOVED_AT_A_TIME || self.log_pages() >= self.checkpoint_at
+        self.ids.first - self.stored_first >= REMOVED_AT_A_TIME || self.log_pages() >= self.checkpoint_at
     }
 
     fn log_pages(&self) -> u64 {
@@ -429,24 +470,34 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 
 /// Moves a database and its companions out of the way.
 pub(super) fn set_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Result<()> {
-    let now = unix_time();
     let name = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         PathBuf::from(name)
     };
-    let aside = name(&format!(".damaged-{now}"));
-    log::error!(
-        "{} can't be read ({reason}): moving it to {} and beginning a new one",
-        path.display(),
-        aside.display()
-    );
+    // SQLite calls a failed read damage, too; a disk that can't be read is waited for.
+    read_through(path)?;
+    read_through(&name("-wal"))?;
+    // The clock may have gone back: what was moved aside before stays.
+    let free = |time: &i64| !name(&format!(".damaged-{time}")).exists();
+    let time = (unix_time()..).find(free).unwrap_or_default();
+    let aside = name(&format!(".damaged-{time}"));
     fs::rename(path, &aside)?;
+    log::error!("{} can't be read ({reason}): it is now {}, and a new one begins", path.display(), aside.display());
     for suffix in ["-wal", "-shm"] {
-        match fs::rename(name(suffix), name(&format!(".damaged-{now}{suffix}"))) {
+        match fs::rename(name(suffix), name(&format!(".damaged-{time}{suffix}"))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Whether a file can be read at all, if it is there.
+fn read_through(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => io::copy(&mut file.take(READ_THROUGH), &mut io::sink()).map(|_| ()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }

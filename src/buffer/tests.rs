@@ -162,19 +162,39 @@ fn a_file_damaged_while_it_is_used_is_moved_aside() {
     let directory = directory();
     let buffer = open(directory.path());
     buffer.append(lines(0..2000).as_slice(), &UNLIMITED);
-    let path = directory.path().join("remote_tls/results.sqlite");
-    // Everything into the file, then damage to all of its pages but the first.
+    damage(directory.path());
+    wait_until_empty(&buffer);
+    buffer.append(lines(5..7).as_slice(), &UNLIMITED);
+    assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(5..7));
+    assert_eq!(buffer.counts().dropped, 2000);
+}
+
+#[test]
+fn an_acknowledgement_of_lines_moved_aside_takes_no_others() {
+    let directory = directory();
+    let buffer = open(directory.path());
+    buffer.append(lines(0..2000).as_slice(), &UNLIMITED);
+    let sent = buffer.peek(100, ALL).unwrap();
+    damage(directory.path());
+    wait_until_empty(&buffer);
+    buffer.append(lines(5..7).as_slice(), &UNLIMITED);
+    buffer.acknowledge(&sent, &[]);
+    assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(5..7));
+}
+
+/// Everything into the database's file, then damage to all of its pages but the first.
+fn damage(directory: &Path) {
+    let path = directory.join("remote_tls/results.sqlite");
     rusqlite::Connection::open(&path).unwrap().pragma(None, "wal_checkpoint", "TRUNCATE", |_| Ok(())).unwrap();
     let mut bytes = fs::read(&path).unwrap();
     bytes[4096..].fill(0xa5);
     fs::write(&path, &bytes).unwrap();
+}
+
+fn wait_until_empty(buffer: &Buffer) {
     while buffer.peek(ALL, ALL).map_or(true, |batch| !batch.lines.is_empty()) {
-        buffer.append(lines(0..0).as_slice(), &UNLIMITED);
         std::thread::yield_now();
     }
-    buffer.append(lines(5..7).as_slice(), &UNLIMITED);
-    assert_eq!(buffer.peek(ALL, ALL).unwrap().lines, lines(5..7));
-    assert_eq!(buffer.counts().dropped, 2000);
 }
 
 #[test]
