@@ -100,6 +100,7 @@ impl Forwarder {
                 self.bell.wait(None);
                 continue;
             }
+            self.buffer.take_back();
             if self.shutdown.wait(next_flush.saturating_duration_since(Instant::now())) {
                 break;
             }

@@ -23,6 +23,7 @@
 //!   there. Only what exceeds the bound is dropped: the newest, since the older ones are on the way.
 //! * A file that is no database, or a damaged one, is moved aside and a new one begun. One that can't be read is not:
 //!   SQLite calls that damage, too, so its files are looked at a second time, and read without it.
+//! * What waits in memory need not wait for older lines on a disk that can't be read.
 //!
 //! * **Set aside**: a line that the server is never to get is put into the table `rejected` (time, reason, size, line)
 //!   of the same database, which keeps the newest [`REJECTED_LINES`] within [`REJECTED_BYTES`].
@@ -66,7 +67,7 @@ const PREDECESSOR_LIMIT: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub enum BufferError {
     /// The directory can't be made or used.
-    #[error("the buffer's directory {path} can't be used", path = .path.display())]
+    #[error("the buffer's directory {path} can't be used: {source}", path = .path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -80,10 +81,12 @@ pub enum BufferError {
         path: PathBuf,
     },
     /// It could not be opened a moment ago, and the next attempt is not due yet.
-    #[error("the buffer {path} could not be opened a moment ago", path = .path.display())]
+    #[error("the buffer {path} could not be opened a moment ago ({reason})", path = .path.display())]
     NotYet {
         /// The database.
         path: PathBuf,
+        /// Why not.
+        reason: String,
     },
     /// SQLite's own error.
     #[error("the buffer {path} can't be used: {source}", path = .path.display())]
@@ -210,6 +213,8 @@ struct Writing {
     stores: u64,
     /// When opening may be tried again.
     not_before: Option<Instant>,
+    /// Why it could not be opened.
+    unopened: String,
     /// When writing may be tried again, after a refusal.
     refused_until: Option<Instant>,
     /// Lines that the disk refused, oldest first.
@@ -266,7 +271,14 @@ impl Buffer {
             Some(first) => {
                 let stores = writing.stores;
                 drop(writing);
-                self.peek_on_disk(stores, first, max_lines, max_bytes)
+                self.peek_on_disk(stores, first, max_lines, max_bytes).or_else(|error| {
+                    let mut writing = self.writing();
+                    if writing.waiting.is_empty() {
+                        Err(error)
+                    } else {
+                        Ok(writing.peek_in_memory(max_lines, max_bytes))
+                    }
+                })
             }
             None if !writing.waiting.is_empty() => Ok(writing.peek_in_memory(max_lines, max_bytes)),
             None => opened.map(|()| Batch::default()),
@@ -302,6 +314,16 @@ impl Buffer {
         self.delivered.fetch_sub(batch.lines.len() as u64, Ordering::Relaxed);
     }
 
+    /// Nothing is on its way to the server: what waits in memory can be written once the disk accepts it.
+    pub fn take_back(&self) {
+        self.writing().lent = 0;
+    }
+
+    /// Whether lines wait in memory for the disk.
+    pub(crate) fn waits_for_disk(&self) -> bool {
+        !self.writing().waiting.is_empty()
+    }
+
     /// Whether no line waits, as far as is known without asking the disk more than it must be.
     pub fn is_empty(&self) -> bool {
         let mut writing = self.writing();
@@ -335,10 +357,11 @@ impl Buffer {
         }
     }
 
-    /// Does what appends leave behind: removes lines that were given up, and copies the write-ahead log into the
-    /// database. Appends don't wait for it.
+    /// Does what appends leave behind: writes what waits in memory if the disk accepts it by now, removes lines that were
+    /// given up, and copies the write-ahead log into the database. Appends don't wait for it.
     pub fn tidy(&self) {
         let mut writing = self.writing();
+        self.write_waiting(&mut writing);
         let needed = writing.store.as_ref().is_some_and(Store::needs_tidying);
         remove_given_up(&mut writing);
         drop(writing);
@@ -381,14 +404,20 @@ impl Buffer {
 
     /// Writes lines, behind those that wait in memory; what the disk refuses joins them.
     fn keep(&self, writing: &mut Writing, lines: &(impl Lines + ?Sized)) {
+        // Memory that the disk takes off us now has room for these.
+        self.write_waiting(writing);
         if writing.waiting.is_empty() && writing.may_write() {
             match self.store(writing).and_then(|store| store.append(lines.lines())) {
                 Ok(count) => {
                     self.accepted.fetch_add(count, Ordering::Relaxed);
-                    return;
+                    return self.note_acceptance(writing, 0);
                 }
                 Err(error) => self.note_refusal(writing, &error),
             }
+        }
+        if writing.waiting.is_empty() {
+            // Which tries again once a second.
+            self.housekeeper.ring();
         }
         let (kept, lost) = writing.wait_in_memory(lines.lines());
         self.accepted.fetch_add(kept + lost, Ordering::Relaxed);
@@ -407,17 +436,19 @@ impl Buffer {
         match self.store(writing).and_then(|store| store.append(&waiting)) {
             Ok(_) => {
                 writing.waiting_bytes = 0;
-                writing.refused_until = None;
-                log::info!(
-                    "the {} buffer can be written again: {} lines from memory are safe",
-                    self.name,
-                    waiting.len()
-                );
+                self.note_acceptance(writing, waiting.len());
             }
             Err(error) => {
                 writing.waiting = waiting;
                 self.note_refusal(writing, &error);
             }
+        }
+    }
+
+    /// The disk has taken lines, so many of them from memory.
+    fn note_acceptance(&self, writing: &mut Writing, from_memory: usize) {
+        if writing.refused_until.take().is_some() || from_memory > 0 {
+            log::info!("the {} buffer can be written again: {from_memory} lines from memory are safe", self.name);
         }
     }
 
@@ -515,13 +546,13 @@ impl Buffer {
     fn store<'a>(&self, writing: &'a mut Writing) -> Result<&'a mut Store, BufferError> {
         if writing.store.is_none() {
             if writing.not_before.is_some_and(|at| Instant::now() < at) {
-                return Err(BufferError::NotYet { path: self.path.clone() });
+                return Err(BufferError::NotYet { path: self.path.clone(), reason: writing.unopened.clone() });
             }
             let patience = if writing.stores == 0 { PREDECESSOR_LIMIT } else { Duration::ZERO };
             writing.stores += 1;
             let opened = Store::open(&self.path, patience, writing.ids);
             writing.not_before = Some(Instant::now() + RETRY_INTERVAL);
-            let store = opened?;
+            let store = opened.inspect_err(|error| writing.unopened = error.to_string())?;
             if store.begun_anew() {
                 self.count_damaged(writing);
             }
@@ -531,7 +562,8 @@ impl Buffer {
             }
             writing.store = Some(store);
         }
-        writing.store.as_mut().ok_or_else(|| BufferError::NotYet { path: self.path.clone() })
+        let reason = &writing.unopened;
+        writing.store.as_mut().ok_or_else(|| BufferError::NotYet { path: self.path.clone(), reason: reason.clone() })
     }
 
     fn count_dropped(&self, count: u64, reason: &str) {

@@ -226,6 +226,18 @@ fn memory_for_refused_lines_is_bounded_and_losses_are_counted() {
 }
 
 #[test]
+fn memory_that_is_full_is_written_before_more_is_dropped() {
+    let directory = directory();
+    let (buffer, obstacle) = blocked(directory.path());
+    buffer.append(["x".repeat(MEMORY_LIMIT)].as_slice(), &UNLIMITED);
+    fs::remove_file(&obstacle).unwrap();
+    // The next attempt is due then.
+    std::thread::sleep(RETRY_INTERVAL);
+    buffer.append(lines(0..1).as_slice(), &UNLIMITED);
+    assert_eq!(buffer.counts().dropped, 0);
+}
+
+#[test]
 fn a_second_process_leaves_the_buffer_alone() {
     let directory = directory();
     let first = open(directory.path());
