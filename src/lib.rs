@@ -30,3 +30,4 @@ pub mod flags;
 pub mod logging;
 pub mod secret;
 pub mod shutdown;
+pub mod uptime;

@@ -1,8 +1,8 @@
 //! The distributed plugin: ad-hoc queries in, their results out, both as osqueryd and the server write them.
 //!
 //! Results are sent at once. When that fails they are kept on disk and sent later, in order, until the server has
-//! them or a day has passed; osqueryd is answered 0 when they are safe, since it would keep failed ones in memory
-//! without bound.
+//! them or a day has passed (of the host's being up, since its clock may jump); osqueryd is answered 0 when they are
+//! safe, since it would keep failed ones in memory without bound.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,6 +18,7 @@ use crate::remote::api::{self, Payload};
 use crate::remote::node::Node;
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
+use crate::uptime::Moment;
 
 /// Results that the server has not taken for so long are given up: whoever asked has gone.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -42,9 +43,11 @@ pub struct Distributed {
 
 /// Results as they are kept.
 #[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Kept<'a> {
-    /// Since when, in Unix seconds.
-    since: u64,
+    /// For whoever looks; the clock may jump.
+    unix_time: u64,
+    since: Moment,
     #[serde(borrow)]
     results: &'a RawValue,
 }
@@ -79,6 +82,7 @@ impl Distributed {
                     if let Err(error) = outcome {
                         log::debug!("{error}");
                     }
+                    self.kept.take_back();
                     if self.shutdown.wait(wait) {
                         break;
                     }
@@ -93,13 +97,13 @@ impl Distributed {
         let Some(Ok(kept)) = batch.lines.first().map(|line| serde_json::from_str::<Kept<'_>>(line)) else {
             return self.set_aside(batch, "it is no JSON");
         };
-        let age = now().saturating_sub(kept.since);
-        if age > GIVE_UP_AFTER.as_secs() {
+        let age = Moment::now().since(&kept.since);
+        if age > GIVE_UP_AFTER {
             return self.set_aside(batch, "the server has not taken it for a day");
         }
         match self.node.send(Endpoint::DistributedWrite, Payload::Object(kept.results.get())) {
             Ok(_) => {
-                log::debug!("results of distributed queries are delivered after {age} s");
+                log::debug!("results of distributed queries are delivered after {age:?}");
                 self.kept.acknowledge(batch, &[]);
                 *delivered += 1;
                 true
@@ -138,8 +142,9 @@ impl Distributed {
     }
 
     fn keep(&self, results: &str, after: Duration, error: &str) -> Reply {
-        let line = RawValue::from_string(results.to_owned())
-            .and_then(|results| serde_json::to_string(&Kept { since: now(), results: &results }));
+        let line = RawValue::from_string(results.to_owned()).and_then(|results| {
+            serde_json::to_string(&Kept { unix_time: unix_time(), since: Moment::now(), results: &results })
+        });
         match line {
             Ok(line) => {
                 log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
@@ -157,7 +162,7 @@ pub fn limits(logger: &LoggerSettings) -> Limits {
     Limits { lines: Some(MOST_KEPT), ..logger.limits() }
 }
 
-fn now() -> u64 {
+fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 

@@ -54,22 +54,20 @@ fn limits(buffer: &Buffer, logger: &LoggerSettings) -> Limits {
     if buffer.name() == distributed::STREAM { distributed::limits(logger) } else { logger.limits() }
 }
 
-/// When a line was made, in Unix seconds, as the line itself says it: osqueryd's lines in `unixTime`, results of
-/// distributed queries as they are kept in `since`. 0 for a line that doesn't say.
+/// When a line was made, in Unix seconds, as the line itself says it in `unixTime`; 0 for a line that doesn't say.
 fn line_time(line: &str) -> i64 {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Line {
         #[serde(rename = "unixTime")]
         unix_time: Json,
-        since: Json,
     }
     // serde takes an array for a struct, too.
     let is_object = line.trim_start().starts_with('{');
     let line = is_object.then(|| serde_json::from_str::<Line>(line).ok()).flatten().unwrap_or_default();
     // Old versions write numbers as strings.
     let number = |time: &Json| time.as_i64().or_else(|| time.as_str()?.trim().parse().ok());
-    number(&line.unix_time).or_else(|| number(&line.since)).unwrap_or(0)
+    number(&line.unix_time).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -80,8 +78,6 @@ mod tests {
     fn a_line_s_time_is_read_from_what_it_says() {
         assert_eq!(line_time(r#"{"name":"q","unixTime":1795407125,"columns":{"unixTime":"7"}}"#), 1_795_407_125);
         assert_eq!(line_time(r#"{"unixTime":"1795407125"}"#), 1_795_407_125);
-        assert_eq!(line_time(r#"{"since":1795407125,"results":{}}"#), 1_795_407_125);
-        assert_eq!(line_time(r#"{"since":"decorated","unixTime":1795407125}"#), 1_795_407_125);
         for silent in ["{}", "no JSON", r#"{"unixTime":null}"#, r#"{"unixTime":"soon"}"#, "[1]", ""] {
             assert_eq!(line_time(silent), 0, "{silent}");
         }
