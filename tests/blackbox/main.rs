@@ -23,6 +23,7 @@ mod distributed;
 mod doctor;
 mod documentation;
 mod enroll;
+mod faults;
 mod lifecycle;
 mod log;
 mod logger;

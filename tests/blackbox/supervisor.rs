@@ -27,9 +27,9 @@ fn successor(rig: &Rig, predecessor: u32) -> u32 {
 
 /// What became of the calls of a load.
 #[derive(Default)]
-struct Calls {
+pub(crate) struct Calls {
     /// The numbers of the lines that were taken.
-    taken: Vec<u64>,
+    pub(crate) taken: Vec<u64>,
     /// Calls that failed since nobody listened.
     refused: Vec<String>,
     /// Calls that failed in the middle: their worker was killed.
@@ -37,7 +37,7 @@ struct Calls {
 }
 
 /// Logs lines from several threads while `disturb` does what it does.
-fn load(rig: &Rig, disturb: impl FnOnce()) -> Calls {
+pub(crate) fn load(rig: &Rig, disturb: impl FnOnce()) -> Calls {
     let next = AtomicU64::new(0);
     let over = AtomicBool::new(false);
     let log = || {
@@ -69,7 +69,7 @@ fn load(rig: &Rig, disturb: impl FnOnce()) -> Calls {
 }
 
 /// Every line that was taken is delivered, at least once.
-fn all_delivered(rig: &Rig, taken: &[u64]) {
+pub(crate) fn all_delivered(rig: &Rig, taken: &[u64]) {
     rig.server.wait("every line that was taken", LIMIT, |server| (server.result_count() >= taken.len()).then_some(()));
     rig.settled();
     let delivered: std::collections::BTreeSet<u64> = crate::rig::numbers(&rig.server.results()).into_iter().collect();

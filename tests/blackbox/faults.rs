@@ -1,0 +1,626 @@
+//! Faults of the disk and of the clock, and kills, while the real binary runs: what is promised of lines holds through
+//! all of them. rig.log asserts in each of these that the logger call was answered 0.
+//!
+//! [`Faults`] has single calls of the extension's processes fail, and moves their wall clock. [`Tmpfs`] is a real file
+//! system that becomes full or read-only.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::rig::{LIMIT, Rig, Setup, line, numbers};
+use crate::supervisor::{all_delivered, load};
+
+/// Kinds of calls that can fail, in the order of faults.c.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Open,
+    Read,
+    Write,
+    Sync,
+    Truncate,
+    Rename,
+}
+
+/// Every kind of them.
+const ALL: [Call; 6] = [Call::Open, Call::Read, Call::Write, Call::Sync, Call::Truncate, Call::Rename];
+
+/// The kinds that a disk refuses which can only be read.
+const CHANGES: [Call; 5] = [Call::Open, Call::Write, Call::Sync, Call::Truncate, Call::Rename];
+
+/// Where the fields of faults.c's `struct control` are, and its size.
+const ERRORS: u64 = 8;
+const FAILED: u64 = 32;
+const PREFIX: u64 = 80;
+const PREFIX_SIZE: usize = 256;
+
+/// Faults for one extension's processes, at will.
+struct Faults {
+    control: File,
+}
+
+impl Faults {
+    /// Gets them ready for the extension of this setup: they concern the directory of its buffers.
+    fn of(setup: Setup) -> (Setup, Self) {
+        let control = File::options().read(true).write(true).open(setup.file("faults", "")).unwrap();
+        control.set_len(PREFIX + PREFIX_SIZE as u64).unwrap();
+        let faults = Self { control };
+        faults.aim(&setup.path().join("remote_tls"));
+        let path = setup.path().join("faults");
+        let setup = setup.osqueryd(|options| {
+            options.env.push(("LD_PRELOAD".to_owned(), library().display().to_string()));
+            options.env.push(("REMOTE_TLS_FAULTS".to_owned(), path.display().to_string()));
+        });
+        (setup, faults)
+    }
+
+    /// Only paths that begin with this one are concerned.
+    fn aim(&self, prefix: &Path) {
+        let mut bytes = [0; PREFIX_SIZE];
+        let prefix = prefix.as_os_str().as_encoded_bytes();
+        bytes[..prefix.len()].copy_from_slice(prefix);
+        self.put(PREFIX, &bytes);
+    }
+
+    /// From now on these calls fail.
+    fn fail(&self, calls: &[Call], error: Errno) {
+        for &call in calls {
+            self.put(ERRORS + 4 * call as u64, &error.raw_os_error().to_ne_bytes());
+        }
+    }
+
+    /// From now on none fails.
+    fn heal(&self) {
+        for call in ALL {
+            self.put(ERRORS + 4 * call as u64, &0_i32.to_ne_bytes());
+        }
+    }
+
+    /// How many calls of a kind have failed so far.
+    fn failed(&self, call: Call) -> u64 {
+        let mut bytes = [0; 8];
+        self.control.read_exact_at(&mut bytes, FAILED + 8 * call as u64).unwrap();
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// The wall clock of the extension shows this Unix time now.
+    fn set_clock(&self, seconds: i64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        self.put(0, &(seconds - i64::try_from(now).unwrap()).to_ne_bytes());
+    }
+
+    /// The wall clock of the extension is right again.
+    fn correct_clock(&self) {
+        self.put(0, &0_i64.to_ne_bytes());
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) {
+        self.control.write_all_at(bytes, at).unwrap();
+    }
+}
+
+/// faults.c, built with the C compiler that SQLite was built with.
+fn library() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blackbox/faults.c");
+        // Under a name of this process's own: another one may be running these tests, too.
+        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}.so", std::process::id()));
+        let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&library).arg(source);
+        assert!(compiler.status().unwrap().success(), "faults.c could not be built");
+        library
+    })
+}
+
+/// A file system in memory, mounted as long as this lives.
+struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    /// So many bytes large. None, and said, where we may not mount.
+    fn mount(size: usize) -> Option<Self> {
+        let tmpfs = Self(tempfile::tempdir().unwrap());
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        match mount("tmpfs", tmpfs.path(), "tmpfs", MountFlags::empty(), options.as_c_str()) {
+            Ok(()) => Some(tmpfs),
+            Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NODEV | Errno::NOSYS)) => {
+                // Not by a macro: the harness would keep it to itself.
+                let said =
+                    format!("no file system may be mounted here ({error}): nothing was tested with a real one\n");
+                std::io::stderr().write_all(said.as_bytes()).unwrap();
+                None
+            }
+            Err(error) => panic!("no tmpfs: {error}"),
+        }
+    }
+
+    fn remount(&self, flags: MountFlags) {
+        mount_remount(self.path(), flags, c"").unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all the room that is left, until the file that is answered is removed.
+    fn fill(&self) -> PathBuf {
+        let path = self.path().join("ballast");
+        let mut file = File::create(&path).unwrap();
+        while file.write(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // It was not mounted when we may not.
+        let _ = unmount(self.path(), UnmountFlags::DETACH);
+    }
+}
+
+/// The numbers of the lines that are in this database.
+fn on_disk(path: &Path) -> Option<BTreeSet<u64>> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let database = rusqlite::Connection::open_with_flags(path, flags).ok()?;
+    let mut select = database.prepare("SELECT line FROM lines").ok()?;
+    let lines = select.query_map([], |row| row.get::<_, String>(0)).ok()?;
+    let lines: Vec<Value> =
+        lines.map(|line| Some(serde_json::from_str(&line.ok()?).unwrap())).collect::<Option<_>>()?;
+    Some(numbers(&lines).into_iter().collect())
+}
+
+fn results_of(rig: &Rig) -> PathBuf {
+    rig.directory.path().join("remote_tls/results.sqlite")
+}
+
+/// A line of exactly so many bytes.
+fn long_line(n: u64, bytes: usize) -> String {
+    let (head, tail) = (format!("{{\"n\":{n},\"x\":\""), "\"}");
+    format!("{head}{}{tail}", "x".repeat(bytes - head.len() - tail.len()))
+}
+
+fn nothing_was_lost(rig: &Rig) {
+    assert!(!rig.stderr().contains("dropped") && !rig.stderr().contains("set aside"), "{}", rig.stderr());
+}
+
+/// SIGKILL for both processes, neither of which gets to know of the other's.
+fn kill_both(rig: &Rig) {
+    let both = [rig.pid(), rig.worker_pid()];
+    for process in both {
+        // The worker may have ended by itself a moment ago, now that the supervisor is gone.
+        let _ = kill_process(Pid::from_raw(i32::try_from(process).unwrap()).unwrap(), Signal::KILL);
+    }
+}
+
+/// The same, and waits until osqueryd has another pair.
+fn kill_both_and_wait(rig: &Rig) {
+    let known = rig.osqueryd.registrations().len();
+    kill_both(rig);
+    rig.osqueryd.wait("another pair", LIMIT, || (rig.osqueryd.registrations().len() > known).then_some(()));
+    rig.wait_attached();
+}
+
+/// Returns after this time: for what must not happen meanwhile.
+fn pass(time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn lines_are_taken_and_delivered_through_every_error_of_a_disk_that_runs() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let rig = setup.start();
+    rig.log(&line(0));
+    let mut count = 1;
+    let kinds: [(&[Call], Errno); 5] = [
+        (&[Call::Write], Errno::IO),
+        (&[Call::Write], Errno::NOSPC),
+        (&CHANGES, Errno::ROFS),
+        (&[Call::Read, Call::Write], Errno::IO),
+        (&ALL, Errno::IO),
+    ];
+    for (round, (calls, error)) in kinds.into_iter().enumerate() {
+        let failed = faults.failed(Call::Write);
+        faults.fail(calls, error);
+        (count..count + 3).for_each(|n| rig.log(&line(n)));
+        count += 3;
+        rig.delivered(count as usize);
+        assert!(faults.failed(Call::Write) > failed, "{calls:?} {error:?}");
+        rig.osqueryd.wait("the word on it", LIMIT, || {
+            (rig.stderr().matches("wait in memory until it can be written again").count() > round).then_some(())
+        });
+        faults.heal();
+        rig.osqueryd.wait("the word that it is over", LIMIT, || {
+            rig.log(&line(count));
+            count += 1;
+            (rig.stderr().matches("results buffer can be written again").count() > round).then_some(())
+        });
+        rig.delivered(count as usize);
+        rig.settled();
+    }
+    assert_eq!(rig.delivered(count as usize), (0..count).collect::<Vec<u64>>(), "all in order, and each once");
+    nothing_was_lost(&rig);
+}
+
+#[test]
+fn a_disk_that_can_t_be_used_from_the_start_is_used_as_soon_as_it_can() {
+    let kinds = [
+        (Call::Open, Errno::IO),
+        (Call::Open, Errno::ROFS),
+        (Call::Open, Errno::MFILE),
+        (Call::Write, Errno::NOSPC),
+        (Call::Sync, Errno::IO),
+    ];
+    for (call, error) in kinds {
+        let (setup, faults) = Faults::of(Setup::new());
+        faults.fail(&[call], error);
+        let rig = setup.flag("logger_tls_period", "3600").start();
+        rig.server.stop();
+        (0..3).for_each(|n| rig.log(&line(n)));
+        rig.said("wait in memory until it can be written again");
+        faults.heal();
+        rig.osqueryd.wait("all on disk", LIMIT, || on_disk(&results_of(&rig)).filter(|lines| lines.len() == 3));
+        nothing_was_lost(&rig);
+    }
+}
+
+/// SQLite makes do with reading when one of its files can't be opened for writing.
+#[test]
+fn a_buffer_that_could_only_be_opened_for_reading_is_opened_again() {
+    for name in ["results.sqlite-shm", "results.sqlite-wal"] {
+        let (setup, faults) = Faults::of(Setup::new());
+        let rig = setup.flag("extensions_interval", "1").start();
+        rig.server.stop();
+        rig.log(&line(0));
+        rig.osqueryd.wait("a line on disk", LIMIT, || on_disk(&results_of(&rig)).filter(|lines| lines.len() == 1));
+        faults.aim(&rig.directory.path().join("remote_tls").join(name));
+        faults.fail(&[Call::Open], Errno::ROFS);
+        kill_both_and_wait(&rig);
+        rig.log(&line(1));
+        rig.said("wait in memory until it can be written again");
+        faults.heal();
+        rig.server.resume().unwrap();
+        // In either order: what waits in memory does not wait for the disk.
+        assert_eq!(rig.delivered(2).into_iter().collect::<BTreeSet<u64>>(), (0..2).collect());
+        rig.settled();
+    }
+}
+
+/// No call of osqueryd's and no answer of the server's is needed for it.
+#[test]
+fn lines_in_memory_are_written_when_the_disk_accepts_them_whatever_the_server_does() {
+    let (setup, faults) = Faults::of(Setup::new().flag("logger_tls_period", "3600"));
+    let rig = setup.flag("distributed_tls_max_attempts", "1").start();
+    rig.log(&line(0));
+    rig.delivered(1);
+    rig.settled();
+    rig.server.stop();
+    faults.fail(&[Call::Write], Errno::NOSPC);
+    (1..4).for_each(|n| rig.log(&line(n)));
+    assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", "{\"queries\":{}}")]).code, 0);
+    rig.said("results lines wait in memory until it can be written again");
+    rig.said("distributed lines wait in memory until it can be written again");
+    faults.heal();
+    rig.said("the results buffer can be written again: 3 lines from memory are safe");
+    rig.said("the distributed buffer can be written again: 1 lines from memory are safe");
+    assert_eq!(on_disk(&results_of(&rig)), Some((1..4).collect()));
+}
+
+#[test]
+fn a_disk_that_can_t_be_read_loses_no_line_keeps_nobody_busy_and_holds_up_no_other_line() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let rig = setup.start();
+    rig.log(&line(0));
+    rig.delivered(1);
+    rig.settled();
+    rig.server.stop();
+    (1..4).for_each(|n| rig.log(&line(n)));
+    faults.fail(&[Call::Read], Errno::IO);
+    rig.server.resume().unwrap();
+    rig.osqueryd.wait("reads that fail", LIMIT, || (faults.failed(Call::Read) > 0).then_some(()));
+    // What comes now waits in memory, and need not wait for what can't be read. Each line wakes whoever delivers: there
+    // is an attempt a period all the same, of a few reads.
+    let failed = faults.failed(Call::Read);
+    for n in 4..104 {
+        rig.log(&line(n));
+        pass(Duration::from_millis(20));
+    }
+    assert_eq!(rig.delivered(101)[1..], (4..104).collect::<Vec<u64>>());
+    let failed = faults.failed(Call::Read) - failed;
+    assert!(failed < 100, "{failed} reads in some seconds");
+    faults.heal();
+    assert_eq!(rig.delivered(104)[101..], [1, 2, 3]);
+    rig.log(&line(104));
+    assert_eq!(rig.delivered(105)[104..], [104]);
+    nothing_was_lost(&rig);
+}
+
+#[test]
+fn a_disk_that_can_neither_be_synced_nor_give_space_back_harms_no_line() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let rig = setup.start();
+    rig.log(&line(0));
+    rig.delivered(1);
+    rig.settled();
+    rig.server.stop();
+    faults.fail(&[Call::Sync, Call::Truncate], Errno::IO);
+    // Several times the log's size at which SQLite moves it into the database.
+    (1..20).for_each(|n| rig.log(&long_line(n, 900_000)));
+    rig.osqueryd.wait("a sync that fails", LIMIT, || (faults.failed(Call::Sync) > 0).then_some(()));
+    rig.server.resume().unwrap();
+    assert_eq!(rig.delivered(20), (0..20).collect::<Vec<u64>>());
+    rig.settled();
+    faults.heal();
+    rig.log(&line(20));
+    assert_eq!(rig.delivered(21), (0..21).collect::<Vec<u64>>());
+    nothing_was_lost(&rig);
+}
+
+#[test]
+fn what_exceeds_the_memory_is_dropped_counted_said_and_told_to_the_server() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let rig = setup.start();
+    rig.server.stop();
+    faults.fail(&[Call::Write], Errno::NOSPC);
+    // 64 of them are the 32 MiB of the bound.
+    (0..72).for_each(|n| rig.log(&long_line(n, 512 << 10)));
+    let lost = "8 results lines dropped so far; the last because the disk refuses them and the memory for them is full";
+    rig.said(lost);
+    rig.server.resume().unwrap();
+    assert_eq!(rig.delivered(64), (0..64).collect::<Vec<u64>>());
+    rig.server.wait("the word on it among the status lines", LIMIT, |server| {
+        let told = |line: &Value| line["severity"] == 2 && line["message"].as_str().is_some_and(|said| said == lost);
+        server.statuses().iter().any(told).then_some(())
+    });
+    // Neither more nor less: what comes now is taken again.
+    rig.log(&line(72));
+    assert_eq!(rig.delivered(65).last(), Some(&72));
+    assert_eq!(rig.stderr().matches("dropped so far").count(), 4, "said at 1, 2, 4 and 8");
+}
+
+#[test]
+fn configurations_and_what_is_set_aside_are_not_kept_on_a_disk_that_refuses_and_all_goes_on() {
+    let (setup, faults) = Faults::of(Setup::new());
+    faults.fail(&CHANGES, Errno::NOSPC);
+    let rig = setup.start();
+    let (source, first) = rig.config();
+    faults.heal();
+    assert_eq!(rig.config(), (source, first.clone()));
+    let kept = rig.directory.path().join("remote_tls/config.json");
+    rig.osqueryd.wait("the configuration on disk", LIMIT, || {
+        rig.config();
+        fs::read_to_string(&kept).ok().filter(|text| *text == first)
+    });
+    rig.log(&line(0));
+    rig.delivered(1);
+    rig.settled();
+
+    // A configuration that can't be renamed into its place leaves the last one whole.
+    faults.fail(&[Call::Rename], Errno::IO);
+    rig.server.set_config(serde_json::json!({"schedule": {}}));
+    assert_ne!(rig.config().1, first);
+    rig.osqueryd.wait("the attempt to keep it", LIMIT, || (faults.failed(Call::Rename) > 0).then_some(()));
+    assert_eq!(fs::read_to_string(&kept).unwrap(), first);
+
+    // A line that can't be set aside holds up nobody.
+    rig.server.stop();
+    rig.log(&line(1));
+    rig.log("this is no JSON");
+    faults.fail(&[Call::Write], Errno::IO);
+    rig.server.resume().unwrap();
+    assert_eq!(rig.delivered(2), [0, 1]);
+    rig.said("lines can't be set aside in");
+    rig.said("1 results lines set aside so far; the last because it is no JSON");
+}
+
+#[test]
+fn a_damaged_buffer_that_can_t_be_moved_aside_is_moved_later() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let buffers = setup.path().join("remote_tls");
+    fs::create_dir(&buffers).unwrap();
+    fs::write(buffers.join("results.sqlite"), "no database at all, and long enough to be sure ".repeat(100)).unwrap();
+    faults.fail(&[Call::Rename], Errno::IO);
+    let rig = setup.flag("logger_tls_period", "3600").start();
+    rig.server.stop();
+    rig.log(&line(0));
+    rig.osqueryd.wait("attempts", LIMIT, || (faults.failed(Call::Rename) >= 3).then_some(()));
+    let directory = buffers.display().to_string();
+    let errors = rig.stderr().lines().filter(|line| line.starts_with('E') && line.contains(&directory)).count();
+    assert_eq!(errors, 1, "said once: {}", rig.stderr());
+    faults.heal();
+    rig.osqueryd.wait("a new one", LIMIT, || on_disk(&results_of(&rig)).filter(|lines| lines.len() == 1));
+    let aside = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("results.sqlite.damaged-");
+    assert!(fs::read_dir(&buffers).unwrap().any(|entry| aside(entry.unwrap())));
+}
+
+#[test]
+fn lines_survive_when_both_processes_are_killed_at_random_moments() {
+    let rig = Rig::start();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let calls = load(&rig, || {
+        for _ in 0..4 {
+            pass(below(&mut random, 200));
+            kill_both_and_wait(&rig);
+        }
+    });
+    assert!(calls.taken.len() > 4, "{} lines", calls.taken.len());
+    all_delivered(&rig, &calls.taken);
+}
+
+#[test]
+fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let rig = setup.start();
+    rig.server.stop();
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut safe = BTreeSet::new();
+    let calls = load(&rig, || {
+        for error in [Errno::IO, Errno::NOSPC, Errno::IO, Errno::NOSPC] {
+            let before = safe.len();
+            rig.osqueryd.wait("lines on disk", LIMIT, || {
+                safe.extend(on_disk(&results_of(&rig))?);
+                (safe.len() > before).then_some(())
+            });
+            let failed = faults.failed(Call::Write);
+            faults.fail(&[Call::Write, Call::Sync], error);
+            rig.osqueryd.wait("a refusal", LIMIT, || (faults.failed(Call::Write) > failed).then_some(()));
+            pass(below(&mut random, 100));
+            safe.extend(on_disk(&results_of(&rig)).unwrap());
+            kill_both_and_wait(&rig);
+            faults.heal();
+        }
+    });
+    assert!(safe.len() > 4 && safe.is_subset(&calls.taken.into_iter().collect()), "{} lines", safe.len());
+    rig.server.resume().unwrap();
+    all_delivered(&rig, &safe.into_iter().collect::<Vec<u64>>());
+    assert!(!rig.stderr().contains("damaged"), "{}", rig.stderr());
+}
+
+/// A time of less than so many milliseconds; xorshift is random enough for that.
+fn below(random: &mut u64, milliseconds: u64) -> Duration {
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    Duration::from_micros(*random % (milliseconds * 1000))
+}
+
+#[test]
+fn a_file_system_that_becomes_full_loses_no_line() {
+    let Some(tmpfs) = Tmpfs::mount(8 << 20) else { return };
+    let buffers = tmpfs.path().join("remote_tls");
+    let results = buffers.join("results.sqlite");
+    let rig = Setup::new()
+        .own_flag(&format!("--buffer_path={}", buffers.display()))
+        .own_flag("--buffer_min_free_bytes=0")
+        .start();
+    rig.log(&line(0));
+    rig.delivered(1);
+    rig.osqueryd.wait("an empty buffer", LIMIT, || on_disk(&results).filter(BTreeSet::is_empty));
+    rig.server.stop();
+    let ballast = tmpfs.fill();
+    let mut count = 1;
+    while !rig.stderr().contains("wait in memory until it can be written again") {
+        rig.log(&long_line(count, 2000));
+        count += 1;
+        assert!(count < 10_000, "the disk is not full");
+    }
+    (count..count + 20).for_each(|n| rig.log(&line(n)));
+    count += 20;
+    rig.server.resume().unwrap();
+    assert_eq!(rig.delivered(count as usize), (0..count).collect::<Vec<u64>>(), "delivered while it is full");
+    fs::remove_file(ballast).unwrap();
+    rig.osqueryd.wait("the word that it is over", LIMIT, || {
+        rig.log(&line(count));
+        count += 1;
+        rig.stderr().contains("the results buffer can be written again").then_some(())
+    });
+    assert_eq!(rig.delivered(count as usize), (0..count).collect::<Vec<u64>>());
+    rig.osqueryd.wait("an empty buffer", LIMIT, || on_disk(&results).filter(BTreeSet::is_empty));
+    nothing_was_lost(&rig);
+}
+
+/// The kernel refuses to make a file system read-only while files on it are open for writing, so this one is at the
+/// start; one that becomes it under way (after errors) is among the cases above.
+#[test]
+fn a_file_system_that_is_read_only_for_a_while_loses_no_line() {
+    let Some(tmpfs) = Tmpfs::mount(8 << 20) else { return };
+    let buffers = tmpfs.path().join("remote_tls");
+    let setup = || Setup::new().own_flag(&format!("--buffer_path={}", buffers.display()));
+    {
+        let rig = setup().start();
+        rig.server.stop();
+        (0..3).for_each(|n| rig.log(&line(n)));
+        rig.osqueryd.stop();
+    }
+    tmpfs.remount(MountFlags::RDONLY);
+    let rig = setup().start();
+    (3..6).for_each(|n| rig.log(&line(n)));
+    rig.said("wait in memory until it can be written again");
+    assert_eq!(rig.delivered(3), [3, 4, 5], "delivered all the same");
+    rig.config();
+    tmpfs.remount(MountFlags::empty());
+    assert_eq!(rig.delivered(6), [3, 4, 5, 0, 1, 2]);
+    rig.log(&line(6));
+    rig.delivered(7);
+    rig.osqueryd.wait("an empty buffer", LIMIT, || on_disk(&buffers.join("results.sqlite")).filter(BTreeSet::is_empty));
+    nothing_was_lost(&rig);
+}
+
+/// 2040, and the first days of 1974 and 1970, before the certificate of the server is valid.
+const LATER: i64 = 2_208_988_800;
+const EARLIER: i64 = 126_230_400;
+const EARLIEST: i64 = 86_400;
+
+#[test]
+fn lines_are_delivered_whatever_the_clock_does() {
+    let (setup, faults) = Faults::of(Setup::new());
+    let rig = setup.start();
+    rig.log(&line(0));
+    rig.delivered(1);
+    rig.settled();
+    faults.set_clock(LATER);
+    // With all that depends on a clock: another enrollment, another connection, a line that is set aside, a word on it.
+    rig.server.forget_nodes();
+    rig.server.stop();
+    rig.server.resume().unwrap();
+    rig.log("this is no JSON");
+    rig.log(&line(1));
+    assert_eq!(rig.delivered(2), [0, 1]);
+    rig.server.wait("the word on it", LIMIT, |server| {
+        server.statuses().iter().any(|line| line["unixTime"].as_i64().is_some_and(|time| time >= LATER)).then_some(())
+    });
+    for (round, time) in [EARLIER, EARLIEST].into_iter().enumerate() {
+        faults.set_clock(time);
+        // A process that knows no session of before must look at the certificate.
+        rig.settled();
+        kill_both_and_wait(&rig);
+        rig.log(&line(2 + round as u64));
+        rig.osqueryd.wait("the word on the certificate", LIMIT, || {
+            (rig.stderr().matches("result lines can't be delivered and are kept").count() > round).then_some(())
+        });
+        faults.correct_clock();
+        rig.delivered(3 + round);
+    }
+    assert_eq!(rig.delivered(4), [0, 1, 2, 3]);
+    assert!(!rig.stderr().contains("panicked"), "{}", rig.stderr());
+}
+
+#[test]
+fn a_clock_that_jumps_neither_gives_up_results_nor_keeps_them_back() {
+    let (setup, faults) = Faults::of(Setup::new().flag("distributed_tls_max_attempts", "1"));
+    let rig = setup.start();
+    rig.config();
+    let keep = |name: &str| {
+        let results = format!("{{\"queries\":{{\"{name}\":[]}}}}");
+        assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", &results)]).code, 0);
+    };
+    rig.server.stop();
+    keep("before");
+    faults.set_clock(LATER);
+    keep("later");
+    // Another process takes them over, with another idea of the time.
+    faults.correct_clock();
+    kill_both_and_wait(&rig);
+    keep("after");
+    faults.set_clock(LATER);
+    rig.server.resume().unwrap();
+    let written =
+        rig.server.wait("all of them", LIMIT, |server| Some(server.written()).filter(|written| written.len() == 3));
+    let names: Vec<&String> =
+        written.iter().map(|body| body["queries"].as_object().unwrap().keys().next().unwrap()).collect();
+    assert_eq!(names, ["before", "later", "after"]);
+    nothing_was_lost(&rig);
+}
