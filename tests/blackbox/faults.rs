@@ -115,11 +115,14 @@ fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/blackbox/faults.c");
-        // Under a name of this process's own: another one may be running these tests, too.
-        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}.so", std::process::id()));
+        // Under a name of this process's own at first: another one may be running these tests, too.
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let new = directory.join(format!("faults-{}.so", std::process::id()));
         let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
-        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&library).arg(source);
+        compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&new).arg(source);
         assert!(compiler.status().unwrap().success(), "faults.c could not be built");
+        let library = directory.join("faults.so");
+        fs::rename(new, &library).unwrap();
         library
     })
 }
@@ -257,13 +260,8 @@ fn lines_are_taken_and_delivered_through_every_error_of_a_disk_that_runs() {
 
 #[test]
 fn a_disk_that_can_t_be_used_from_the_start_is_used_as_soon_as_it_can() {
-    let kinds = [
-        (Call::Open, Errno::IO),
-        (Call::Open, Errno::ROFS),
-        (Call::Open, Errno::MFILE),
-        (Call::Write, Errno::NOSPC),
-        (Call::Sync, Errno::IO),
-    ];
+    let kinds =
+        [(Call::Open, Errno::IO), (Call::Open, Errno::ROFS), (Call::Write, Errno::NOSPC), (Call::Sync, Errno::IO)];
     for (call, error) in kinds {
         let (setup, faults) = Faults::of(Setup::new());
         faults.fail(&[call], error);
@@ -436,7 +434,7 @@ fn a_damaged_buffer_that_can_t_be_moved_aside_is_moved_later() {
     let rig = setup.flag("logger_tls_period", "3600").start();
     rig.server.stop();
     rig.log(&line(0));
-    rig.osqueryd.wait("attempts", LIMIT, || (faults.failed(Call::Rename) >= 3).then_some(()));
+    rig.osqueryd.wait("attempts", LIMIT, || (faults.failed(Call::Rename) >= 2).then_some(()));
     let directory = buffers.display().to_string();
     let errors = rig.stderr().lines().filter(|line| line.starts_with('E') && line.contains(&directory)).count();
     assert_eq!(errors, 1, "said once: {}", rig.stderr());
@@ -451,12 +449,12 @@ fn lines_survive_when_both_processes_are_killed_at_random_moments() {
     let rig = Rig::start();
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let calls = load(&rig, || {
-        for _ in 0..4 {
+        for _ in 0..3 {
             pass(below(&mut random, 200));
             kill_both_and_wait(&rig);
         }
     });
-    assert!(calls.taken.len() > 4, "{} lines", calls.taken.len());
+    assert!(calls.taken.len() > 3, "{} lines", calls.taken.len());
     all_delivered(&rig, &calls.taken);
 }
 
@@ -608,19 +606,18 @@ fn a_clock_that_jumps_neither_gives_up_results_nor_keeps_them_back() {
         assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", &results)]).code, 0);
     };
     rig.server.stop();
-    keep("before");
+    keep("now");
+    faults.set_clock(EARLIER);
+    keep("earlier");
     faults.set_clock(LATER);
     keep("later");
-    // Another process takes them over, with another idea of the time.
-    faults.correct_clock();
-    kill_both_and_wait(&rig);
-    keep("after");
-    faults.set_clock(LATER);
+    // Another process takes them over, to which all of them are years old.
+    kill_both(&rig);
     rig.server.resume().unwrap();
     let written =
         rig.server.wait("all of them", LIMIT, |server| Some(server.written()).filter(|written| written.len() == 3));
     let names: Vec<&String> =
         written.iter().map(|body| body["queries"].as_object().unwrap().keys().next().unwrap()).collect();
-    assert_eq!(names, ["before", "later", "after"]);
+    assert_eq!(names, ["now", "earlier", "later"]);
     nothing_was_lost(&rig);
 }
