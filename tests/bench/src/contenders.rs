@@ -16,8 +16,8 @@ use crate::thrift;
 /// No start takes longer, not even Python's.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Lines a call, while a buffer is filled: few, so that the filling leaves no mark in the memory.
-const LINES_A_CALL: u64 = 100;
+/// Bytes of lines in a call, while a buffer is filled: few, so that the filling leaves no mark in the memory.
+const BYTES_A_CALL: usize = 50_000;
 
 /// The environment variable that names our own flag file.
 pub(crate) const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
@@ -135,9 +135,10 @@ impl Contender {
     /// Puts `count` lines of a size into ours, in few calls.
     pub(crate) fn fill(&self, count: u64, size: usize) {
         let mut caller = Caller::new(&self.socket);
-        for first in (0..count).step_by(LINES_A_CALL as usize) {
+        let at_once = (BYTES_A_CALL / size).max(1);
+        for first in (0..count).step_by(at_once) {
             let lines: Vec<String> =
-                (first..count.min(first + LINES_A_CALL)).map(|n| crate::lines::line(n, size)).collect();
+                (first..count.min(first + at_once as u64)).map(|n| crate::lines::line(n, size)).collect();
             let batch = serde_json::to_string(&lines).expect("strings are JSON");
             caller.call(&thrift::call("logger", self.plugin, &[("string_batch", batch.as_bytes())]));
         }

@@ -24,11 +24,10 @@ impl Programs {
     pub(crate) fn build() -> Result<Self, String> {
         let here = std::env::current_exe().map_err(|error| error.to_string())?;
         let target = here.ancestors().nth(2).ok_or("this program is in no target directory")?;
-        let mut build = Command::new(env!("CARGO"));
-        build.current_dir(WORKSPACE).args(["build", "--quiet", "--locked", "--release"]);
-        build.args(["-p", "osquery-remote-tls", "-p", "neighbour", "--bins", "--target-dir"]).arg(target);
-        if !build.status().map_err(|error| error.to_string())?.success() {
-            return Err("the extensions could not be built".to_owned());
+        // Apart, so that each has the features of its dependencies that it asks for, as when it is shipped.
+        eprintln!("bench: building what is measured (release)");
+        for package in ["osquery-remote-tls", "neighbour"] {
+            build(package, target, &[])?;
         }
         let scratch = target.join("bench");
         std::fs::create_dir_all(&scratch).map_err(|error| error.to_string())?;
@@ -43,13 +42,8 @@ impl Programs {
     /// The same with an extension that has its symbols, for a profiler, and is otherwise the release build.
     pub(crate) fn with_symbols(&self) -> Result<Self, String> {
         let target = self.scratch.join("profile");
-        let mut build = Command::new(env!("CARGO"));
-        build.current_dir(WORKSPACE).args(["build", "--quiet", "--locked", "--release", "-p", "osquery-remote-tls"]);
-        build.env("CARGO_PROFILE_RELEASE_STRIP", "none").env("CARGO_PROFILE_RELEASE_DEBUG", "1");
-        build.arg("--target-dir").arg(&target);
-        if !build.status().map_err(|error| error.to_string())?.success() {
-            return Err("the extension could not be built with symbols".to_owned());
-        }
+        let symbols = [("CARGO_PROFILE_RELEASE_STRIP", "none"), ("CARGO_PROFILE_RELEASE_DEBUG", "1")];
+        build("osquery-remote-tls", &target, &symbols)?;
         Ok(Self { extension: target.join("release/osquery-remote-tls"), ..self.clone() })
     }
 
@@ -58,6 +52,15 @@ impl Programs {
         let help = Command::new(&self.extension).arg("--help").output().map(|output| output.stdout).unwrap_or_default();
         String::from_utf8_lossy(&help).contains(&format!("--{name}"))
     }
+}
+
+/// The release build of a package's programs.
+fn build(package: &str, target: &Path, environment: &[(&str, &str)]) -> Result<(), String> {
+    let mut build = Command::new(env!("CARGO"));
+    build.current_dir(WORKSPACE).envs(environment.iter().copied());
+    build.args(["build", "--quiet", "--locked", "--release", "-p", package, "--bins", "--target-dir"]).arg(target);
+    let status = build.status().map_err(|error| format!("cargo: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{package} could not be built")) }
 }
 
 /// The extension in Python.

@@ -36,7 +36,7 @@ impl Report {
 
     /// A heading.
     pub(crate) fn title(&mut self, text: &str) {
-        self.add(&format!("## {text}\n\n"));
+        self.add(&format!("### {text}\n\n"));
     }
 
     /// A table, its first column left-aligned and the others right.
