@@ -48,6 +48,7 @@ async fn greet(stream: TcpStream, shared: Arc<Shared>) {
     let Some(acceptor) = shared.acceptor.clone() else { return serve(stream, shared).await };
     match acceptor.accept(stream).await {
         Ok(stream) => serve(stream, shared).await,
+        Err(_) if shared.rules.drain.is_some() => {}
         Err(error) => shared.change(|state| state.handshake_errors.push(error.to_string())),
     }
 }

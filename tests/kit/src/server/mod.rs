@@ -34,7 +34,7 @@ pub use self::answer::Answer;
 use self::answer::Content;
 pub use self::masking::{Masking, Shown};
 pub use self::misbehave::{Misbehaviour, ParseError};
-pub use self::options::{Observer, Options, example_config};
+pub use self::options::{Drain, Observer, Options, Taken, example_config};
 pub use self::recorded::{Endpoint, Recorded};
 use self::state::{Reply, Rules, State};
 pub use self::tls::TlsVersions;
@@ -91,6 +91,7 @@ impl Server {
                 secret_name: options.secret_name,
                 require_gzip: options.require_gzip,
                 invalid_every: options.invalid_every,
+                drain: options.drain,
             },
             keep_alive: options.keep_alive,
             acceptor,
@@ -303,13 +304,18 @@ impl Shared {
     }
 
     fn record(&self, mut state: MutexGuard<'_, State>, request: Recorded) {
-        let shown = self.observer.as_ref().map(|observer| (observer, request.clone()));
-        state.requests.push(request);
+        let shown = if self.rules.drain.is_some() {
+            Some(request)
+        } else {
+            let shown = self.observer.is_some().then(|| request.clone());
+            state.requests.push(request);
+            shown
+        };
         state.changes += 1;
         drop(state);
         self.changed.notify_all();
-        if let Some((observer, request)) = shown {
-            observer(&request);
+        if let (Some(observer), Some(request)) = (&self.observer, &shown) {
+            observer(request);
         }
     }
 }

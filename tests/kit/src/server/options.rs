@@ -11,6 +11,20 @@ use crate::certs::{self, Identity};
 /// Called with each request once its answer is decided, before it is sent.
 pub type Observer = Arc<dyn Fn(&Recorded) + Send + Sync>;
 
+/// What one request brought that default behaviour accepts.
+#[derive(Clone, Copy, Debug)]
+pub enum Taken<'a> {
+    /// Result lines.
+    Results(&'a [Value]),
+    /// Status lines.
+    Statuses(&'a [Value]),
+    /// The body of a `distributed_write`.
+    Written(&'a Value),
+}
+
+/// Called with what is accepted, before it is answered. The server waits for it, and must not be called from it.
+pub type Drain = Arc<dyn Fn(Taken<'_>) + Send + Sync>;
+
 /// How a server is to be. The default has any free port, TLS with a certificate of
 /// [`certs::default_authority`] for `localhost`, 127.0.0.1 and `::1`, keeps connections alive, and takes any secret.
 #[derive(Clone)]
@@ -39,6 +53,9 @@ pub struct Options {
     pub tls: bool,
     /// Sees each request, too.
     pub observer: Option<Observer>,
+    /// Gets what is accepted; the server then keeps no lines, results, requests or failed handshakes, and can run for
+    /// days.
+    pub drain: Option<Drain>,
 }
 
 impl Default for Options {
@@ -56,6 +73,7 @@ impl Default for Options {
             config: example_config(),
             tls: true,
             observer: None,
+            drain: None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use serde_json::{Value, json};
 
 use super::answer::Answer;
+use super::options::{Drain, Taken};
 use super::recorded::{Endpoint, Recorded};
 
 /// The rules that don't change while the server lives.
@@ -13,6 +14,8 @@ pub(super) struct Rules {
     pub(super) secret_name: String,
     pub(super) require_gzip: bool,
     pub(super) invalid_every: Option<u32>,
+    /// What is accepted goes here, when there is one, and nowhere else.
+    pub(super) drain: Option<Drain>,
 }
 
 /// All that does.
@@ -69,9 +72,9 @@ impl State {
         let Some(node_key) = request.node_key().filter(|key| self.known.contains(key)) else { return invalid() };
         match request.endpoint {
             Endpoint::Config => self.config(rules, &node_key, get),
-            Endpoint::Log => self.log(request),
+            Endpoint::Log => self.log(rules, request),
             Endpoint::DistributedRead => self.distributed_read(),
-            _ => self.distributed_write(request),
+            _ => self.distributed_write(rules, request),
         }
     }
 
@@ -98,11 +101,11 @@ impl State {
         if as_text { ok(&json!({"config": self.config.to_string()})) } else { ok(&self.config) }
     }
 
-    fn log(&mut self, request: &Recorded) -> Reply {
+    fn log(&mut self, rules: &Rules, request: &Recorded) -> Reply {
         let Some(Value::Array(lines)) = member(request, "data") else { return refused("data is not a list") };
         match member(request, "log_type").and_then(Value::as_str) {
-            Some("result") => self.results.extend_from_slice(lines),
-            Some("status") => self.statuses.extend_from_slice(lines),
+            Some("result") => self.take(rules, Taken::Results(lines)),
+            Some("status") => self.take(rules, Taken::Statuses(lines)),
             _ => return refused("log_type is neither result nor status"),
         }
         ok(&json!({}))
@@ -113,9 +116,20 @@ impl State {
         ok(&json!({"queries": Value::Object(queries)}))
     }
 
-    fn distributed_write(&mut self, request: &Recorded) -> Reply {
-        self.written.extend(request.json.clone());
+    fn distributed_write(&mut self, rules: &Rules, request: &Recorded) -> Reply {
+        if let Some(body) = &request.json {
+            self.take(rules, Taken::Written(body));
+        }
         ok(&json!({}))
+    }
+
+    fn take(&mut self, rules: &Rules, taken: Taken<'_>) {
+        match (&rules.drain, taken) {
+            (Some(drain), taken) => drain(taken),
+            (None, Taken::Results(lines)) => self.results.extend_from_slice(lines),
+            (None, Taken::Statuses(lines)) => self.statuses.extend_from_slice(lines),
+            (None, Taken::Written(body)) => self.written.push(body.clone()),
+        }
     }
 }
 

@@ -244,3 +244,36 @@ fn scripts_go_first_then_always_then_default() {
 fn waiting_in_vain_panics_and_says_for_what() {
     plain().wait("what never comes", Duration::from_millis(1), |_| None::<()>);
 }
+
+#[test]
+fn with_a_drain_it_keeps_nothing_of_what_it_takes() {
+    let drained = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::new(Mutex::new(0));
+    let (drain, count) = (Arc::clone(&drained), Arc::clone(&seen));
+    let server = Server::start(Options {
+        tls: false,
+        drain: Some(Arc::new(move |taken| drain.lock().unwrap().push(format!("{taken:?}")))),
+        observer: Some(Arc::new(move |_| *count.lock().unwrap() += 1)),
+        ..Options::default()
+    })
+    .unwrap();
+    let mut stream = connect(&server);
+    for (path, body) in [
+        ("/enroll", json!({})),
+        ("/log", json!({"node_key": "node-key-1", "log_type": "result", "data": [{"n": 1}]})),
+        ("/log", json!({"node_key": "node-key-1", "log_type": "status", "data": [{"n": 2}]})),
+        ("/log", json!({"node_key": "another", "log_type": "result", "data": [{"n": 3}]})),
+        ("/distributed_write", json!({"node_key": "node-key-1", "queries": {"q": []}})),
+    ] {
+        send(&mut stream, path, &body);
+        until(&mut stream, "}");
+    }
+    let drained = drained.lock().unwrap().join("\n");
+    for taken in ["Results([Object {\"n\": Number(1)}])", "Statuses([Object {\"n\": Number(2)}])", "Written("] {
+        assert!(drained.contains(taken), "{taken} is not in {drained}");
+    }
+    assert!(!drained.contains("Number(3)"), "{drained}");
+    assert_eq!(*seen.lock().unwrap(), 5);
+    assert_eq!((server.requests().len(), server.result_count(), server.statuses().len()), (0, 0, 0));
+    assert_eq!(server.written(), Vec::<Value>::new());
+}
