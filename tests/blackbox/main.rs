@@ -32,6 +32,7 @@ mod proxy;
 mod rig;
 mod secrets;
 mod settings;
+mod soak;
 mod supervisor;
 mod tables;
 mod tls;

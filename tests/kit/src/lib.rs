@@ -4,3 +4,4 @@ pub mod certs;
 pub mod osqueryd;
 pub mod proxy;
 pub mod server;
+pub mod soak;

@@ -1,0 +1,92 @@
+//! The soak command: hours of mixed load, faults, kills and restarts on the real extension, a table of what was seen,
+//! and a verdict. Exit code 0 is "nothing lost, nothing grown", 1 the opposite or a soak that could not start, 130 an
+//! interruption.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use testkit::soak::{self, Outcome, Plan};
+
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Hours of mixed load, faults, kills and restarts on the real extension, and a verdict.
+#[derive(Parser)]
+#[command(name = "soak")]
+struct Args {
+    /// How long, in minutes; parts of one are allowed
+    #[arg(long, default_value_t = 30.0, value_parser = minutes)]
+    minutes: f64,
+    /// Draws the order of things; without it, any
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Seconds from one row of the table to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    report_every: u64,
+    /// The extension's binary; without it, it is built as this program was
+    #[arg(long, value_name = "FILE")]
+    extension: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Faulty) => ExitCode::FAILURE,
+        Ok(Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
+        Err(error) => {
+            eprintln!("soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> io::Result<Outcome> {
+    let extension = args.extension.map_or_else(build, Ok)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let plan = Plan {
+        extension,
+        length: Duration::from_secs_f64(args.minutes * 60.0),
+        seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000),
+        report_every: Duration::from_secs(args.report_every),
+    };
+    soak::run(&plan, &interrupted, &say)
+}
+
+/// A reader that has gone is no reason to stop: the processes are to be ended in order.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// At most a month.
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse::<f64>().map_err(|error| error.to_string())?;
+    if (0.1..=44_640.0).contains(&minutes) { Ok(minutes) } else { Err("0.1 to 44640 minutes".to_owned()) }
+}
+
+/// Builds the extension beside this program.
+fn build() -> io::Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    let directory = here.parent().unwrap_or(Path::new("."));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    cargo.args(["build", "--quiet", "--locked", "-p", "osquery-remote-tls", "--bins"]);
+    cargo.arg("--target-dir").arg(directory.parent().unwrap_or(directory));
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    if !cargo.status()?.success() {
+        return Err(io::Error::other("the extension could not be built"));
+    }
+    Ok(directory.join("osquery-remote-tls"))
+}

@@ -1,0 +1,650 @@
+//! The soak: hours of mixed load, faults, kills and restarts, and a verdict.
+//!
+//! The real extension runs between the stand-in osqueryd and the reference server of this kit. Every line has a
+//! number, and the books say of each what became of it; what the server has taken is counted and forgotten, so that
+//! the soak's own memory stays small. Faults, disturbances and quiet moments follow a [`schedule`] drawn from a seed.
+
+mod buffers;
+mod gate;
+mod ledger;
+mod lines;
+mod load;
+mod numbers;
+mod processes;
+mod report;
+mod schedule;
+mod verdict;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tempfile::TempDir;
+
+use self::buffers::Buffers;
+use self::gate::Gate;
+use self::ledger::{Books, Ledger};
+use self::processes::{Usage, children_of};
+use self::report::Row;
+use self::schedule::{Disturbance, Mood, Pace, Phase, Schedule};
+use self::verdict::QuietMoment;
+use crate::certs::default_authority;
+use crate::osqueryd::{self, Osqueryd};
+use crate::server::{Endpoint, Misbehaviour, Server};
+
+/// How soon an interruption is noticed.
+const NOTICE: Duration = Duration::from_millis(100);
+
+/// Between two looks at processes and lines set aside. These make room for newer ones, so it must not be long.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// No process takes longer to be replaced, on a machine that works.
+const PROCESS_LIMIT: Duration = Duration::from_secs(30);
+
+/// No call takes longer once the server is healthy.
+const CALL_LIMIT: Duration = Duration::from_secs(90);
+
+/// No backlog takes longer to be delivered once the server is healthy.
+const BACKLOG_LIMIT: Duration = Duration::from_secs(180);
+
+/// At the end distributed results are waited for as well: their attempts are up to 300 s apart.
+const LAST_LIMIT: Duration = Duration::from_secs(420);
+
+/// Between the last delivery and a measurement: the file shrinks, spare threads end.
+const SETTLING: Duration = Duration::from_secs(2);
+
+const STREAMS: [&str; 3] = ["results", "statuses", "distributed"];
+const ENDPOINTS: [Endpoint; 5] =
+    [Endpoint::Enroll, Endpoint::Config, Endpoint::Log, Endpoint::DistributedRead, Endpoint::DistributedWrite];
+
+const SECRET: &str = "soak-secret";
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The extension's binary. It is copied: what becomes of the file later doesn't matter.
+    pub extension: PathBuf,
+    /// For so long there are load and faults; the last backlog's delivery comes on top.
+    pub length: Duration,
+    /// The same seed draws the same phases. When they end depends on the machine.
+    pub seed: u64,
+    /// Between two rows of the table.
+    pub report_every: Duration,
+}
+
+/// How a soak ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing speaks against the extension.
+    Fine,
+    /// Something does, and was said.
+    Faulty,
+    /// It was broken off, and nobody knows.
+    Interrupted,
+}
+
+/// Runs a soak, which says what it sees a line at a time. Every process that it starts has ended when it returns.
+///
+/// An error is one of starting: a port, a file, the extension.
+pub fn run(plan: &Plan, interrupted: &AtomicBool, say: &dyn Fn(&str)) -> io::Result<Outcome> {
+    let books = Arc::new(Books::default());
+    let gate = Gate::new();
+    let server = Server::start(server_options(&books))?;
+    let mut soak = Soak::start(plan, interrupted, say, &server, &gate, &books)?;
+    let outcome = thread::scope(|scope| {
+        // Also when this thread panics: the scope waits for the others.
+        let _finish = Finish(&gate);
+        let mut random = Rng::with_seed(plan.seed);
+        for _ in 0..3 {
+            let random = random.fork();
+            scope.spawn(|| load::log_results(&gate, &books, random));
+        }
+        let [of_statuses, of_distributed, of_config] = std::array::from_fn(|_| random.fork());
+        scope.spawn(|| load::log_statuses(&gate, &books, of_statuses));
+        scope.spawn(|| load::run_distributed(&gate, &books, &server, of_distributed));
+        scope.spawn(|| load::refresh_config(&gate, &books, of_config));
+        soak.run()
+    });
+    Ok(outcome)
+}
+
+/// Ends the load when it goes.
+struct Finish<'a>(&'a Gate);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+/// What has been done to processes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    worker_kills: u32,
+    renewals: u32,
+    osqueryd_worker_kills: u32,
+    osqueryd_restarts: u32,
+    outages: u32,
+    faults: u32,
+}
+
+/// A run, as its one directing thread sees it.
+struct Soak<'a> {
+    plan: &'a Plan,
+    interrupted: &'a AtomicBool,
+    say: &'a dyn Fn(&str),
+    server: &'a Server,
+    gate: &'a Gate,
+    books: &'a Books,
+    began: Instant,
+    schedule: Schedule,
+    options: osqueryd::Options,
+    buffers: Buffers,
+    /// The worker that serves, as far as is known; only what happens here may replace it.
+    worker: Option<u32>,
+    phase: String,
+    next_report: Instant,
+    next_look: Instant,
+    quiet: Vec<QuietMoment>,
+    troubles: Vec<String>,
+    done: Done,
+    /// The largest number of lines that waited, and bytes of `results.sqlite`.
+    largest_backlog: (u64, u64),
+    random: Rng,
+    /// Last: the processes that use it are gone when it is removed.
+    _directory: TempDir,
+}
+
+impl<'a> Soak<'a> {
+    /// Starts osqueryd, and with it the extension.
+    fn start(
+        plan: &'a Plan,
+        interrupted: &'a AtomicBool,
+        say: &'a dyn Fn(&str),
+        server: &'a Server,
+        gate: &'a Gate,
+        books: &'a Books,
+    ) -> io::Result<Self> {
+        let directory = TempDir::with_prefix("soak-")?;
+        let schedule = Schedule::new(plan.seed, plan.length);
+        let options = osqueryd_options(plan, directory.path().to_owned(), server, schedule.unit())?;
+        let osqueryd = Osqueryd::start(options.clone()).map_err(io::Error::other)?;
+        gate.open(Arc::new(osqueryd));
+        let now = Instant::now();
+        let buffers = Buffers::new(&directory.path().join("remote_tls"));
+        let mut soak = Self {
+            plan,
+            interrupted,
+            say,
+            server,
+            gate,
+            books,
+            began: now,
+            schedule,
+            options,
+            buffers,
+            worker: None,
+            phase: "start".to_owned(),
+            next_report: now + plan.report_every,
+            next_look: now,
+            quiet: Vec::new(),
+            troubles: Vec::new(),
+            done: Done::default(),
+            largest_backlog: (0, 0),
+            random: Rng::with_seed(!plan.seed),
+            _directory: directory,
+        };
+        soak.worker = soak.other_worker_than(None);
+        Ok(soak)
+    }
+
+    fn run(&mut self) -> Outcome {
+        (self.say)(&format!(
+            "soak of {}, seed {}, process {}: a row each {} s; the first is at the start",
+            report::clock(self.plan.length),
+            self.plan.seed,
+            std::process::id(),
+            self.plan.report_every.as_secs()
+        ));
+        (self.say)(report::HEADER);
+        self.report();
+        while self.began.elapsed() < self.plan.length && self.goes_on() {
+            match self.schedule.next(self.began.elapsed()) {
+                Phase::Quiet => self.be_quiet("quiet", &STREAMS[..2], BACKLOG_LIMIT),
+                Phase::Load { mood, pace, disturbance, length } => self.load(mood, pace, disturbance, length),
+            }
+        }
+        if self.goes_on() {
+            self.be_quiet("end", &STREAMS, LAST_LIMIT);
+            self.report();
+        }
+        self.gate.finish();
+        self.end_osqueryd();
+        if self.interrupted() {
+            (self.say)(&format!("interrupted after {}: no verdict", report::clock(self.began.elapsed())));
+            return Outcome::Interrupted;
+        }
+        self.judge()
+    }
+
+    /// A phase of load.
+    fn load(&mut self, mood: Mood, pace: Pace, disturbance: Option<Disturbance>, length: Duration) {
+        self.phase = phase_name(mood, pace, disturbance);
+        let until = Instant::now() + length;
+        match mood {
+            Mood::Healthy => {}
+            Mood::Forgetful => self.server.forget_nodes(),
+            Mood::Outage => {
+                self.done.outages += 1;
+                self.server.stop();
+            }
+            Mood::Fault(fault) => {
+                self.done.faults += 1;
+                if let Ok(misbehaviour) = fault.parse::<Misbehaviour>() {
+                    misbehaviour.apply(self.server);
+                }
+            }
+        }
+        self.gate.set_pace(pace);
+        if let Some(disturbance) = disturbance {
+            self.disturb(disturbance);
+        }
+        self.pass(until);
+        self.heal();
+    }
+
+    /// No load and no fault, until nothing waits in these buffers; then everything is measured.
+    fn be_quiet(&mut self, name: &str, streams: &[&str], limit: Duration) {
+        name.clone_into(&mut self.phase);
+        self.gate.set_pace(Pace::Off);
+        let emptied = |soak: &Self| soak.gate.wait_empty(Duration::ZERO);
+        if !self.wait(CALL_LIMIT, emptied) {
+            return self.trouble(format!("a call took more than {CALL_LIMIT:?} with a healthy server"));
+        }
+        let drained = |soak: &Self| streams.iter().all(|stream| soak.buffers.waiting(stream) == Some(0));
+        if !self.wait(limit, drained) {
+            let waiting: Vec<_> = streams.iter().map(|stream| self.buffers.waiting(stream)).collect();
+            return self
+                .trouble(format!("{waiting:?} lines of {streams:?} still wait after {limit:?} without a fault"));
+        }
+        self.pass(Instant::now() + SETTLING.min(self.schedule.unit()));
+        self.measure();
+    }
+
+    fn measure(&mut self) {
+        let (Some(supervisor), Some(worker)) = (self.usage(self.supervisor()), self.usage(self.worker)) else {
+            return;
+        };
+        let files = STREAMS.map(|stream| self.buffers.sizes(stream));
+        // Nobody writes now: a look that fails is no matter of chance.
+        match self.buffers.bytes_set_aside() {
+            Some(set_aside) => {
+                let part = self.schedule.part(self.began.elapsed());
+                self.quiet.push(QuietMoment { part, supervisor, worker, files, set_aside });
+            }
+            None => self.trouble("results.sqlite can't be read".to_owned()),
+        }
+    }
+
+    fn disturb(&mut self, disturbance: Disturbance) {
+        match disturbance {
+            Disturbance::KillWorker(times) => {
+                for _ in 0..times {
+                    let pause = Duration::from_millis(self.random.u64(..1000));
+                    self.pass(Instant::now() + pause);
+                    self.kill_worker();
+                }
+            }
+            Disturbance::Renew => {
+                self.done.renewals += 1;
+                if let Some(supervisor) = self.supervisor() {
+                    send(supervisor, Signal::HUP);
+                }
+                self.worker = self.other_worker_than(self.worker);
+            }
+            Disturbance::KillOsquerydWorker(pause) => {
+                self.done.osqueryd_worker_kills += 1;
+                let Some(osqueryd) = self.gate.shut() else { return };
+                let restarted = self.gate.while_osqueryd_is_gone(|| {
+                    osqueryd.kill_worker();
+                    self.gate.wait_empty(PROCESS_LIMIT);
+                    thread::sleep(Duration::from_millis(pause));
+                    osqueryd.start_worker()
+                });
+                self.reopen(restarted.map(|()| osqueryd));
+            }
+            Disturbance::RestartOsqueryd(pause) => {
+                self.done.osqueryd_restarts += 1;
+                self.gate.while_osqueryd_is_gone(|| {
+                    self.end_osqueryd();
+                    thread::sleep(Duration::from_millis(pause));
+                });
+                self.reopen(Osqueryd::start(self.options.clone()).map(Arc::new));
+            }
+        }
+    }
+
+    fn kill_worker(&mut self) {
+        let Some(worker) = self.worker.filter(|_| self.goes_on()) else { return };
+        self.done.worker_kills += 1;
+        let gate = self.gate;
+        self.worker = gate.while_killing(|| {
+            send(worker, Signal::KILL);
+            self.other_worker_than(Some(worker))
+        });
+    }
+
+    /// osqueryd is there again, or will never be.
+    fn reopen(&mut self, started: Result<Arc<Osqueryd>, osqueryd::StartError>) {
+        match started {
+            Ok(osqueryd) => {
+                self.gate.open(osqueryd);
+                self.worker = self.other_worker_than(None);
+            }
+            Err(error) => self.trouble(error.to_string()),
+        }
+    }
+
+    /// Ends osqueryd, and with it the extension, which must take it well.
+    fn end_osqueryd(&mut self) {
+        let Some(osqueryd) = self.gate.shut() else { return };
+        // osqueryd's own threads end before it asks extensions to: those that need no server do so at once.
+        self.gate.wait_empty(Duration::from_secs(2));
+        self.look_at_exits(&osqueryd);
+        let report = osqueryd.stop();
+        if report.exit_code() != Some(0) || report.extensions.iter().any(|extension| extension.killed) {
+            self.trouble(format!("the extension did not end cleanly: {report:?}"));
+        }
+        self.worker = None;
+    }
+
+    /// The server is healthy from now on.
+    fn heal(&mut self) {
+        for endpoint in ENDPOINTS {
+            self.server.always(endpoint, None);
+        }
+        if let Err(error) = self.server.resume() {
+            self.trouble(format!("the reference server can't listen again: {error}"));
+        }
+    }
+
+    /// Lets time pass, and looks and reports when it is due.
+    fn pass(&mut self, until: Instant) {
+        while Instant::now() < until && self.goes_on() {
+            self.tick();
+            thread::sleep(until.saturating_duration_since(Instant::now()).min(NOTICE));
+        }
+    }
+
+    /// Waits for a condition meanwhile: whether it came true.
+    fn wait(&mut self, limit: Duration, condition: impl Fn(&Self) -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        while !condition(self) {
+            if Instant::now() >= deadline || self.interrupted() {
+                return self.interrupted();
+            }
+            self.tick();
+            thread::sleep(NOTICE);
+        }
+        true
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_look {
+            self.look();
+            self.next_look = now + LOOK;
+        }
+        if now >= self.next_report {
+            self.report();
+            self.next_report = now + self.plan.report_every;
+        }
+    }
+
+    /// What changes without being asked for, and what doesn't stay.
+    fn look(&mut self) {
+        self.enter_set_aside();
+        let backlog = (self.buffers.waiting("results").unwrap_or(0), self.buffers.sizes("results").0);
+        self.largest_backlog = (self.largest_backlog.0.max(backlog.0), self.largest_backlog.1.max(backlog.1));
+        let Some(osqueryd) = self.gate.osqueryd() else { return };
+        self.look_at_exits(&osqueryd);
+        if let (Some(worker), Some(supervisor)) = (self.worker, self.supervisor())
+            && !children_of(supervisor).contains(&worker)
+        {
+            self.worker = self.other_worker_than(Some(worker));
+            // Killed in the middle of osqueryd's own ping, its predecessor had osqueryd drop the extension, which
+            // registers again with another worker.
+            if !self.gate.is_after_kill() {
+                self.trouble(format!("the worker {worker} was replaced by {:?} without being asked for", self.worker));
+            }
+        }
+    }
+
+    fn enter_set_aside(&mut self) {
+        let set_aside = self.buffers.newly_set_aside();
+        set_aside.into_iter().for_each(|n| lock(&self.books.results).set_aside(n));
+    }
+
+    fn look_at_exits(&mut self, osqueryd: &Osqueryd) {
+        for exit in osqueryd.exits() {
+            let text = format!("the extension {} ended by itself: {}", exit.pid, exit.status);
+            if !self.troubles.contains(&text) {
+                self.trouble(text);
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let sizes = STREAMS.map(|stream| self.buffers.sizes(stream));
+        let mut row = Row {
+            elapsed: self.began.elapsed(),
+            waiting: Some(0),
+            requests: self.books.requests(),
+            supervisor: self.usage(self.supervisor()),
+            worker: self.usage(self.worker),
+            results: sizes[0],
+            others: sizes[1..].iter().map(|(file, log)| file + log).sum(),
+            phase: self.phase.clone(),
+            ..Row::default()
+        };
+        for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
+            // In this order, what is missing and doesn't wait is gone: a line leaves the buffer after it was received
+            // or set aside.
+            let before = lock(ledger).clone();
+            let waiting = self.buffers.waiting(stream);
+            self.enter_set_aside();
+            let after = lock(ledger).clone();
+            let missing = after.missing_of(&before);
+            row.dropped += waiting.map_or(0, |waiting| missing.saturating_sub(waiting));
+            row.waiting = row.waiting.zip(waiting).map(|(sum, waiting)| sum + waiting);
+            row.taken += after.taken();
+            row.received += after.received();
+            row.set_aside += after.all_set_aside();
+            row.duplicates += after.duplicates();
+        }
+        let calls = lock(&self.books.calls).clone();
+        (row.refused, row.broken) = (calls.refused + calls.unexplained, calls.broken);
+        (self.say)(&row.render());
+    }
+
+    /// Says what the run has shown.
+    fn judge(&self) -> Outcome {
+        self.summarize();
+        let problems = verdict::problems(self.books, &self.buffers, &self.quiet, &self.troubles);
+        for problem in &problems {
+            (self.say)(&format!("PROBLEM: {problem}"));
+        }
+        (self.say)(if problems.is_empty() { "verdict: ok" } else { "verdict: NOT ok" });
+        if problems.is_empty() { Outcome::Fine } else { Outcome::Faulty }
+    }
+
+    fn summarize(&self) {
+        (self.say)("");
+        for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
+            let ledger = lock(ledger);
+            (self.say)(&format!(
+                "{stream}: {} sent, {} taken, {} received, {} set aside, {} lost; {} received again, {} taken in a \
+                 broken call",
+                ledger.sent(),
+                ledger.taken(),
+                ledger.received(),
+                ledger.all_set_aside(),
+                ledger.missing().count(),
+                ledger.duplicates(),
+                ledger.taken_in_a_broken_call()
+            ));
+        }
+        let calls = lock(&self.books.calls);
+        (self.say)(&format!(
+            "calls: {} made, {} refused, {} broken in the middle of a kill, {} while osqueryd had dropped the \
+             extension after one, {} broken without a kill",
+            calls.made, calls.refused, calls.broken, calls.forgotten, calls.unexplained
+        ));
+        let Done { worker_kills, renewals, osqueryd_worker_kills, osqueryd_restarts, outages, faults } = self.done;
+        (self.say)(&format!(
+            "done: {worker_kills} kills of the worker, {renewals} renewals, {osqueryd_worker_kills} kills of osqueryd's \
+             worker, {osqueryd_restarts} restarts of osqueryd, {outages} outages, {faults} faults of the server"
+        ));
+        let (lines, bytes) = self.largest_backlog;
+        (self.say)(&format!("largest backlog seen: {lines} lines, results.sqlite {} MiB", report::mib(bytes)));
+        for trend in verdict::describe_trends(&self.quiet) {
+            (self.say)(&trend);
+        }
+        if let Some(own) = Usage::of(std::process::id()) {
+            (self.say)(&format!("the soak itself: RSS {} MiB, {} threads", report::mib(own.rss << 10), own.threads));
+        }
+    }
+
+    /// Waits until the supervisor has exactly one worker, and another than this one.
+    fn other_worker_than(&mut self, predecessor: Option<u32>) -> Option<u32> {
+        let deadline = Instant::now() + PROCESS_LIMIT;
+        while Instant::now() < deadline {
+            let workers = self.supervisor().map(children_of).unwrap_or_default();
+            if let [worker] = workers[..]
+                && Some(worker) != predecessor
+            {
+                return Some(worker);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.trouble(format!("there is no other worker than {predecessor:?} after {PROCESS_LIMIT:?}"));
+        None
+    }
+
+    fn supervisor(&self) -> Option<u32> {
+        self.gate.osqueryd()?.extension_pid("remote_tls")
+    }
+
+    fn usage(&self, process: Option<u32>) -> Option<Usage> {
+        process.and_then(Usage::of)
+    }
+
+    fn ledgers(&self) -> [&'a Mutex<Ledger>; 3] {
+        [&self.books.results, &self.books.statuses, &self.books.distributed]
+    }
+
+    /// Without an osqueryd nothing goes on.
+    fn goes_on(&self) -> bool {
+        !self.interrupted() && self.gate.osqueryd().is_some()
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn trouble(&mut self, text: String) {
+        (self.say)(&format!("PROBLEM at {}: {text}", report::clock(self.began.elapsed())));
+        self.troubles.push(text);
+    }
+}
+
+impl Drop for Soak<'_> {
+    fn drop(&mut self) {
+        if let Some(osqueryd) = self.gate.shut() {
+            osqueryd.stop();
+        }
+    }
+}
+
+fn phase_name(mood: Mood, pace: Pace, disturbance: Option<Disturbance>) -> String {
+    let mut name = match mood {
+        Mood::Healthy => "healthy".to_owned(),
+        Mood::Fault(fault) => fault.to_owned(),
+        Mood::Outage => "outage".to_owned(),
+        Mood::Forgetful => "nodes forgotten".to_owned(),
+    };
+    if pace == Pace::Bursts {
+        name.push_str(", bursts");
+    }
+    match disturbance {
+        None => {}
+        Some(Disturbance::KillWorker(times)) => name.push_str(&format!(", {times}x kill -9 of the worker")),
+        Some(Disturbance::Renew) => name.push_str(", SIGHUP"),
+        Some(Disturbance::KillOsquerydWorker(_)) => name.push_str(", osqueryd's worker killed"),
+        Some(Disturbance::RestartOsqueryd(_)) => name.push_str(", osqueryd restarted"),
+    }
+    name
+}
+
+/// A server that counts and keeps nothing.
+fn server_options(books: &Arc<Books>) -> crate::server::Options {
+    let (requests, lines) = (Arc::clone(books), Arc::clone(books));
+    crate::server::Options {
+        enroll_secret: Some(SECRET.to_owned()),
+        config: json!({"schedule": {"clock": {"query": "SELECT unix_time FROM time", "interval": 60}}}),
+        observer: Some(Arc::new(move |_| requests.count_request())),
+        drain: Some(Arc::new(move |taken| load::receive(&lines, taken))),
+        ..crate::server::Options::default()
+    }
+}
+
+/// An osqueryd with all that the extension needs in its directory. Waits are short in a short run.
+fn osqueryd_options(plan: &Plan, directory: PathBuf, server: &Server, unit: Duration) -> io::Result<osqueryd::Options> {
+    let file = |name: &str| directory.join(name);
+    let seconds = |divisor: u64, most: u64| (unit.as_secs() / divisor).clamp(1, most).to_string();
+    fs::copy(&plan.extension, file("remote_tls.ext"))?;
+    fs::write(file("ca.pem"), default_authority().cert_pem())?;
+    fs::write(file("secret"), SECRET)?;
+    fs::write(file("remote_tls.flags"), format!("--request_timeout={}\n", seconds(2, 10)))?;
+    let mut options = osqueryd::Options::new(&directory).extension(&file("remote_tls.ext"));
+    options.status_relay = true;
+    options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), file("remote_tls.flags").display().to_string()));
+    let flags = [
+        ("tls_hostname", server.hostname()),
+        ("tls_server_certs", file("ca.pem").display().to_string()),
+        ("enroll_secret_path", file("secret").display().to_string()),
+        ("enroll_tls_endpoint", "/enroll".to_owned()),
+        ("config_tls_endpoint", "/config".to_owned()),
+        ("logger_tls_endpoint", "/log".to_owned()),
+        ("distributed_tls_read_endpoint", "/distributed_read".to_owned()),
+        ("distributed_tls_write_endpoint", "/distributed_write".to_owned()),
+        ("logger_tls_period", "1".to_owned()),
+        ("logger_tls_backoff_max", seconds(4, 5)),
+        ("logger_tls_compress", "true".to_owned()),
+        ("logger_tls_max_linesize", lines::MAX_LINE_BYTES.to_string()),
+        ("tls_enroll_max_interval", seconds(4, 5)),
+        // A busy machine may take its time.
+        ("extensions_timeout", "30".to_owned()),
+    ];
+    options.flags.extend(flags.map(|(name, value)| (name.to_owned(), value)));
+    Ok(options)
+}
+
+/// A signal for a process that osqueryd, or its extension, has started.
+fn send(process: u32, signal: Signal) {
+    if let Some(process) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(process, signal);
+    }
+}
+
+/// The contents, also when a thread panicked while it had them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

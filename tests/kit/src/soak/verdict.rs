@@ -1,0 +1,290 @@
+//! The verdict: what a run must not have shown.
+
+use super::buffers::Buffers;
+use super::ledger::{Books, Calls, Ledger};
+use super::processes::Usage;
+use super::report::mib;
+use super::schedule::Part;
+use super::{STREAMS, lock};
+
+/// Fewer quiet moments in a part of the run prove nothing.
+const LEAST_MOMENTS: usize = 3;
+
+/// Bytes that a drained database may have, besides the lines that are kept aside: 256 free pages stay.
+const FLOOR: u64 = 2 << 20;
+
+/// Bytes that a write-ahead log may have: SQLite writes it back after 1000 pages, and begins it anew.
+const LOG_FLOOR: u64 = 6 << 20;
+
+/// Lines set aside take more than their bytes: pages are not filled to the last byte.
+const FILLING: f64 = 1.1;
+
+/// Line numbers that a problem names.
+const NAMED: usize = 5;
+
+/// What was measured while nothing happened and nothing waited.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct QuietMoment {
+    pub(super) part: Part,
+    pub(super) supervisor: Usage,
+    pub(super) worker: Usage,
+    /// Bytes of each stream's database and of its write-ahead log.
+    pub(super) files: [(u64, u64); STREAMS.len()],
+    /// Bytes of lines set aside, of results: the only stream that has such lines.
+    pub(super) set_aside: u64,
+}
+
+/// A figure that must not grow.
+struct Figure {
+    name: &'static str,
+    of: fn(&QuietMoment) -> u64,
+    /// By how much the last part may exceed an earlier one: a percentage, and a number beside.
+    percent: u64,
+    more: u64,
+}
+
+/// Memory is in KiB. Allocators keep what bursts have taken, which is no leak; the bounds are what a leak of some
+/// dozens of bytes a line would exceed in half an hour.
+const FIGURES: [Figure; 6] = [
+    Figure { name: "PSS of the supervisor (KiB)", of: |moment| moment.supervisor.pss, percent: 10, more: 512 },
+    Figure { name: "PSS of the worker (KiB)", of: |moment| moment.worker.pss, percent: 10, more: 2048 },
+    Figure { name: "threads of the supervisor", of: |moment| moment.supervisor.threads, percent: 0, more: 0 },
+    Figure { name: "threads of the worker", of: |moment| moment.worker.threads, percent: 0, more: 1 },
+    Figure { name: "files of the supervisor", of: |moment| moment.supervisor.descriptors, percent: 0, more: 1 },
+    Figure { name: "files of the worker", of: |moment| moment.worker.descriptors, percent: 0, more: 4 },
+];
+
+/// A figure's medians in the parts of the run in which processes were left alone.
+struct Trend {
+    figure: &'static Figure,
+    first: u64,
+    third: u64,
+    last: u64,
+}
+
+impl Trend {
+    fn is_growth(&self) -> bool {
+        let most = |before: u64| before + before * self.figure.percent / 100 + self.figure.more;
+        self.last > most(self.first) || self.last > most(self.third)
+    }
+
+    fn describe(&self) -> String {
+        let Trend { figure, first, third, last } = self;
+        format!("{}: {first} in the first quarter, {third} in the third, {last} in the last", figure.name)
+    }
+}
+
+/// The trends, when there are moments enough to tell.
+fn trends(moments: &[QuietMoment]) -> Option<Vec<Trend>> {
+    let parts = [Part::First, Part::Third, Part::Last].map(|part| {
+        let moments: Vec<&QuietMoment> = moments.iter().filter(|moment| moment.part == part).collect();
+        moments
+    });
+    if parts.iter().any(|moments| moments.len() < LEAST_MOMENTS) {
+        return None;
+    }
+    let trend = |figure: &'static Figure| {
+        let [first, third, last] = parts.each_ref().map(|moments| {
+            let mut values: Vec<u64> = moments.iter().map(|moment| (figure.of)(moment)).collect();
+            values.sort_unstable();
+            values[values.len() / 2]
+        });
+        Trend { figure, first, third, last }
+    };
+    Some(FIGURES.iter().map(trend).collect())
+}
+
+/// The trends for a reader.
+pub(super) fn describe_trends(moments: &[QuietMoment]) -> Vec<String> {
+    match trends(moments) {
+        Some(trends) => trends.iter().map(Trend::describe).collect(),
+        None => vec![format!("{} quiet moments: too few to compare memory, threads and files", moments.len())],
+    }
+}
+
+/// All that speaks against the extension, or against the soak's own figures. Nothing does when the run was fine.
+pub(super) fn problems(books: &Books, buffers: &Buffers, moments: &[QuietMoment], troubles: &[String]) -> Vec<String> {
+    let mut problems = troubles.to_vec();
+    for (name, ledger) in
+        [("result", &books.results), ("status", &books.statuses), ("distributed result", &books.distributed)]
+    {
+        problems.extend(of_lines(name, &lock(ledger)));
+    }
+    problems.extend(of_calls(&lock(&books.calls)));
+    problems.extend(lock(&books.losses).iter().map(|loss| format!("the extension says: {loss}")));
+    if buffers.unseen > 0 {
+        problems.push(format!("{} lines set aside went before the soak looked: nobody knows which", buffers.unseen));
+    }
+    problems.extend(of_memory(moments));
+    problems.extend(of_files(moments));
+    problems
+}
+
+fn of_lines(name: &str, ledger: &Ledger) -> Vec<String> {
+    let mut problems = Vec::new();
+    let missing = ledger.missing();
+    if missing.count() > 0 {
+        let some = missing.first(NAMED);
+        problems.push(format!("{} {name} lines are lost, of {}: {some:?}", missing.count(), ledger.taken()));
+    }
+    let aside = ledger.wrongly_set_aside();
+    if aside.count() > 0 {
+        let some = aside.first(NAMED);
+        problems.push(format!("{} {name} lines were set aside that nothing was wrong with: {some:?}", aside.count()));
+    }
+    for (count, what) in [
+        (ledger.wrongly_received(), "have no place in a request, and were sent"),
+        (ledger.foreign(), "came from nowhere"),
+    ] {
+        if count > 0 {
+            problems.push(format!("{count} {name} lines {what}"));
+        }
+    }
+    if ledger.received() == 0 {
+        problems.push(format!("no {name} line was received"));
+    }
+    problems
+}
+
+fn of_calls(calls: &Calls) -> Vec<String> {
+    let count = calls.refused + calls.unexplained;
+    if count == 0 {
+        return Vec::new();
+    }
+    let (refused, unexplained) = (calls.refused, calls.unexplained);
+    vec![format!("{refused} calls were refused, {unexplained} broke off without a kill: {:?}", calls.reasons)]
+}
+
+fn of_memory(moments: &[QuietMoment]) -> Vec<String> {
+    let grown = trends(moments).unwrap_or_default().into_iter().filter(Trend::is_growth);
+    grown.map(|trend| format!("growth: {}", trend.describe())).collect()
+}
+
+fn of_files(moments: &[QuietMoment]) -> Vec<String> {
+    let Some(last) = moments.last() else { return vec!["there was no quiet moment".to_owned()] };
+    let mut problems = Vec::new();
+    for (stream, (file, log)) in STREAMS.into_iter().zip(last.files) {
+        let set_aside = if stream == "results" { last.set_aside } else { 0 };
+        if file > FLOOR + (set_aside as f64 * FILLING) as u64 || log > LOG_FLOOR {
+            let [file, log, set_aside] = [file, log, set_aside].map(mib);
+            problems.push(format!(
+                "{stream}.sqlite is not back at its floor: {file} MiB, {set_aside} of them lines set aside, and {log} \
+                 of write-ahead log"
+            ));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::soak::ledger::Quality;
+
+    /// Three moments a part.
+    fn moments(of: impl Fn(usize) -> QuietMoment) -> Vec<QuietMoment> {
+        let parts = [Part::First, Part::Disturbed, Part::Third, Part::Last];
+        (0..12).map(|index| QuietMoment { part: parts[index / 3], ..of(index) }).collect()
+    }
+
+    fn usage(pss: u64) -> Usage {
+        Usage { rss: 2 * pss, pss, threads: 10, descriptors: 20 }
+    }
+
+    /// Books of a run in which all went well.
+    fn fine() -> Books {
+        let books = Books::default();
+        for ledger in [&books.results, &books.statuses, &books.distributed] {
+            let mut ledger = lock(ledger);
+            let n = ledger.draw(Quality::Sound);
+            ledger.take(n);
+            ledger.receive(n);
+        }
+        books
+    }
+
+    fn judged(books: &Books, moments: &[QuietMoment]) -> String {
+        let buffers = Buffers::new(std::path::Path::new("/nowhere"));
+        problems(books, &buffers, moments, &[]).join("\n")
+    }
+
+    fn flat() -> Vec<QuietMoment> {
+        let files = [(1 << 20, 4 << 20); 3];
+        moments(|_| QuietMoment { supervisor: usage(3000), worker: usage(9000), files, ..QuietMoment::default() })
+    }
+
+    #[test]
+    fn nothing_speaks_against_a_run_in_which_all_went_well() {
+        assert_eq!(judged(&fine(), &flat()), "");
+        assert_eq!(describe_trends(&flat()).len(), FIGURES.len());
+    }
+
+    #[test]
+    fn a_lost_line_is_named_in_each_stream() {
+        for (index, name) in ["result", "status", "distributed result"].into_iter().enumerate() {
+            let books = fine();
+            let ledger = [&books.results, &books.statuses, &books.distributed][index];
+            let n = lock(ledger).draw(Quality::Sound);
+            lock(ledger).take(n);
+            assert_eq!(judged(&books, &flat()), format!("1 {name} lines are lost, of 2: [1]"));
+        }
+    }
+
+    #[test]
+    fn other_wrongs_of_lines_and_calls_are_told() {
+        let books = fine();
+        let n = lock(&books.results).draw(Quality::Sound);
+        lock(&books.results).set_aside(n);
+        lock(&books.results).receive(99);
+        lock(&books.calls).refused = 1;
+        lock(&books.losses).push("3 results lines dropped so far".to_owned());
+        let told = judged(&books, &flat());
+        for problem in ["1 result lines were set aside", "came from nowhere", "1 calls were refused", "3 results lines"]
+        {
+            assert!(told.contains(problem), "{problem} is not in {told}");
+        }
+        let silent = judged(&Books::default(), &flat());
+        assert!(silent.contains("no result line was received"), "{silent}");
+    }
+
+    #[test]
+    fn growth_is_seen_and_bursts_are_not_growth() {
+        let worker = |of: &dyn Fn(usize) -> Usage| {
+            let moments = moments(|index| QuietMoment { worker: of(index), ..QuietMoment::default() });
+            judged(&fine(), &moments)
+        };
+        assert_eq!(
+            worker(&|index| usage(9000 + 500 * index as u64)),
+            "growth: PSS of the worker (KiB): 9500 in the first quarter, 12500 in the third, 14000 in the last"
+        );
+        // The third quarter's processes are younger than the last one's, and no larger than the first one's.
+        assert_eq!(
+            worker(&|index| usage(if (6..9).contains(&index) { 5000 } else { 9000 })),
+            "growth: PSS of the worker (KiB): 9000 in the first quarter, 5000 in the third, 9000 in the last"
+        );
+        assert_eq!(worker(&|index| usage(if index == 10 { 90_000 } else { 9000 })), "");
+        assert_eq!(worker(&|index| usage(if index == 4 { 90_000 } else { 9000 })), "");
+        assert_eq!(
+            worker(&|index| Usage { threads: if index > 8 { 14 } else { 10 }, ..usage(1) }),
+            "growth: threads of the worker: 10 in the first quarter, 10 in the third, 14 in the last"
+        );
+        assert!(describe_trends(&flat()[..11])[0].contains("too few"));
+    }
+
+    #[test]
+    fn a_file_may_keep_its_free_pages_and_the_lines_set_aside() {
+        let judged = |stream: usize, sizes: (u64, u64), set_aside: u64| {
+            let mut files = [(0, 0); 3];
+            files[stream] = sizes;
+            judged(&fine(), &moments(|_| QuietMoment { files, set_aside, ..QuietMoment::default() }))
+        };
+        assert_eq!(judged(0, (17 << 20, 4 << 20), 16 << 20), "");
+        assert_eq!(
+            judged(0, (20 << 20, 0), 1 << 20),
+            "results.sqlite is not back at its floor: 20.0 MiB, 1.0 of them lines set aside, and 0.0 of write-ahead log"
+        );
+        assert!(judged(1, (17 << 20, 0), 16 << 20).starts_with("statuses.sqlite is not back"));
+        assert!(judged(2, (0, 7 << 20), 0).starts_with("distributed.sqlite is not back"));
+        assert_eq!(problems(&fine(), &Buffers::new("/nowhere".as_ref()), &[], &[]), ["there was no quiet moment"]);
+    }
+}
