@@ -32,6 +32,9 @@ struct Args {
     /// The extension's binary; without it, it is built as this program was
     #[arg(long, value_name = "FILE")]
     extension: Option<PathBuf>,
+    /// Add what the extension logs to this file
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn run(args: Args) -> io::Result<Outcome> {
         length: Duration::from_secs_f64(args.minutes * 60.0),
         seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000),
         report_every: Duration::from_secs(args.report_every),
+        log: args.log,
     };
     soak::run(&plan, &interrupted, &say)
 }

@@ -5,6 +5,7 @@
 //! the soak's own memory stays small. Faults, disturbances and quiet moments follow a [`schedule`] drawn from a seed.
 
 mod buffers;
+mod disturb;
 mod gate;
 mod ledger;
 mod lines;
@@ -13,9 +14,10 @@ mod numbers;
 mod processes;
 mod report;
 mod schedule;
+mod setup;
+mod telling;
 mod verdict;
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,18 +26,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
 use tempfile::TempDir;
 
 use self::buffers::Buffers;
 use self::gate::Gate;
 use self::ledger::{Books, Ledger};
 use self::processes::{Usage, children_of};
-use self::report::Row;
 use self::schedule::{Disturbance, Mood, Pace, Phase, Schedule};
 use self::verdict::QuietMoment;
-use crate::certs::default_authority;
 use crate::osqueryd::{self, Osqueryd};
 use crate::server::{Endpoint, Misbehaviour, Server};
 
@@ -64,8 +62,6 @@ const STREAMS: [&str; 3] = ["results", "statuses", "distributed"];
 const ENDPOINTS: [Endpoint; 5] =
     [Endpoint::Enroll, Endpoint::Config, Endpoint::Log, Endpoint::DistributedRead, Endpoint::DistributedWrite];
 
-const SECRET: &str = "soak-secret";
-
 /// What is to be run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -77,6 +73,8 @@ pub struct Plan {
     pub seed: u64,
     /// Between two rows of the table.
     pub report_every: Duration,
+    /// What the extension writes to its standard error is added to this file, each time that osqueryd has ended.
+    pub log: Option<PathBuf>,
 }
 
 /// How a soak ended.
@@ -96,7 +94,7 @@ pub enum Outcome {
 pub fn run(plan: &Plan, interrupted: &AtomicBool, say: &dyn Fn(&str)) -> io::Result<Outcome> {
     let books = Arc::new(Books::default());
     let gate = Gate::new();
-    let server = Server::start(server_options(&books))?;
+    let server = Server::start(setup::server_options(&books))?;
     let mut soak = Soak::start(plan, interrupted, say, &server, &gate, &books)?;
     let outcome = thread::scope(|scope| {
         // Also when this thread panics: the scope waits for the others.
@@ -174,7 +172,7 @@ impl<'a> Soak<'a> {
     ) -> io::Result<Self> {
         let directory = TempDir::with_prefix("soak-")?;
         let schedule = Schedule::new(plan.seed, plan.length);
-        let options = osqueryd_options(plan, directory.path().to_owned(), server, schedule.unit())?;
+        let options = setup::osqueryd_options(plan, directory.path().to_owned(), server, schedule.unit())?;
         let osqueryd = Osqueryd::start(options.clone()).map_err(io::Error::other)?;
         gate.open(Arc::new(osqueryd));
         let now = Instant::now();
@@ -236,7 +234,7 @@ impl<'a> Soak<'a> {
 
     /// A phase of load.
     fn load(&mut self, mood: Mood, pace: Pace, disturbance: Option<Disturbance>, length: Duration) {
-        self.phase = phase_name(mood, pace, disturbance);
+        self.phase = telling::phase_name(mood, pace, disturbance);
         let until = Instant::now() + length;
         match mood {
             Mood::Healthy => {}
@@ -293,78 +291,6 @@ impl<'a> Soak<'a> {
         }
     }
 
-    fn disturb(&mut self, disturbance: Disturbance) {
-        match disturbance {
-            Disturbance::KillWorker(times) => {
-                for _ in 0..times {
-                    let pause = Duration::from_millis(self.random.u64(..1000));
-                    self.pass(Instant::now() + pause);
-                    self.kill_worker();
-                }
-            }
-            Disturbance::Renew => {
-                self.done.renewals += 1;
-                if let Some(supervisor) = self.supervisor() {
-                    send(supervisor, Signal::HUP);
-                }
-                self.worker = self.other_worker_than(self.worker);
-            }
-            Disturbance::KillOsquerydWorker(pause) => {
-                self.done.osqueryd_worker_kills += 1;
-                let Some(osqueryd) = self.gate.shut() else { return };
-                let restarted = self.gate.while_osqueryd_is_gone(|| {
-                    osqueryd.kill_worker();
-                    self.gate.wait_empty(PROCESS_LIMIT);
-                    thread::sleep(Duration::from_millis(pause));
-                    osqueryd.start_worker()
-                });
-                self.reopen(restarted.map(|()| osqueryd));
-            }
-            Disturbance::RestartOsqueryd(pause) => {
-                self.done.osqueryd_restarts += 1;
-                self.gate.while_osqueryd_is_gone(|| {
-                    self.end_osqueryd();
-                    thread::sleep(Duration::from_millis(pause));
-                });
-                self.reopen(Osqueryd::start(self.options.clone()).map(Arc::new));
-            }
-        }
-    }
-
-    fn kill_worker(&mut self) {
-        let Some(worker) = self.worker.filter(|_| self.goes_on()) else { return };
-        self.done.worker_kills += 1;
-        let gate = self.gate;
-        self.worker = gate.while_killing(|| {
-            send(worker, Signal::KILL);
-            self.other_worker_than(Some(worker))
-        });
-    }
-
-    /// osqueryd is there again, or will never be.
-    fn reopen(&mut self, started: Result<Arc<Osqueryd>, osqueryd::StartError>) {
-        match started {
-            Ok(osqueryd) => {
-                self.gate.open(osqueryd);
-                self.worker = self.other_worker_than(None);
-            }
-            Err(error) => self.trouble(error.to_string()),
-        }
-    }
-
-    /// Ends osqueryd, and with it the extension, which must take it well.
-    fn end_osqueryd(&mut self) {
-        let Some(osqueryd) = self.gate.shut() else { return };
-        // osqueryd's own threads end before it asks extensions to: those that need no server do so at once.
-        self.gate.wait_empty(Duration::from_secs(2));
-        self.look_at_exits(&osqueryd);
-        let report = osqueryd.stop();
-        if report.exit_code() != Some(0) || report.extensions.iter().any(|extension| extension.killed) {
-            self.trouble(format!("the extension did not end cleanly: {report:?}"));
-        }
-        self.worker = None;
-    }
-
     /// The server is healthy from now on.
     fn heal(&mut self) {
         for endpoint in ENDPOINTS {
@@ -396,6 +322,7 @@ impl<'a> Soak<'a> {
         true
     }
 
+    /// What is due now.
     fn tick(&mut self) {
         let now = Instant::now();
         if now >= self.next_look {
@@ -427,6 +354,7 @@ impl<'a> Soak<'a> {
         }
     }
 
+    /// Lines that the extension has set aside since the last time.
     fn enter_set_aside(&mut self) {
         let set_aside = self.buffers.newly_set_aside();
         set_aside.into_iter().for_each(|n| lock(&self.books.results).set_aside(n));
@@ -439,103 +367,6 @@ impl<'a> Soak<'a> {
                 self.trouble(text);
             }
         }
-    }
-
-    fn report(&mut self) {
-        let sizes = STREAMS.map(|stream| self.buffers.sizes(stream));
-        let mut row = Row {
-            elapsed: self.began.elapsed(),
-            waiting: Some(0),
-            requests: self.books.requests(),
-            supervisor: self.usage(self.supervisor()),
-            worker: self.usage(self.worker),
-            results: sizes[0],
-            others: sizes[1..].iter().map(|(file, log)| file + log).sum(),
-            phase: self.phase.clone(),
-            ..Row::default()
-        };
-        for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
-            // In this order, what is missing and doesn't wait is gone: a line leaves the buffer after it was received
-            // or set aside.
-            let before = lock(ledger).clone();
-            let waiting = self.buffers.waiting(stream);
-            self.enter_set_aside();
-            let after = lock(ledger).clone();
-            let missing = after.missing_of(&before);
-            row.dropped += waiting.map_or(0, |waiting| missing.saturating_sub(waiting));
-            row.waiting = row.waiting.zip(waiting).map(|(sum, waiting)| sum + waiting);
-            row.taken += after.taken();
-            row.received += after.received();
-            row.set_aside += after.all_set_aside();
-            row.duplicates += after.duplicates();
-        }
-        let calls = lock(&self.books.calls).clone();
-        (row.refused, row.broken) = (calls.refused + calls.unexplained, calls.broken);
-        (self.say)(&row.render());
-    }
-
-    /// Says what the run has shown.
-    fn judge(&self) -> Outcome {
-        self.summarize();
-        let problems = verdict::problems(self.books, &self.buffers, &self.quiet, &self.troubles);
-        for problem in &problems {
-            (self.say)(&format!("PROBLEM: {problem}"));
-        }
-        (self.say)(if problems.is_empty() { "verdict: ok" } else { "verdict: NOT ok" });
-        if problems.is_empty() { Outcome::Fine } else { Outcome::Faulty }
-    }
-
-    fn summarize(&self) {
-        (self.say)("");
-        for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
-            let ledger = lock(ledger);
-            (self.say)(&format!(
-                "{stream}: {} sent, {} taken, {} received, {} set aside, {} lost; {} received again, {} taken in a \
-                 broken call",
-                ledger.sent(),
-                ledger.taken(),
-                ledger.received(),
-                ledger.all_set_aside(),
-                ledger.missing().count(),
-                ledger.duplicates(),
-                ledger.taken_in_a_broken_call()
-            ));
-        }
-        let calls = lock(&self.books.calls);
-        (self.say)(&format!(
-            "calls: {} made, {} refused, {} broken in the middle of a kill, {} while osqueryd had dropped the \
-             extension after one, {} broken without a kill",
-            calls.made, calls.refused, calls.broken, calls.forgotten, calls.unexplained
-        ));
-        let Done { worker_kills, renewals, osqueryd_worker_kills, osqueryd_restarts, outages, faults } = self.done;
-        (self.say)(&format!(
-            "done: {worker_kills} kills of the worker, {renewals} renewals, {osqueryd_worker_kills} kills of osqueryd's \
-             worker, {osqueryd_restarts} restarts of osqueryd, {outages} outages, {faults} faults of the server"
-        ));
-        let (lines, bytes) = self.largest_backlog;
-        (self.say)(&format!("largest backlog seen: {lines} lines, results.sqlite {} MiB", report::mib(bytes)));
-        for trend in verdict::describe_trends(&self.quiet) {
-            (self.say)(&trend);
-        }
-        if let Some(own) = Usage::of(std::process::id()) {
-            (self.say)(&format!("the soak itself: RSS {} MiB, {} threads", report::mib(own.rss << 10), own.threads));
-        }
-    }
-
-    /// Waits until the supervisor has exactly one worker, and another than this one.
-    fn other_worker_than(&mut self, predecessor: Option<u32>) -> Option<u32> {
-        let deadline = Instant::now() + PROCESS_LIMIT;
-        while Instant::now() < deadline {
-            let workers = self.supervisor().map(children_of).unwrap_or_default();
-            if let [worker] = workers[..]
-                && Some(worker) != predecessor
-            {
-                return Some(worker);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        self.trouble(format!("there is no other worker than {predecessor:?} after {PROCESS_LIMIT:?}"));
-        None
     }
 
     fn supervisor(&self) -> Option<u32> {
@@ -559,7 +390,11 @@ impl<'a> Soak<'a> {
         self.interrupted.load(Ordering::Relaxed)
     }
 
+    /// Speaks against the extension, unless all was broken off: a terminal's interruption reaches the extension, too.
     fn trouble(&mut self, text: String) {
+        if self.interrupted() {
+            return;
+        }
         (self.say)(&format!("PROBLEM at {}: {text}", report::clock(self.began.elapsed())));
         self.troubles.push(text);
     }
@@ -570,77 +405,6 @@ impl Drop for Soak<'_> {
         if let Some(osqueryd) = self.gate.shut() {
             osqueryd.stop();
         }
-    }
-}
-
-fn phase_name(mood: Mood, pace: Pace, disturbance: Option<Disturbance>) -> String {
-    let mut name = match mood {
-        Mood::Healthy => "healthy".to_owned(),
-        Mood::Fault(fault) => fault.to_owned(),
-        Mood::Outage => "outage".to_owned(),
-        Mood::Forgetful => "nodes forgotten".to_owned(),
-    };
-    if pace == Pace::Bursts {
-        name.push_str(", bursts");
-    }
-    match disturbance {
-        None => {}
-        Some(Disturbance::KillWorker(times)) => name.push_str(&format!(", {times}x kill -9 of the worker")),
-        Some(Disturbance::Renew) => name.push_str(", SIGHUP"),
-        Some(Disturbance::KillOsquerydWorker(_)) => name.push_str(", osqueryd's worker killed"),
-        Some(Disturbance::RestartOsqueryd(_)) => name.push_str(", osqueryd restarted"),
-    }
-    name
-}
-
-/// A server that counts and keeps nothing.
-fn server_options(books: &Arc<Books>) -> crate::server::Options {
-    let (requests, lines) = (Arc::clone(books), Arc::clone(books));
-    crate::server::Options {
-        enroll_secret: Some(SECRET.to_owned()),
-        config: json!({"schedule": {"clock": {"query": "SELECT unix_time FROM time", "interval": 60}}}),
-        observer: Some(Arc::new(move |_| requests.count_request())),
-        drain: Some(Arc::new(move |taken| load::receive(&lines, taken))),
-        ..crate::server::Options::default()
-    }
-}
-
-/// An osqueryd with all that the extension needs in its directory. Waits are short in a short run.
-fn osqueryd_options(plan: &Plan, directory: PathBuf, server: &Server, unit: Duration) -> io::Result<osqueryd::Options> {
-    let file = |name: &str| directory.join(name);
-    let seconds = |divisor: u64, most: u64| (unit.as_secs() / divisor).clamp(1, most).to_string();
-    fs::copy(&plan.extension, file("remote_tls.ext"))?;
-    fs::write(file("ca.pem"), default_authority().cert_pem())?;
-    fs::write(file("secret"), SECRET)?;
-    fs::write(file("remote_tls.flags"), format!("--request_timeout={}\n", seconds(2, 10)))?;
-    let mut options = osqueryd::Options::new(&directory).extension(&file("remote_tls.ext"));
-    options.status_relay = true;
-    options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), file("remote_tls.flags").display().to_string()));
-    let flags = [
-        ("tls_hostname", server.hostname()),
-        ("tls_server_certs", file("ca.pem").display().to_string()),
-        ("enroll_secret_path", file("secret").display().to_string()),
-        ("enroll_tls_endpoint", "/enroll".to_owned()),
-        ("config_tls_endpoint", "/config".to_owned()),
-        ("logger_tls_endpoint", "/log".to_owned()),
-        ("distributed_tls_read_endpoint", "/distributed_read".to_owned()),
-        ("distributed_tls_write_endpoint", "/distributed_write".to_owned()),
-        ("logger_tls_period", "1".to_owned()),
-        ("logger_tls_backoff_max", seconds(4, 5)),
-        ("logger_tls_compress", "true".to_owned()),
-        ("logger_tls_max_linesize", lines::MAX_LINE_BYTES.to_string()),
-        ("tls_enroll_max_interval", seconds(4, 5)),
-        // A busy machine may take its time.
-        ("extensions_timeout", "30".to_owned()),
-    ];
-    options.flags.extend(flags.map(|(name, value)| (name.to_owned(), value)));
-    Ok(options)
-}
-
-/// A signal for a process that osqueryd, or its extension, has started.
-fn send(process: u32, signal: Signal) {
-    if let Some(process) = i32::try_from(process).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(process, signal);
     }
 }
 
