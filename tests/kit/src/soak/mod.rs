@@ -2,7 +2,7 @@
 //!
 //! The real extension runs between the stand-in osqueryd and the reference server of this kit. Every line has a
 //! number, and the books say of each what became of it; what the server has taken is counted and forgotten, so that
-//! the soak's own memory stays small. Faults, disturbances and quiet moments follow a [`schedule`] drawn from a seed.
+//! the soak's own memory stays small. Faults, disturbances and quiet moments follow a schedule drawn from a seed.
 
 mod buffers;
 mod disturb;
@@ -122,7 +122,7 @@ impl Drop for Finish<'_> {
     }
 }
 
-/// What has been done to processes.
+/// What has been done so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
     worker_kills: u32,

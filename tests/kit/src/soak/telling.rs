@@ -80,6 +80,10 @@ impl Soak<'_> {
         ));
         let (lines, bytes) = self.largest_backlog;
         (self.say)(&format!("largest backlog seen: {lines} lines, results.sqlite {} MiB", report::mib(bytes)));
+        if let Some(last) = self.quiet.last() {
+            let [file, set_aside] = [last.files[0].0, last.set_aside].map(report::mib);
+            (self.say)(&format!("at the end: results.sqlite {file} MiB, {set_aside} of them lines set aside"));
+        }
         for trend in verdict::describe_trends(&self.quiet) {
             (self.say)(&trend);
         }
