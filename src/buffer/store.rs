@@ -36,7 +36,7 @@ const REMOVED_AT_A_TIME: i64 = 64;
 const CHECKPOINT_PAGES: u64 = 1000;
 
 /// Pages after which the copying is finished while appends wait, since they would never let it come to an end.
-const MOST_LOG_PAGES: u64 = 8 * CHECKPOINT_PAGES;
+const MOST_LOG_PAGES: u64 = 16 * CHECKPOINT_PAGES;
 
 /// The file of the write-ahead log is cut back to this when it begins anew, in bytes.
 const LOG_BYTES_KEPT: i64 = 256 << 10;
