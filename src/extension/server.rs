@@ -27,8 +27,12 @@ use super::registry::{Registry, RegistryName, Reply, StringMap};
 use crate::logging::Streak;
 use crate::secret::redact;
 
-/// Threads that wait in `accept` when nothing happens.
+/// Threads that wait in `accept` from the beginning.
 const ACCEPTORS: usize = 4;
+
+/// Threads that stay there when nothing happens. More than there were at first, or each moment in which all of them are
+/// busy would start a thread, which costs more than a call, and end it a call later.
+const MOST_IDLE: usize = 2 * ACCEPTORS;
 
 /// Threads at most, busy ones included. osqueryd has a handful of threads that call.
 const MOST_THREADS: usize = 64;
@@ -144,7 +148,7 @@ impl Shared {
 
     fn accept(self: &Arc<Self>) {
         // One that would be idle beside enough others was a spare one, and is no longer needed.
-        let rest = |idle| (idle < ACCEPTORS).then_some(idle + 1);
+        let rest = |idle| (idle < MOST_IDLE).then_some(idle + 1);
         while self.idle.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest).is_ok() {
             let accepted = self.listener.accept();
             let others_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
@@ -382,15 +386,15 @@ mod tests {
         let threads = ThreadCount::default();
         let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
         let server = Server::start(listener, registry, || {}, threads.clone()).unwrap();
-        let busy: Vec<UnixStream> = (0..10).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let busy: Vec<UnixStream> = (0..2 * MOST_IDLE).map(|_| UnixStream::connect(&path).unwrap()).collect();
         assert_eq!(call(&path, "calm").unwrap().status.unwrap().code, Some(0));
-        assert!(threads.now() > 10);
+        assert!(threads.now() > 2 * MOST_IDLE);
         drop(busy);
         let deadline = std::time::Instant::now() + LIMIT;
-        while threads.now() > ACCEPTORS && std::time::Instant::now() < deadline {
+        while threads.now() > MOST_IDLE && std::time::Instant::now() < deadline {
             thread::yield_now();
         }
-        assert_eq!(threads.now(), ACCEPTORS);
+        assert_eq!(threads.now(), MOST_IDLE);
         server.close();
         assert!(threads.wait(LIMIT));
     }
