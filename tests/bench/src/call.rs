@@ -11,7 +11,7 @@ use crate::sink::{Place, Sink};
 use crate::statistics::median;
 
 /// Bytes of lines that one measurement may log: the buffers are not to reach their bounds.
-const BYTES: usize = 60 << 20;
+const BYTES: usize = 40 << 20;
 
 // The contenders that targets are about, by their places.
 const FLOOR: usize = 0;
@@ -61,16 +61,15 @@ fn measure(bench: &mut Bench, size: usize) {
         contenders.push(Contender::python(&bench.programs, python));
     }
     let line = lines::line(0, size);
-    let amount = Amount {
-        time: if bench.quick { Duration::from_millis(400) } else { Duration::from_millis(1000) },
-        calls: BYTES / size,
-    };
+    let amount = Amount { time: Duration::from_millis(if bench.quick { 300 } else { 600 }), calls: BYTES / size };
+    // Many short rounds: what else the machine does spoils some of them, and not the median.
+    let rounds = if bench.quick { 5 } else { 9 };
     for threads in [1, 4] {
         // Once for nothing: caches, the first page of a file.
         for contender in &contenders {
             load::drive(&contender.socket, &contender.log(&line), threads, Amount { calls: 200, ..amount });
         }
-        let rounds: Vec<Vec<Figures>> = (0..bench.rounds())
+        let rounds: Vec<Vec<Figures>> = (0..rounds)
             .map(|_| contenders.iter().map(|contender| figures(contender, &line, threads, amount)).collect())
             .collect();
         report(bench, &contenders, size, threads, &rounds);
