@@ -16,10 +16,12 @@ use crate::logging::Verbosity;
 pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
 
 /// Where osqueryd's own flags are unless it is told otherwise.
-pub const OSQUERY_FLAGFILE: &str = "/etc/osquery/osquery.flags";
+pub const OSQUERY_FLAGFILE: &str =
+    if cfg!(target_os = "macos") { "/var/osquery/osquery.flags" } else { "/etc/osquery/osquery.flags" };
 
-/// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file.
-pub const DEFAULT_FLAGFILE: &str = "/etc/osquery/remote_tls.flags";
+/// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
+pub const DEFAULT_FLAGFILE: &str =
+    if cfg!(target_os = "macos") { "/var/osquery/remote_tls.flags" } else { "/etc/osquery/remote_tls.flags" };
 
 /// The environment variable that names another flag file of ours.
 pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";

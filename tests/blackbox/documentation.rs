@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use testkit::osqueryd::{Options, Osqueryd};
+
 use crate::rig::{BINARY, Rig};
 use crate::tables::TABLES;
 
@@ -213,4 +215,25 @@ fn log_md_explains_every_warning_and_error_and_no_other() {
     for (_, row) in rows {
         assert!(logged.iter().any(|pattern| pattern == row), "docs/log.md explains `{row}`, which nothing logs");
     }
+}
+
+#[test]
+fn the_example_flag_files_are_what_osqueryd_takes() {
+    let mut count = 0;
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        // As arguments: in a flag file osqueryd passes over names that it doesn't know.
+        let flags: Vec<String> = text.lines().filter(|line| line.starts_with('-')).map(str::to_owned).collect();
+        for registry in ["config", "logger", "distributed"] {
+            assert!(flags.contains(&format!("--{registry}_plugin=remote_tls")), "{}", path.display());
+        }
+        let directory = tempfile::tempdir().unwrap();
+        match Osqueryd::launch_with_arguments(Options::new(directory.path()), &flags) {
+            Ok(osqueryd) => _ = osqueryd.stop(),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+        count += 1;
+    }
+    assert!(count >= 4, "{count} examples");
 }

@@ -1,0 +1,107 @@
+//! Man pages: clap's sections, then those that only we can know.
+
+use std::io;
+
+use clap::Command;
+use clap_mangen::Man;
+
+/// What `whatis` shows: the description is a paragraph.
+const SUMMARY: &str = "osquery extension for osquery's remote TLS API";
+
+/// After the options of the main page. osqueryd's own side is in the documentation, not here.
+const SECTIONS: &str = r#".SH RUNNING
+osqueryd starts the extension: its path is in
+.IR /etc/osquery/extensions.load ,
+and the flag file has
+.PP
+.EX
+\-\-config_plugin=remote_tls
+\-\-logger_plugin=remote_tls
+\-\-distributed_plugin=remote_tls
+.EE
+.PP
+All of osquery's remote flags
+.RB ( \-\-tls_hostname ,
+.B \-\-enroll_tls_endpoint
+and so on) keep their meaning and are read from osqueryd. Two processes run: the one that osqueryd starts and
+watches, and its worker, which it replaces should it ever die.
+.SH SIGNALS
+.TP
+.B SIGHUP
+to the first process: settings are read again and a new worker takes over. Another binary in the old one's place has
+the same effect within seconds.
+.TP
+.BR SIGTERM ", " SIGINT
+A clean end.
+.SH "EXIT STATUS"
+.TP
+.B 0
+The end was asked for, or osqueryd is gone.
+.TP
+.B 1
+It could not run; the last line on standard error says why.
+.TP
+.B 64
+The command line can't be used.
+.SH ENVIRONMENT
+.TP
+.B REMOTE_TLS_FLAGFILE
+Another settings file than
+.IR /etc/osquery/remote_tls.flags .
+.SH FILES
+.TP
+.I /usr/lib/osquery-remote-tls/remote_tls.ext
+The program. osqueryd loads a file only when its name ends in
+.IR .ext ,
+so its name on the PATH is a link.
+.TP
+.I /etc/osquery/extensions.load
+The extensions that osqueryd starts, a path a line.
+.TP
+.I /etc/osquery/remote_tls.flags
+Our own settings,
+.BI \-\- name = value
+lines.
+.TP
+.I /var/osquery/remote_tls/
+Lines that the server doesn't have yet, and the last good configuration.
+.SH "SEE ALSO"
+.BR osqueryd (8),
+.I /usr/share/doc/osquery\-remote\-tls/
+"#;
+
+/// The main page and one for each visible subcommand, by file name.
+pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
+    // Gives subcommands their full names.
+    command.build();
+    let mut pages = Vec::new();
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        let man = described(subcommand.clone());
+        let mut page = Vec::new();
+        man.render(&mut page)?;
+        pages.push((man.get_filename(), page));
+    }
+    pages.push(main_page(command)?);
+    Ok(pages)
+}
+
+fn main_page(command: Command) -> io::Result<(String, Vec<u8>)> {
+    let has_subcommands = command.has_subcommands();
+    let named = described(command.clone().about(SUMMARY));
+    let man = described(command);
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    named.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if has_subcommands {
+        man.render_subcommands_section(&mut page)?;
+    }
+    page.extend_from_slice(SECTIONS.as_bytes());
+    Ok((man.get_filename(), page))
+}
+
+fn described(command: Command) -> Man {
+    Man::new(command).manual("osquery")
+}
