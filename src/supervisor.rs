@@ -30,7 +30,8 @@ use crate::backoff::Backoff;
 use crate::cli::{Cli, DEFAULT_FLAGFILE, FLAGFILE_VARIABLE, OwnFlags};
 use crate::control::{self, Order, Report};
 use crate::extension::lifecycle::{Lifecycle, LifecycleError};
-use crate::extension::manager::{Manager, ping};
+use crate::extension::manager::Manager;
+use crate::extension::ping::Ping;
 use crate::extension::registry::routes;
 use crate::extension::socket::Socket;
 use crate::logging;
@@ -38,8 +39,9 @@ use crate::plugins::tables::tables;
 use crate::settings::Options;
 use crate::worker::settings_of;
 
-/// A worker that accepts a connection and doesn't answer a ping for so long is replaced. With the interval between
-/// two pings (3 s) before it, that is less than the 10 s after which osqueryd takes the extension for dead.
+/// A worker that doesn't answer a ping for so long is replaced. It is looked after, and pinged again, at each check of
+/// the registration: with 3 s between two of them it is killed 6 to 9 s after it hung, before the 10 s after which
+/// osqueryd takes the extension for dead.
 pub const HUNG_LIMIT: Duration = Duration::from_secs(5);
 
 /// A new worker beside an old one must serve within this, or the old one stays.
@@ -84,7 +86,6 @@ enum Event {
 enum News {
     Ready,
     AskedToEnd,
-    Hung,
     Ended,
 }
 
@@ -216,6 +217,11 @@ impl Supervisor {
                 if !self.lifecycle.is_known(attachment.uuid) {
                     return Outcome::Reattach;
                 }
+                if let Some(worker) = attachment.worker.take_if(WorkerProcess::is_hung) {
+                    log::error!("the worker {} has not answered for {HUNG_LIMIT:?}: killing it", worker.child.id());
+                    attachment.bury(worker);
+                    next_check = next_check.min(Instant::now() + CHECK_AFTER_DEATH);
+                }
                 if self.program.is_replaced() {
                     self.renew(attachment, "another binary is there");
                 }
@@ -235,7 +241,7 @@ impl Supervisor {
             match news {
                 News::Ready => self.take_over(attachment),
                 News::Ended => attachment.give_candidate_up("it ended"),
-                News::Hung | News::AskedToEnd => {}
+                News::AskedToEnd => {}
             }
             return false;
         }
@@ -247,10 +253,6 @@ impl Supervisor {
                 return true;
             }
             News::Ready => attachment.worker = Some(worker),
-            News::Hung => {
-                log::error!("the worker {} has not answered for {HUNG_LIMIT:?}: killing it", worker.child.id());
-                attachment.bury(worker);
-            }
             News::Ended => attachment.bury(worker),
         }
         false
@@ -300,7 +302,7 @@ impl Supervisor {
 
     /// The candidate serves: it takes the name over, and the old worker finishes what it has.
     fn take_over(&mut self, attachment: &mut Attachment) {
-        let Some((mut socket, worker, _)) = attachment.candidate.take() else { return };
+        let Some((mut socket, mut worker, _)) = attachment.candidate.take() else { return };
         if let Err(error) = socket.publish(attachment.uuid) {
             log::error!("the new worker can't take over: {error}; the old one goes on");
             return worker.kill();
@@ -322,7 +324,7 @@ impl Supervisor {
         let mut socket = Socket::bind(&self.cli.socket)
             .with_context(|| format!("can't listen on a socket beside {}", self.cli.socket.display()))?;
         // Before the registration: it gets ready while osqueryd answers.
-        let worker = self.spawn(&socket, &options, None)?;
+        let mut worker = self.spawn(&socket, &options, None)?;
         let lifecycle = self.lifecycle.clone();
         let registered = lifecycle.register(|pause| self.stopped_within(pause));
         let uuid = match registered {
@@ -386,7 +388,7 @@ impl Supervisor {
         if let Some(uuid) = uuid {
             worker.tell(&Order::Attached(uuid));
         }
-        worker.watch(self.sender.clone(), self.interval)?;
+        worker.watch(self.sender.clone())?;
         Ok(worker)
     }
 
@@ -534,7 +536,9 @@ struct WorkerProcess {
     child: Child,
     control: UnixStream,
     /// Where it is called, for the pings.
-    socket: Arc<Mutex<PathBuf>>,
+    socket: PathBuf,
+    /// On its way to it.
+    ping: Option<Ping>,
 }
 
 impl WorkerProcess {
@@ -559,7 +563,7 @@ impl WorkerProcess {
             }
         }
         let child = command.spawn().with_context(|| format!("can't start {}", program.path.display()))?;
-        Ok(Self { number, child, control, socket: Arc::new(Mutex::new(socket.path().to_owned())) })
+        Ok(Self { number, child, control, socket: socket.path().to_owned(), ping: None })
     }
 
     /// A worker that is gone doesn't hear it; its end is noticed elsewhere.
@@ -570,19 +574,28 @@ impl WorkerProcess {
     }
 
     /// Its socket has another name now.
-    fn moved(&self, socket: &Socket) {
-        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = socket.path().to_owned();
+    fn moved(&mut self, socket: &Socket) {
+        self.socket = socket.path().to_owned();
     }
 
-    /// Starts the threads that hear the worker, see its end, and ping it every `interval`.
-    fn watch(&self, events: Sender<Event>, interval: Duration) -> anyhow::Result<()> {
+    /// Whether it has not answered the last ping for [`HUNG_LIMIT`]; otherwise the next ping is sent, once the last one is
+    /// answered. One that can't be connected to is another matter: its socket was swept away, or it is dead, which is
+    /// noticed elsewhere.
+    fn is_hung(&mut self) -> bool {
+        match self.ping.take_if(|ping| !ping.is_unanswered()) {
+            None if self.ping.is_some() => {}
+            _ => self.ping = Ping::send(&self.socket).ok(),
+        }
+        self.ping.as_ref().is_some_and(|ping| ping.sent().elapsed() >= HUNG_LIMIT)
+    }
+
+    /// Starts the thread that hears the worker and sees its end.
+    fn watch(&self, events: Sender<Event>) -> anyhow::Result<()> {
         let mut reports = control::Receiver::new(self.control.try_clone()?);
         let number = self.number;
-        let (alive, ended) = mpsc::channel::<()>();
-        let sender = events.clone();
         let hear = move || {
             // The receiver is gone only when the process ends anyway.
-            let tell = |news| drop(sender.send(Event::Worker(number, news)));
+            let tell = |news| drop(events.send(Event::Worker(number, news)));
             while let Ok(Some(report)) = reports.receive() {
                 match report {
                     Report::Ready => tell(News::Ready),
@@ -590,19 +603,8 @@ impl WorkerProcess {
                 }
             }
             tell(News::Ended);
-            drop(alive);
         };
         thread::Builder::new().name(format!("worker-{number}")).spawn(hear).context("can't start a thread")?;
-        let socket = Arc::clone(&self.socket);
-        let ping = move || {
-            while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                let path = socket.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if is_hung(&path) {
-                    let _ = events.send(Event::Worker(number, News::Hung));
-                }
-            }
-        };
-        thread::Builder::new().name(format!("ping-{number}")).spawn(ping).context("can't start a thread")?;
         Ok(())
     }
 
@@ -634,13 +636,6 @@ fn own_flags(cli: &Cli, options: &Options) -> OwnFlags {
         log::error!("our flag file: {error}");
     }
     own
-}
-
-/// Whether a worker accepts a connection and doesn't answer. One that can't be connected to is another matter: its
-/// socket was swept away, or it is dead, which is noticed elsewhere.
-fn is_hung(socket: &Path) -> bool {
-    let asked = Instant::now();
-    ping(socket, HUNG_LIMIT).is_err() && asked.elapsed() >= HUNG_LIMIT
 }
 
 fn watch_signals(events: Sender<Event>) -> anyhow::Result<Handle> {

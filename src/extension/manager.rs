@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use thrift::protocol::{TBinaryOutputProtocol, TOutputProtocol};
 
 use super::osquery::{
-    ExtensionManagerSyncClient, ExtensionResponse, ExtensionStatus, ExtensionSyncClient, InternalExtensionInfo,
-    TExtensionManagerSyncClient, TExtensionSyncClient,
+    ExtensionManagerSyncClient, ExtensionResponse, ExtensionStatus, InternalExtensionInfo, TExtensionManagerSyncClient,
+    TExtensionSyncClient,
 };
 use super::protocol::LossyInput;
 use super::registry::{NAME, Routes, StringMap};
@@ -152,9 +152,19 @@ impl Manager {
         }
     }
 
-    /// Whether osqueryd still knows the extension with this uuid. Asked by a thread that must not wait for long.
+    /// Whether osqueryd still knows the extension with this uuid. Asked every few seconds, by a thread that must not wait
+    /// for long: over a connection of its own, since the kept one's reader would wake for the answer, too.
     pub fn knows(&self, uuid: i64) -> Result<bool> {
-        Ok(self.call_within(CHECK_LIMIT, "extensions", TExtensionManagerSyncClient::extensions)?.contains_key(&uuid))
+        let unreachable = |source| ManagerError::Unreachable { path: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
+        let ask = || -> thrift::Result<bool> {
+            stream.set_read_timeout(Some(CHECK_LIMIT))?;
+            stream.set_write_timeout(Some(CHECK_LIMIT))?;
+            let input = LossyInput::new(BufReader::new(&stream))?;
+            let output = TBinaryOutputProtocol::new(BufWriter::new(&stream), true);
+            Ok(ExtensionManagerSyncClient::new(input, output).extensions()?.contains_key(&uuid))
+        };
+        ask().map_err(|source| ManagerError::Broken { method: "extensions", source })
     }
 
     /// The names and versions of the extensions that osqueryd knows, by their uuids.
@@ -244,16 +254,6 @@ impl Manager {
     fn lock(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Pings an extension's socket, as its manager does.
-pub fn ping(socket: &Path, limit: Duration) -> thrift::Result<()> {
-    let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    let input = LossyInput::new(BufReader::new(stream.try_clone()?))?;
-    let output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
-    ExtensionSyncClient::new(input, output).ping().map(drop)
 }
 
 fn database_request(action: &str, key: &str) -> StringMap {

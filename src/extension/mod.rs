@@ -14,3 +14,4 @@ pub mod socket;
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 #[rustfmt::skip]
 pub mod osquery;
+pub mod ping;
