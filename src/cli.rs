@@ -250,7 +250,9 @@ impl OwnFlags {
         }
     }
 
-    fn parse(path: &Path, text: &str) -> (Self, Vec<FlagfileError>) {
+    /// The flags of a flag file's text; `path` is for its errors.
+    #[must_use]
+    pub fn parse(path: &Path, text: &str) -> (Self, Vec<FlagfileError>) {
         let mut flags = Self::default();
         let mut errors = Vec::new();
         for (index, line) in text.lines().enumerate() {

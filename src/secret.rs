@@ -72,17 +72,77 @@ pub fn percent_encode(text: &str) -> String {
 /// `text` with every known secret masked: as it is, percent-encoded and JSON-escaped in the ways that servers do it.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
+    // As nearly all answers to osqueryd are.
+    if text.len() < SHORTEST_MASKED {
+        return Cow::Borrowed(text);
+    }
     let forms = FORMS.read().unwrap_or_else(PoisonError::into_inner);
-    let mut text = Cow::Borrowed(text);
     // The longest first: one that begins with another one is masked whole.
-    let mut forms: Vec<&String> = forms.iter().filter(|form| text.contains(form.as_str())).collect();
+    let mut forms: Vec<&str> = forms.iter().map(String::as_str).collect();
     forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
-    for form in forms {
-        if text.contains(form.as_str()) {
-            text = Cow::Owned(text.replace(form.as_str(), MASK));
+    let mut text = Cow::Borrowed(text);
+    for form in &forms {
+        if text.contains(form) {
+            text = Cow::Owned(text.replace(form, MASK));
         }
     }
-    text
+    if text.contains('\\') { mask_escaped(text, &forms) } else { text }
+}
+
+/// Masks what shows once JSON's escapes are read: servers may escape any character (`\/` in PHP, `\u002B` in .NET).
+fn mask_escaped<'a>(text: Cow<'a, str>, forms: &[&str]) -> Cow<'a, str> {
+    let mut read = String::with_capacity(text.len());
+    // Where in `text` each byte of `read` comes from, and the end.
+    let mut origins = Vec::with_capacity(text.len() + 1);
+    let mut rest = &*text;
+    while let Some(first) = rest.chars().next() {
+        let (character, length) = escape(rest).unwrap_or((first, first.len_utf8()));
+        read.push(character);
+        origins.resize(read.len(), text.len() - rest.len());
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    origins.push(text.len());
+    let origin = |index: usize| origins.get(index).copied().unwrap_or(text.len());
+    let mut masked = String::new();
+    let mut done = 0;
+    while let Some((start, end)) = first_of(forms, &read, done) {
+        masked.push_str(text.get(origin(done)..origin(start)).unwrap_or_default());
+        masked.push_str(MASK);
+        done = end;
+    }
+    if done == 0 {
+        return text;
+    }
+    masked.push_str(text.get(origin(done)..).unwrap_or_default());
+    masked.into()
+}
+
+/// The first of these in `text` from `start` on; of those that begin there, the first in the list.
+fn first_of(forms: &[&str], text: &str, start: usize) -> Option<(usize, usize)> {
+    let rest = text.get(start..)?;
+    let found = forms.iter().filter_map(|form| Some((start + rest.find(form)?, form.len())));
+    found.min_by_key(|(at, _)| *at).map(|(at, length)| (at, at + length))
+}
+
+/// The character that an escape of JSON at the beginning of `text` stands for, and the escape's length.
+fn escape(text: &str) -> Option<(char, usize)> {
+    let unit = |at: usize| u32::from_str_radix(text.get(at..at + 4)?, 16).ok();
+    match text.strip_prefix('\\')?.chars().next()? {
+        'u' => match (unit(2)?, text.get(6..8)) {
+            (high @ 0xd800..0xdc00, Some("\\u")) => {
+                let low = unit(8).filter(|low| (0xdc00..0xe000).contains(low))?;
+                Some((char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00))?, 12))
+            }
+            (unit, _) => Some((char::from_u32(unit)?, 6)),
+        },
+        character @ ('"' | '\\' | '/') => Some((character, 2)),
+        'b' => Some(('\u{8}', 2)),
+        'f' => Some(('\u{c}', 2)),
+        'n' => Some(('\n', 2)),
+        'r' => Some(('\r', 2)),
+        't' => Some(('\t', 2)),
+        _ => None,
+    }
 }
 
 fn remember(value: &str) {
@@ -91,9 +151,9 @@ fn remember(value: &str) {
     }
     let mut forms = FORMS.write().unwrap_or_else(PoisonError::into_inner);
     for form in forms_of(value) {
-        if !forms.contains(&form) {
-            forms.push(form);
-        }
+        // What is still in use is the newest again: the forms that are given up are those of old node keys.
+        forms.retain(|other| *other != form);
+        forms.push(form);
     }
     let surplus = forms.len().saturating_sub(FORMS_KEPT);
     forms.drain(..surplus);
@@ -157,6 +217,26 @@ mod tests {
             assert_eq!(redact(text), MASK);
         }
         assert_eq!(forms_of("node-key_1.~"), [const { "node-key_1.~" }; 8].map(str::to_owned));
+    }
+
+    #[test]
+    fn a_secret_is_masked_however_json_escapes_it() {
+        let _secret = Secret::new("esc/aped+\u{1f511}\"key");
+        for shown in [r#"esc\/aped+🔑\"key"#, r#"\u0065sc/aped\u002B\ud83d\uDD11\u0022key"#] {
+            assert_eq!(redact(&format!(r#"{{"a":"\n","k":"{shown}"}}"#)), format!(r#"{{"a":"\n","k":"{MASK}"}}"#));
+        }
+        for other in [r"esc\uzzzz", r"\ud83d\u0020 esc\", r"\ud83d", "\\u"] {
+            assert_eq!(redact(other), other);
+        }
+    }
+
+    #[test]
+    fn a_secret_in_use_stays_known_however_many_come() {
+        for number in 0..FORMS_KEPT {
+            let _used = Secret::new("in-use-all-the-time");
+            let _key = Secret::new(format!("one/of many keys {number}"));
+        }
+        assert_eq!(redact("in-use-all-the-time"), MASK);
     }
 
     #[test]

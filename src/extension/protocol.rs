@@ -17,6 +17,10 @@ use thrift::{ProtocolError, ProtocolErrorKind, Result, TConfiguration};
 /// The longest string accepted from osqueryd. A snapshot of a large table is one string.
 pub const MAX_STRING: usize = 512 << 20;
 
+/// The longest list accepted: the generated code reserves memory for as many rows as are claimed. osqueryd sends lists
+/// only in answers to our queries, of a row or a few.
+const MAX_LIST: i32 = 1 << 16;
+
 /// At most so much is reserved before a string's bytes are there.
 const RESERVED_AHEAD: usize = 64 << 10;
 
@@ -73,6 +77,14 @@ impl<R: BufRead> LossyInput<R> {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
         Ok(bytes)
+    }
+
+    fn list_begin(&mut self) -> Result<TListIdentifier> {
+        let list = self.inner.read_list_begin()?;
+        if list.size > MAX_LIST {
+            return Self::protocol_error(ProtocolErrorKind::SizeLimit, format!("a list of {} elements", list.size));
+        }
+        Ok(list)
     }
 
     fn message_begin(&mut self) -> Result<TMessageIdentifier> {
@@ -173,7 +185,7 @@ impl<R: BufRead> TInputProtocol for LossyInput<R> {
     }
 
     fn read_list_begin(&mut self) -> Result<TListIdentifier> {
-        let read = self.inner.read_list_begin();
+        let read = self.list_begin();
         self.note(read)
     }
 
@@ -235,6 +247,16 @@ mod tests {
         let wire = string(MAX_STRING as i32, b"short");
         let error = LossyInput::new(wire.as_slice()).unwrap().read_bytes().unwrap_err();
         assert!(matches!(error, thrift::Error::Transport(_)), "{error:?}");
+    }
+
+    #[test]
+    fn long_lists_are_refused() {
+        let list = |length: i32| [&[13], &length.to_be_bytes()[..]].concat();
+        let read = |wire: Vec<u8>| LossyInput::new(wire.as_slice()).unwrap().read_list_begin();
+        assert_eq!(read(list(MAX_LIST)).unwrap().size, MAX_LIST);
+        for length in [-1, MAX_LIST + 1, i32::MAX] {
+            assert!(read(list(length)).is_err(), "{length}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! of the thrift crate's own server. When all of them are busy (a config call waits for the network), a spare
 //! one is started, so that a log line never waits behind them.
 
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::Shutdown as Direction;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -48,8 +48,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A listening socket and the threads that serve it.
 pub struct Server {
-    uuid: Arc<AtomicI64>,
     shared: Arc<Shared>,
+}
+
+/// The answers to osqueryd's calls, whatever the calls come over.
+pub struct Service {
+    uuid: Arc<AtomicI64>,
+    processor: ExtensionSyncProcessor<Handler>,
 }
 
 /// Counts the serving threads of all servers of this process, so that the end can wait for them.
@@ -58,7 +63,7 @@ pub struct ThreadCount(Arc<(Mutex<usize>, Condvar)>);
 
 struct Shared {
     listener: UnixListener,
-    processor: ExtensionSyncProcessor<Handler>,
+    service: Service,
     threads: ThreadCount,
     idle: AtomicUsize,
     stopping: AtomicBool,
@@ -86,11 +91,9 @@ impl Server {
         asked_to_end: impl Fn() + Send + Sync + 'static,
         threads: ThreadCount,
     ) -> io::Result<Self> {
-        let uuid = Arc::new(AtomicI64::new(0));
-        let handler = Handler { uuid: Arc::clone(&uuid), registry, asked_to_end: Box::new(asked_to_end) };
         let shared = Arc::new(Shared {
             listener,
-            processor: ExtensionSyncProcessor::new(handler),
+            service: Service::new(registry, asked_to_end),
             threads,
             idle: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
@@ -102,12 +105,12 @@ impl Server {
         for _ in 0..ACCEPTORS {
             Shared::spawn(&shared)?;
         }
-        Ok(Self { uuid, shared })
+        Ok(Self { shared })
     }
 
     /// The uuid under which osqueryd has registered the extension, which each answer carries.
     pub fn set_uuid(&self, uuid: i64) {
-        self.uuid.store(uuid, Ordering::SeqCst);
+        self.shared.service.uuid.store(uuid, Ordering::SeqCst);
     }
 
     /// Takes no more calls than those that wait to be accepted. Calls in flight go on and are answered;
@@ -131,6 +134,39 @@ impl Server {
         self.shared.closed.wait_while_for(&mut connections, is_open, LAST_IDLE_LIMIT);
         for (_, stream) in &connections.open {
             let _ = stream.shutdown(Direction::Read);
+        }
+    }
+}
+
+impl Service {
+    /// Answers from `registry`; osqueryd's `shutdown` call is told to `asked_to_end`.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, asked_to_end: impl Fn() + Send + Sync + 'static) -> Self {
+        let uuid = Arc::new(AtomicI64::new(0));
+        let handler = Handler { uuid: Arc::clone(&uuid), registry, asked_to_end: Box::new(asked_to_end) };
+        Self { uuid, processor: ExtensionSyncProcessor::new(handler) }
+    }
+
+    /// Answers one connection's calls: to its end, or until one can't be read, or `stopping` says that the one just
+    /// answered was the last.
+    pub fn converse(
+        &self,
+        reader: impl BufRead,
+        writer: impl Write,
+        stopping: impl Fn() -> bool,
+    ) -> thrift::Result<()> {
+        let mut input = LossyInput::new(reader)?;
+        let mut output = TBinaryOutputProtocol::new(BufWriter::new(writer), true);
+        loop {
+            match self.processor.process(&mut input, &mut output) {
+                // The processor answers a message that can't be read, too, and leaves the rest of it unread.
+                Ok(()) if stopping() || input.is_broken() => return Ok(()),
+                Ok(()) => {}
+                Err(thrift::Error::Transport(error)) if error.kind == thrift::TransportErrorKind::EndOfFile => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 }
@@ -200,19 +236,7 @@ impl Shared {
 
     fn converse(&self, stream: &UnixStream) -> thrift::Result<()> {
         stream.set_read_timeout(Some(if self.stopping() { LAST_IDLE_LIMIT } else { IDLE_LIMIT }))?;
-        let mut input = LossyInput::new(BufReader::new(stream))?;
-        let mut output = TBinaryOutputProtocol::new(BufWriter::new(Patient(stream)), true);
-        loop {
-            match self.processor.process(&mut input, &mut output) {
-                // The processor answers a message that can't be read, too, and leaves the rest of it unread.
-                Ok(()) if self.stopping() || input.is_broken() => return Ok(()),
-                Ok(()) => {}
-                Err(thrift::Error::Transport(error)) if error.kind == thrift::TransportErrorKind::EndOfFile => {
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.service.converse(BufReader::new(stream), Patient(stream), || self.stopping())
     }
 
     fn stopping(&self) -> bool {

@@ -158,6 +158,9 @@ impl Verdict {
 /// No server's answer is nested deeper; osqueryd's own reader, which gets some answers, is recursive.
 const DEEPEST_ANSWER: usize = 100;
 
+/// So many characters of a server's own words are passed on.
+const LONGEST_MESSAGE: usize = 300;
+
 /// Judges an answer: its JSON object's text, `{}` for an empty body, or why it is no success.
 ///
 /// Any status but 2xx is a failure, but its body is still read for `node_invalid` and `error`, since several
@@ -187,9 +190,14 @@ pub fn judge(
         _ => verdict,
     });
     match verdict {
-        Ok(verdict) if verdict.node_invalid() => Err(AnswerError::NodeInvalid { status, message: verdict.error() }),
+        Ok(verdict) if verdict.node_invalid() => {
+            let message = verdict.error().map(|message| beginning(&message, LONGEST_MESSAGE));
+            Err(AnswerError::NodeInvalid { status, message })
+        }
         Ok(verdict) => match verdict.error() {
-            Some(message) => Err(AnswerError::Error { status, message: beginning(&message, 300), retry_after }),
+            Some(message) => {
+                Err(AnswerError::Error { status, message: beginning(&message, LONGEST_MESSAGE), retry_after })
+            }
             None if !success => Err(AnswerError::Status { status, retry_after }),
             None if text.is_empty() => Ok("{}".to_owned()),
             None => Ok(text.to_owned()),
@@ -440,6 +448,15 @@ mod tests {
         assert_eq!(error(403, r#"{"message":"Forbidden"}"#), "the server answered HTTP 403");
         assert!(judge(Endpoint::Logger, 200, NO_WAIT, br#"{"error":null,"status":"ok"}"#).is_ok());
         assert!(judge(Endpoint::DistributedRead, 200, NO_WAIT, br#"{"message":"none","status":"error"}"#).is_ok());
+    }
+
+    #[test]
+    fn a_server_s_words_are_cut() {
+        for members in ["", r#","node_invalid":true"#] {
+            let body = format!(r#"{{"error":"{}"{members}}}"#, "x".repeat(10_000));
+            let message = judge(Endpoint::Logger, 200, NO_WAIT, body.as_bytes()).unwrap_err().to_string();
+            assert!(message.len() < 400 && message.contains("xxx"), "{message}");
+        }
     }
 
     #[test]

@@ -377,8 +377,9 @@ fn read(mut response: Response<Body>) -> Result<Answer, TransportError> {
     Ok(Answer { status, retry_after, date, body })
 }
 
-/// Both forms of `Retry-After`: seconds, or a date.
-fn retry_after(value: &str) -> Option<Duration> {
+/// Both forms of `Retry-After`: seconds, or a date. `None` for anything else, at most an hour.
+#[must_use]
+pub fn retry_after(value: &str) -> Option<Duration> {
     let wait = match value.trim().parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),

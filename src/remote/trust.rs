@@ -115,6 +115,11 @@ impl ServerVerifier {
         if now > parsed.validity().not_after.timestamp() {
             return Err(CertificateError::Expired.into());
         }
+        // As OpenSSL does: a certificate for clients is none for servers.
+        let usage = parsed.extended_key_usage().map_err(|_| CertificateError::BadEncoding)?;
+        if usage.is_some_and(|usage| !usage.value.server_auth) {
+            return Err(CertificateError::InvalidPurpose.into());
+        }
         // With its own key.
         parsed.verify_signature(None).map_err(|_| CertificateError::BadSignature)?;
         verify_name(certificate, name)
@@ -289,6 +294,7 @@ fn explain_handshake(error: &rustls::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
     use rustls::crypto::ring;
     use rustls_pki_types::pem::PemObject;
     use std::time::Duration;
@@ -305,6 +311,23 @@ mod tests {
         let name = ServerName::try_from("localhost").unwrap();
         let error = verifier.verify_server_cert(&leaf, &[], &name, &[], now).unwrap_err();
         assert!(explain(&error).contains("X.509 version 1, which is not supported"), "{error:?}");
+    }
+
+    #[test]
+    fn a_pinned_certificate_for_clients_is_none_for_servers() {
+        let judge = |usages: Vec<ExtendedKeyUsagePurpose>| {
+            let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            params.extended_key_usages = usages;
+            let leaf = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone();
+            let provider = Arc::new(ring::default_provider());
+            let verifier = ServerVerifier::new(vec![leaf.clone()], TrustKind::Explicit, provider).unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
+            verifier.verify_server_cert(&leaf, &[], &ServerName::try_from("localhost").unwrap(), &[], now)
+        };
+        assert!(judge(vec![]).is_ok());
+        assert!(judge(vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]).is_ok());
+        let error = judge(vec![ExtendedKeyUsagePurpose::ClientAuth]).unwrap_err();
+        assert!(explain(&error).contains("not meant for TLS servers"), "{error:?}");
     }
 
     #[test]

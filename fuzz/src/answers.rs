@@ -1,0 +1,344 @@
+//! A server's answers: status, headers and body of every endpoint, through all that judges them.
+//!
+//! The input is a byte that says what was asked ([`Asked`]), two of the status, a header's value up to the end of the
+//! line, and the body.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use osquery_remote_tls::remote::Endpoint;
+use osquery_remote_tls::remote::api::{
+    self, AnswerError, ClientCertificate, ConfigLimits, Enrolled, KeyPlace, LogType, Payload,
+};
+use osquery_remote_tls::remote::status_line::{Decoration, StatusLine};
+use osquery_remote_tls::remote::transport::retry_after;
+use osquery_remote_tls::remote::url::same_host_redirect;
+use osquery_remote_tls::secret::{MASK, Secret, redact};
+use osquery_remote_tls::settings::HostPort;
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+/// The node key, which no error may show.
+pub const NODE_KEY: &str = "fuzz/n0de+\"key";
+
+/// No error's text is longer: it goes into a log line and an answer to osqueryd.
+const LONGEST_ERROR: usize = 1500;
+
+/// The deepest answer that is taken.
+const DEEPEST: usize = 100;
+
+const SERVERS: [&str; 4] = ["fleet.example.com", "fleet.example.com:8443", "[::1]:8443", "10.0.0.1"];
+
+/// What the first byte says.
+struct Asked {
+    endpoint: Endpoint,
+    place: KeyPlace,
+    certificate: ClientCertificate,
+    limits: ConfigLimits,
+    server: HostPort,
+}
+
+impl Asked {
+    fn new(byte: u8) -> Self {
+        let endpoints = [
+            Endpoint::Enroll,
+            Endpoint::Config,
+            Endpoint::Logger,
+            Endpoint::DistributedRead,
+            Endpoint::DistributedWrite,
+        ];
+        let bit = |mask: u8| byte & mask != 0;
+        Self {
+            endpoint: endpoints[usize::from(byte & 7) % endpoints.len()],
+            place: if bit(8) { KeyPlace::Url } else { KeyPlace::Body },
+            certificate: if bit(16) { ClientCertificate::Configured } else { ClientCertificate::Absent },
+            // Limits that small inputs reach, too.
+            limits: if bit(32) { ConfigLimits { bytes: 64, depth: 3 } } else { ConfigLimits::of_version(None) },
+            server: HostPort::parse(SERVERS[usize::from(byte >> 6)]).unwrap(),
+        }
+    }
+}
+
+/// Tries one input.
+pub fn run(input: &[u8]) {
+    let Some((&[asked, high, low], rest)) = input.split_first_chunk() else { return };
+    let (asked, status) = (Asked::new(asked), u16::from_be_bytes([high, low]));
+    let end = rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len());
+    let (header, body) = (String::from_utf8_lossy(&rest[..end]), rest.get(end + 1..).unwrap_or_default());
+    let node_key = Secret::new(NODE_KEY);
+    check_redirect(&asked.server, &header);
+    let wait = check_retry_after(&header);
+    check_judgement(&asked, status, wait, body);
+    check_enrollment(&asked, status, wait, body);
+    let text = String::from_utf8_lossy(body);
+    check_configuration(&text, asked.place, asked.limits);
+    check_requests(&text, &node_key);
+    check_status_lines(&text);
+}
+
+/// To whoever makes the connection, a redirect that is followed leads to the same host and port, by https.
+fn check_redirect(server: &HostPort, location: &str) {
+    let Some(url) = same_host_redirect(server, location) else { return };
+    let Ok(url) = url.parse::<http::Uri>() else { return };
+    assert_eq!(url.scheme_str(), Some("https"), "{location}");
+    let host = url.host().unwrap_or_default();
+    assert!(host.eq_ignore_ascii_case(&server.host), "{location} leads to {host}");
+    assert_eq!(url.port_u16().unwrap_or(443), server.port.unwrap_or(443), "{location}");
+    assert!(url.authority().is_some_and(|authority| !authority.as_str().contains('@')), "{location}");
+}
+
+fn check_retry_after(value: &str) -> Option<Duration> {
+    let hour = Duration::from_secs(3600);
+    let wait = retry_after(value);
+    assert!(wait.is_none_or(|wait| wait <= hour), "{wait:?}");
+    if let Ok(seconds) = value.parse::<u64>() {
+        assert_eq!(wait, Some(Duration::from_secs(seconds).min(hour)));
+    }
+    wait
+}
+
+fn check_judgement(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) {
+    let success = (200..300).contains(&status);
+    let text = String::from_utf8_lossy(body);
+    let members = Members::of(&text);
+    match api::judge(asked.endpoint, status, wait, body) {
+        Ok(answer) => {
+            assert!(success, "HTTP {status} is no success");
+            assert_eq!(answer, if text.trim().is_empty() { "{}" } else { text.trim() });
+            assert!(api::is_object(&answer), "{answer}");
+            assert!(depth(&answer).is_none_or(|depth| depth <= DEEPEST));
+            if let Some(members) = members {
+                assert!(!members.says_no(asked.endpoint), "{answer}");
+            }
+            check_configuration(&answer, asked.place, asked.limits);
+        }
+        Err(error) => {
+            check_error(&error, status, wait);
+            if let Some(members) = members.filter(|_| success && depth(&text).is_some_and(|depth| depth <= DEEPEST)) {
+                assert!(members.says_no(asked.endpoint) || members.repeats(), "{text} is refused: {error}");
+            }
+        }
+    }
+}
+
+fn check_error(error: &AnswerError, status: u16, wait: Option<Duration>) {
+    let shown = error.to_string();
+    assert!(shown.len() <= LONGEST_ERROR, "{} bytes of error", shown.len());
+    let key: &str = NODE_KEY;
+    let escaped = Value::from(key).to_string();
+    // What is known is masked where text leaves, too; what is cut before can't be.
+    for form in [key, escaped.trim_matches('"')] {
+        assert!(!redact(&shown).contains(form), "{shown}");
+    }
+    assert!(error.status().is_none_or(|shown| shown == status));
+    assert!(error.retry_after().is_none_or(|shown| Some(shown) == wait));
+}
+
+fn check_enrollment(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) {
+    let text = String::from_utf8_lossy(body);
+    match api::judge_enrollment(status, wait, body, asked.certificate) {
+        Ok(Enrolled::Key(key)) => {
+            assert!((200..300).contains(&status));
+            assert!(!key.expose().trim().is_empty());
+            let members = Members::of(&text).expect("a key comes in an object");
+            assert!(members.holds(&["node_key", "id"], key.expose()));
+            check_masking(&text, key.expose());
+        }
+        Ok(Enrolled::Blank) => {
+            assert!((200..300).contains(&status));
+            assert_eq!(asked.certificate, ClientCertificate::Configured);
+        }
+        Err(error) => check_error(&error, status, wait),
+    }
+}
+
+/// An enrollment's answer is shown (`tls_dump`) once its key is known: no reader of JSON finds the key in it then.
+fn check_masking(text: &str, key: &str) {
+    // Shorter ones are not masked, and such ones can be made by masking.
+    if key.len() < 3 || key.contains(['<', '>']) || MASK.contains(key) {
+        return;
+    }
+    let shown = redact(text);
+    assert!(!shown.contains(key), "{shown}");
+    if let Some(members) = Members::of(&shown) {
+        assert!(!members.holds(&["node_key", "id"], key), "{shown}");
+    }
+}
+
+/// What osqueryd gets as its configuration is a non-empty object within the limits, and every such one is had.
+fn check_configuration(answer: &str, place: KeyPlace, limits: ConfigLimits) {
+    let document = match place {
+        KeyPlace::Body => Some(answer.to_owned()),
+        KeyPlace::Url => wrapped(answer),
+    };
+    let good = document.as_ref().is_some_and(|document| {
+        document.len() <= limits.bytes
+            && depth(document).is_some_and(|depth| depth <= limits.depth)
+            && Members::of(document).is_some_and(|members| members.0.iter().any(|(name, _)| name != "node_invalid"))
+    });
+    match api::configuration(answer.to_owned(), place, limits) {
+        Ok(given) => {
+            assert!(good, "{given} is given to osqueryd");
+            assert_eq!(Some(given), document);
+        }
+        Err(error) => {
+            assert!(!good, "{answer} is refused: {error}");
+            assert!(error.to_string().len() <= LONGEST_ERROR, "{error}");
+        }
+    }
+}
+
+/// The member `config` of an answer, when it is there once and is a string.
+fn wrapped(answer: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Wrapped {
+        config: String,
+    }
+    serde_json::from_str::<Wrapped>(answer).ok().map(|wrapped| wrapped.config)
+}
+
+/// Whatever is passed on, a request has the members that it should have, and no others.
+fn check_requests(text: &str, key: &Secret) {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct LogRequest {
+        node_key: String,
+        log_type: String,
+        data: Vec<IgnoredAny>,
+    }
+    let lines: Vec<String> = text.lines().filter(|line| api::is_json(line)).map(str::to_owned).collect();
+    let lines: Vec<&String> = lines.iter().collect();
+    let body = api::body(Payload::Lines(LogType::Result, &lines), key, KeyPlace::Body);
+    let request: LogRequest = serde_json::from_str(&body).expect("a log request");
+    assert_eq!((&*request.node_key, &*request.log_type, request.data.len()), (NODE_KEY, "result", lines.len()));
+
+    if !api::is_object(text) {
+        return;
+    }
+    let body = api::body(Payload::Object(text), key, KeyPlace::Body);
+    assert!(api::is_object(&body), "{body}");
+    if let (Some(before), Some(after)) = (Members::of(text), Members::of(&body)) {
+        let (key, others) = after.0.split_last().expect("the node key");
+        assert_eq!(others, before.0);
+        assert_eq!(*key, ("node_key".to_owned(), Value::from(NODE_KEY)));
+    }
+}
+
+fn check_status_lines(text: &str) {
+    for line in serde_json::from_str::<Vec<StatusLine>>(text).unwrap_or_default() {
+        let line: Value =
+            serde_json::from_str(&line.into_log_line("5.19.0", &Decoration::default())).expect("a status line");
+        assert!(["severity", "line", "unixTime"].iter().all(|name| line[name].is_i64()), "{line}");
+    }
+}
+
+/// An object's members as they are written, those that are there twice included.
+struct Members(Vec<(String, Value)>);
+
+impl Members {
+    fn of(text: &str) -> Option<Self> {
+        serde_json::from_str(text.trim()).ok()
+    }
+
+    fn repeats(&self) -> bool {
+        let mut seen = HashSet::new();
+        self.0.iter().any(|(name, _)| !seen.insert(name))
+    }
+
+    fn holds(&self, names: &[&str], text: &str) -> bool {
+        self.0.iter().any(|(name, value)| names.contains(&name.as_str()) && value.as_str() == Some(text))
+    }
+
+    fn says_no(&self, endpoint: Endpoint) -> bool {
+        self.0.iter().any(|(name, value)| match (name.as_str(), value) {
+            ("node_invalid", value) => [Value::from(true), "true".into(), 1.into()].contains(value),
+            ("error", value) => !value.is_null(),
+            ("status", value) => value == "error" && endpoint != Endpoint::DistributedRead,
+            _ => false,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Members;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(All)
+    }
+}
+
+/// How deep a JSON text is, by a parser; `None` when it is no JSON, or too deep for that parser.
+fn depth(text: &str) -> Option<usize> {
+    serde_json::from_str::<Depth>(text.trim()).ok().map(|depth| depth.0)
+}
+
+struct Depth(usize);
+
+impl<'de> Deserialize<'de> for Depth {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Measure)
+    }
+}
+
+struct Measure;
+
+impl<'de> Visitor<'de> for Measure {
+    type Value = Depth;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Depth, A::Error> {
+        let mut deepest = 0;
+        while let Some((_, Depth(depth))) = map.next_entry::<String, _>()? {
+            deepest = deepest.max(depth);
+        }
+        Ok(Depth(deepest + 1))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Depth, A::Error> {
+        let mut deepest = 0;
+        while let Some(Depth(depth)) = seq.next_element()? {
+            deepest = deepest.max(depth);
+        }
+        Ok(Depth(deepest + 1))
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Depth, E> {
+        Ok(Depth(0))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Depth, E> {
+        Ok(Depth(0))
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Depth, E> {
+        Ok(Depth(0))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Depth, E> {
+        Ok(Depth(0))
+    }
+
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<Depth, E> {
+        Ok(Depth(0))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Depth, E> {
+        Ok(Depth(0))
+    }
+}

@@ -1,0 +1,126 @@
+//! Our flag file and osqueryd's options.
+//!
+//! The input is a flag file's text; after a line that is [`SEPARATOR`], osqueryd's options follow, `name=value` a
+//! line.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser;
+use osquery_remote_tls::cli::{Cli, OwnFlags, with_two_dashes};
+use osquery_remote_tls::remote::url::Url;
+use osquery_remote_tls::settings::{HostPort, Options, REMOTE_PREFIX, Settings};
+
+/// Between the flag file and the options.
+pub const SEPARATOR: &str = "----";
+
+/// A proxy's password, which no message may show.
+pub const PASSWORD: &str = "Zq7-fuzz-passw0rd";
+
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Tries one input.
+pub fn run(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let (flags, options) = text.split_once(&format!("{SEPARATOR}\n")).unwrap_or((&text, ""));
+    let own = check_flagfile(flags);
+    let pairs = options.lines().filter_map(|line| line.split_once('='));
+    let options: Options = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    check_settings(&options, &own);
+    if text.matches(PASSWORD).count() == 1 && options.get("proxy_hostname").is_some_and(|proxy| has_password(proxy)) {
+        let shown = format!("{:?}", Settings::new(&options, &own));
+        assert!(!shown.contains(PASSWORD), "{shown}");
+    }
+}
+
+fn has_password(proxy: &str) -> bool {
+    let credentials = proxy.rsplit_once('@').and_then(|(credentials, _)| credentials.split_once(':'));
+    credentials.is_some_and(|(_, password)| password.contains(PASSWORD))
+}
+
+fn check_flagfile(text: &str) -> OwnFlags {
+    let path = Path::new("/etc/f");
+    let (own, errors) = OwnFlags::parse(path, text);
+    let again = OwnFlags::parse(path, text);
+    assert_eq!((&own, &errors), (&again.0, &again.1), "the same file, the same flags");
+    assert!(errors.len() <= text.lines().count());
+    for error in &errors {
+        assert!(error.to_string().starts_with("/etc/f:"), "{error}");
+    }
+
+    assert_eq!(own.clone().or(OwnFlags::default()), own);
+    assert_eq!(OwnFlags::default().or(own.clone()), own);
+    let arguments = own.to_arguments();
+    let command = std::iter::once(OsString::from("x")).chain(arguments.iter().cloned().map(with_two_dashes));
+    assert_eq!(Cli::try_parse_from(command).expect("arguments of our own making").own, own);
+    let lines: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
+    assert_eq!(OwnFlags::parse(path, &lines.join("\n")), (own.clone(), Vec::new()), "written as a flag file");
+    own
+}
+
+fn check_settings(options: &Options, own: &OwnFlags) {
+    let (settings, errors) = Settings::new(options, own);
+    assert_eq!(Settings::new(options, own), (settings.clone(), errors.clone()), "the same flags, the same settings");
+    check_ranges(&settings);
+
+    // Unusable values count for nothing: without them the settings are the same.
+    let (mut usable, mut usable_own) = (options.clone(), own.clone());
+    for error in &errors {
+        assert!(error.to_string().starts_with(&format!("--{}={} ", error.flag, error.value)), "{error}");
+        usable.remove(&error.flag);
+        forget(&mut usable_own, error.flag.strip_prefix(REMOTE_PREFIX).unwrap_or(&error.flag));
+    }
+    assert_eq!(Settings::new(&usable, &usable_own), (settings.clone(), Vec::new()));
+
+    // A configuration can't move the buffers, and what nobody knows changes nothing.
+    let mut more = options.clone();
+    more.insert(format!("{REMOTE_PREFIX}buffer_path"), "/elsewhere".to_owned());
+    more.insert("no_such_flag".to_owned(), "1".to_owned());
+    assert_eq!(Settings::new(&more, own).0, settings);
+
+    if let Ok(server) = &settings.server {
+        check_address(server);
+    }
+    if let Ok(Some(proxy)) = &settings.proxy {
+        check_address(&proxy.address);
+        assert!(proxy.address.port.is_some());
+    }
+}
+
+fn check_ranges(settings: &Settings) {
+    let seconds = |duration: Duration, least: u64, most: u64| {
+        assert!((Duration::from_secs(least)..=Duration::from_secs(most)).contains(&duration), "{settings:?}");
+    };
+    seconds(settings.request_timeout, 1, 3600);
+    seconds(settings.return_timeout, 1, 3600);
+    seconds(settings.tls.session_timeout, 0, WEEK.as_secs());
+    seconds(settings.enroll.max_interval, 0, WEEK.as_secs());
+    let logger = &settings.logger;
+    assert!((Duration::from_millis(100)..=WEEK).contains(&logger.period));
+    assert!(logger.backoff_max.is_none_or(|most| !most.is_zero() && most <= WEEK));
+    assert!(logger.max_lines >= 1);
+    assert!((1024..=1 << 30).contains(&logger.max_request_bytes));
+    assert!(logger.max_kept != Some(0));
+    assert!(settings.enroll.max_attempts != Some(0));
+    assert!(settings.config_max_attempts >= 1 && settings.distributed_max_attempts >= 1);
+    assert!(!settings.api.secret_name.is_empty());
+}
+
+/// What is taken for an address is one, to whoever reads the URL that is made of it.
+fn check_address(address: &HostPort) {
+    assert_eq!(HostPort::parse(&address.to_string()).as_ref(), Some(address));
+    let url: http::Uri = Url::new(address, "/log", None).expose().parse().expect("a URL");
+    assert_eq!((url.host(), url.port_u16(), url.path()), (Some(&*address.host), address.port, "/log"));
+}
+
+fn forget(own: &mut OwnFlags, flag: &str) {
+    match flag {
+        "buffer_max_bytes" => own.buffer_max_bytes = None,
+        "buffer_min_free_bytes" => own.buffer_min_free_bytes = None,
+        "logger_max_request_bytes" => own.logger_max_request_bytes = None,
+        "request_timeout" => own.request_timeout = None,
+        "return_timeout" => own.return_timeout = None,
+        _ => {}
+    }
+}
