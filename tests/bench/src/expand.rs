@@ -57,7 +57,7 @@ fn at_once(bench: &Bench) -> f64 {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = Place::new(directory.path());
     let contender = Contender::ours(&bench.programs, &place, &[]);
-    let call = contender.log(&difference());
+    let call = contender.log(&difference(ROWS));
     let began = Instant::now();
     Caller::new(&contender.socket).call(&call);
     let taken = began.elapsed();
@@ -75,12 +75,24 @@ fn line_by_line(bench: &Bench) -> f64 {
 }
 
 /// What osqueryd logs for a query that found so many new rows.
-fn difference() -> String {
-    let rows: Vec<String> = (0..ROWS).map(|n| lines::columns(n, SIZE)).collect();
+fn difference(rows: u64) -> String {
+    let rows: Vec<String> = (0..rows).map(|n| lines::columns(n, SIZE)).collect();
     format!(
         "{{\"diffResults\":{{\"removed\":[],\"added\":[{}]}},\"name\":\"bench_processes\",\
          \"hostIdentifier\":\"host-17.example.com\",\"calendarTime\":\"Mon Nov 23 04:45:06 2026 UTC\",\
          \"unixTime\":1795409106,\"epoch\":0,\"counter\":1,\"numerics\":false}}",
         rows.join(",")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_what_osqueryd_logs() {
+        let line: serde_json::Value = serde_json::from_str(&difference(3)).unwrap();
+        assert_eq!(line["diffResults"]["added"].as_array().unwrap().len(), 3);
+        assert_eq!((&line["name"], &line["counter"]), (&"bench_processes".into(), &1.into()));
+    }
 }

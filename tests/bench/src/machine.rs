@@ -18,13 +18,14 @@ pub(crate) fn description(scratch: &Path) -> String {
     };
     format!(
         "Measured at revision {} on {} cores ({model}), {memory:.0} GiB of memory, Linux {}, buffers on {}, {}. Load average \
-         at the beginning: {}.",
+         at the beginning: {}.{}",
         said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]),
         thread::available_parallelism().map_or(1, usize::from),
         read("/proc/sys/kernel/osrelease").trim(),
         file_system(&read("/proc/mounts"), scratch),
         said("rustc", &["--version"]),
         read("/proc/loadavg").split(' ').next().unwrap_or_default(),
+        if cfg!(debug_assertions) { " **The load generator is a debug build: these figures say little.**" } else { "" },
     )
 }
 
