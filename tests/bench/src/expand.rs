@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Bench;
 use crate::contenders::Contender;
+use crate::cores::Cores;
 use crate::deliver::PATIENCE;
 use crate::lines;
 use crate::load::{self, Amount, Caller};
@@ -71,7 +72,8 @@ fn line_by_line(bench: &Bench) -> f64 {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let contender = Contender::ours(&bench.programs, &Place::new(directory.path()), &[]);
     let call = contender.log(&lines::line(0, SIZE));
-    load::drive(&contender.socket, &call, 1, Amount { time: Duration::from_secs(60), calls: CALLS }).calls_per_second()
+    load::drive(&contender.socket, &call, 1, Cores::Any, Amount { time: Duration::from_secs(60), calls: CALLS })
+        .calls_per_second()
 }
 
 /// What osqueryd logs for a query that found so many new rows.

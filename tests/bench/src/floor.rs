@@ -11,9 +11,13 @@ use crate::thrift;
 /// As many as ours has.
 const ACCEPTORS: usize = 4;
 
-/// Serves until it is killed.
+/// Serves until it is killed, or its standard input ends: it doesn't outlive the suite.
 pub(crate) fn serve(socket: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(socket)?;
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(0);
+    });
     thread::scope(|scope| {
         for _ in 0..ACCEPTORS {
             scope.spawn(|| {

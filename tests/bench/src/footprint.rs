@@ -10,6 +10,7 @@ use testkit::osqueryd::Osqueryd;
 
 use crate::Bench;
 use crate::contenders::{Contender, Killed, our_options, wait_for};
+use crate::cores::Cores;
 use crate::lines;
 use crate::load::{self, Amount, Caller};
 use crate::processes::Memory;
@@ -136,7 +137,7 @@ fn most_under_load(contender: &Contender, time: Duration) -> Memory {
             }
             most
         });
-        load::drive(&contender.socket, &call, 4, Amount { time, calls: usize::MAX });
+        load::drive(&contender.socket, &call, 4, Cores::Any, Amount { time, calls: usize::MAX });
         over.store(true, Ordering::SeqCst);
         looking.join().expect("a look at the memory")
     })

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cores::Cores;
 use crate::statistics::Latencies;
 use crate::thrift;
 
@@ -35,14 +36,15 @@ impl Load {
     }
 }
 
-/// Makes the same call from so many threads at once.
+/// Makes the same call from so many threads at once, on these cores.
 ///
 /// # Panics
 /// When a call fails: what is measured then is not what is meant.
-pub(crate) fn drive(socket: &Path, call: &[u8], threads: usize, amount: Amount) -> Load {
+pub(crate) fn drive(socket: &Path, call: &[u8], threads: usize, cores: Cores, amount: Amount) -> Load {
     let began = Instant::now();
     let calls = amount.calls / threads;
     let work = || {
+        cores.put(None);
         let mut caller = Caller::new(socket);
         let mut latencies = Vec::with_capacity(calls.min(1 << 20));
         while latencies.len() < calls && began.elapsed() < amount.time {

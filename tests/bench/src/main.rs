@@ -3,6 +3,7 @@
 
 mod call;
 mod contenders;
+mod cores;
 mod deliver;
 mod expand;
 mod floor;

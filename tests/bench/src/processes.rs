@@ -5,6 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cores::Cores;
+
 /// The processes of one contender.
 #[derive(Clone)]
 pub(crate) struct Processes(Vec<u32>);
@@ -47,6 +49,13 @@ impl Processes {
         Self(all)
     }
 
+    /// Puts all their threads there, and with them those that they will start.
+    pub(crate) fn put(&self, cores: Cores) {
+        for task in self.tasks() {
+            cores.put(task.file_name().and_then(|name| name.to_str()?.parse().ok()));
+        }
+    }
+
     /// The child that came last, or the process itself.
     ///
     /// # Panics
@@ -68,7 +77,8 @@ impl Processes {
         ThreadTimes(times.map(|(time, task)| (task, Duration::from_nanos(time))).collect())
     }
 
-    /// How often threads that run now have gone to sleep, and so have woken, by process and thread name.
+    /// How often threads that run now have gone to sleep, and so have woken, by thread: of ours, whose first process is
+    /// the supervisor.
     pub(crate) fn wake_ups(&self) -> BTreeMap<String, u64> {
         let mut wake_ups = BTreeMap::new();
         for task in self.tasks() {
@@ -76,9 +86,8 @@ impl Processes {
             let name = status.lines().find_map(|line| line.strip_prefix("Name:")).unwrap_or_default().trim();
             let process = member(&status, "Tgid:");
             let role =
-                if self.0.first().is_some_and(|first| u64::from(*first) == process) { "first" } else { "second" };
-            *wake_ups.entry(format!("{role} process, {name}")).or_default() +=
-                member(&status, "voluntary_ctxt_switches:");
+                if self.0.first().is_some_and(|first| u64::from(*first) == process) { "supervisor" } else { "worker" };
+            *wake_ups.entry(format!("{role}, {name}")).or_default() += member(&status, "voluntary_ctxt_switches:");
         }
         wake_ups
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::Bench;
 use crate::contenders::{Contender, Killed};
+use crate::cores::Cores;
 use crate::deliver::PATIENCE;
 use crate::lines;
 use crate::load::{self, Amount};
@@ -49,7 +50,7 @@ fn while_logging(programs: &Programs) -> Result<String, String> {
     let contender = Contender::ours(programs, &Place::new(directory.path()), &[]);
     let call = contender.log(&lines::line(0, SIZE));
     let amount = Amount { time: LOGGED, calls: usize::MAX };
-    recorded(programs, &contender, || load::drive(&contender.socket, &call, 1, amount))
+    recorded(programs, &contender, || load::drive(&contender.socket, &call, 1, Cores::Any, amount))
 }
 
 fn while_delivering(programs: &Programs) -> Result<String, String> {

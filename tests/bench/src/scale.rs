@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::Bench;
 use crate::contenders::Contender;
+use crate::cores::Cores;
 use crate::deliver::PATIENCE;
 use crate::lines;
 use crate::load::{self, Amount};
@@ -120,7 +121,7 @@ fn measure(bench: &Bench, backlog: u64, size: usize, flag: (&str, &str)) -> Figu
     let call = contender.log(&lines::line(0, size));
     let amount = Amount { time: Duration::from_secs(60), calls: CALLS.min(BYTES / size) };
     let before = contender.processes.cpu();
-    let load = load::drive(&contender.socket, &call, 1, amount);
+    let load = load::drive(&contender.socket, &call, 1, Cores::Any, amount);
     let cpu = contender.processes.cpu() - before;
     let memory = contender.processes.memory();
     let mut sink = Sink::start(&place);

@@ -18,6 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use testkit::certs::default_authority;
 
+use crate::cores;
 use crate::lines;
 use crate::processes::Processes;
 
@@ -128,7 +129,7 @@ impl Drop for Sink {
 
 /// The sink's own process: serves until its standard input ends, and tells its counts at each line of that.
 pub(crate) fn serve(certificate: &Path, key: &Path, port: u16) -> io::Result<()> {
-    keep_to_one_core();
+    cores::keep_to_the_last();
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     let config = Arc::new(config(certificate, key)?);
     let counts = Arc::new(Mutex::new((None, Counts::default())));
@@ -144,15 +145,6 @@ pub(crate) fn serve(certificate: &Path, key: &Path, port: u16) -> io::Result<()>
         println!("{}", serde_json::to_string(&counts)?);
     }
     Ok(())
-}
-
-/// All threads of this process on the last core, when there is more than one.
-fn keep_to_one_core() {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let mut last = rustix::thread::CpuSet::new();
-    last.set(cores - 1);
-    // Without it the figures are better, not worse; and it is not everywhere allowed.
-    let _ = rustix::thread::sched_setaffinity(None, &last);
 }
 
 fn config(certificate: &Path, key: &Path) -> io::Result<ServerConfig> {
