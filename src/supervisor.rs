@@ -39,9 +39,9 @@ use crate::plugins::tables::tables;
 use crate::settings::Options;
 use crate::worker::settings_of;
 
-/// A worker that doesn't answer a ping for so long is replaced. It is looked after, and pinged again, at each check of
-/// the registration: with 3 s between two of them it is killed 6 to 9 s after it hung, before the 10 s after which
-/// osqueryd takes the extension for dead.
+/// A worker that doesn't answer a ping for so long is replaced. It is pinged and looked after at the checks of the
+/// registration: with 3 s between two of them it is killed 6 to 9 s after it hung, before the 10 s after which osqueryd
+/// takes the extension for dead.
 pub const HUNG_LIMIT: Duration = Duration::from_secs(5);
 
 /// A new worker beside an old one must serve within this, or the old one stays.
@@ -217,7 +217,7 @@ impl Supervisor {
                 if !self.lifecycle.is_known(attachment.uuid) {
                     return Outcome::Reattach;
                 }
-                if let Some(worker) = attachment.worker.take_if(WorkerProcess::is_hung) {
+                if let Some(worker) = attachment.worker.take_if(|worker| worker.is_hung(&attachment.socket)) {
                     log::error!("the worker {} has not answered for {HUNG_LIMIT:?}: killing it", worker.child.id());
                     attachment.bury(worker);
                     next_check = next_check.min(Instant::now() + CHECK_AFTER_DEATH);
@@ -302,12 +302,11 @@ impl Supervisor {
 
     /// The candidate serves: it takes the name over, and the old worker finishes what it has.
     fn take_over(&mut self, attachment: &mut Attachment) {
-        let Some((mut socket, mut worker, _)) = attachment.candidate.take() else { return };
+        let Some((mut socket, worker, _)) = attachment.candidate.take() else { return };
         if let Err(error) = socket.publish(attachment.uuid) {
             log::error!("the new worker can't take over: {error}; the old one goes on");
             return worker.kill();
         }
-        worker.moved(&socket);
         attachment.socket.forget_name();
         attachment.socket = socket;
         attachment.born = Instant::now();
@@ -324,7 +323,7 @@ impl Supervisor {
         let mut socket = Socket::bind(&self.cli.socket)
             .with_context(|| format!("can't listen on a socket beside {}", self.cli.socket.display()))?;
         // Before the registration: it gets ready while osqueryd answers.
-        let mut worker = self.spawn(&socket, &options, None)?;
+        let worker = self.spawn(&socket, &options, None)?;
         let lifecycle = self.lifecycle.clone();
         let registered = lifecycle.register(|pause| self.stopped_within(pause));
         let uuid = match registered {
@@ -335,7 +334,6 @@ impl Supervisor {
             }
         };
         socket.publish(uuid).context("can't listen on the extension's socket")?;
-        worker.moved(&socket);
         worker.tell(&Order::Attached(uuid));
         log::info!("registered with osqueryd as {uuid}, serving {}", socket.path().display());
         Ok(Some(Attachment {
@@ -535,8 +533,6 @@ struct WorkerProcess {
     number: u64,
     child: Child,
     control: UnixStream,
-    /// Where it is called, for the pings.
-    socket: PathBuf,
     /// On its way to it.
     ping: Option<Ping>,
 }
@@ -563,7 +559,7 @@ impl WorkerProcess {
             }
         }
         let child = command.spawn().with_context(|| format!("can't start {}", program.path.display()))?;
-        Ok(Self { number, child, control, socket: socket.path().to_owned(), ping: None })
+        Ok(Self { number, child, control, ping: None })
     }
 
     /// A worker that is gone doesn't hear it; its end is noticed elsewhere.
@@ -573,20 +569,24 @@ impl WorkerProcess {
         }
     }
 
-    /// Its socket has another name now.
-    fn moved(&mut self, socket: &Socket) {
-        self.socket = socket.path().to_owned();
-    }
-
-    /// Whether it has not answered the last ping for [`HUNG_LIMIT`]; otherwise the next ping is sent, once the last one is
-    /// answered. One that can't be connected to is another matter: its socket was swept away, or it is dead, which is
-    /// noticed elsewhere.
-    fn is_hung(&mut self) -> bool {
+    /// Whether it has not answered a ping for [`HUNG_LIMIT`]. It is pinged when there is reason to: a connection waits
+    /// to be accepted, or the process is stopped. One that can't be connected to is another matter: its socket was
+    /// swept away, or it is dead, which is noticed elsewhere.
+    fn is_hung(&mut self, socket: &Socket) -> bool {
         match self.ping.take_if(|ping| !ping.is_unanswered()) {
             None if self.ping.is_some() => {}
-            _ => self.ping = Ping::send(&self.socket).ok(),
+            _ if socket.is_waited_for() || !self.is_running() => self.ping = Ping::send(socket.path()).ok(),
+            _ => {}
         }
         self.ping.as_ref().is_some_and(|ping| ping.sent().elapsed() >= HUNG_LIMIT)
+    }
+
+    /// Whether the kernel says that it runs or sleeps, and is not stopped; where it doesn't say, nobody knows.
+    fn is_running(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // Behind the name, which can hold anything.
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        state.is_some_and(|state| matches!(state, 'R' | 'S' | 'D'))
     }
 
     /// Starts the thread that hears the worker and sees its end.

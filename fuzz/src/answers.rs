@@ -101,11 +101,13 @@ fn check_retry_after(value: &str) -> Option<Duration> {
 fn check_judgement(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) {
     let success = (200..300).contains(&status);
     let text = String::from_utf8_lossy(body);
-    let members = Members::of(&text);
+    // What stands around an answer is not part of it.
+    let text = text.trim();
+    let members = Members::of(text);
     match api::judge(asked.endpoint, status, wait, body) {
         Ok(answer) => {
             assert!(success, "HTTP {status} is no success");
-            assert_eq!(answer, if text.trim().is_empty() { "{}" } else { text.trim() });
+            assert_eq!(answer, if text.is_empty() { "{}" } else { text });
             assert!(api::is_object(&answer), "{answer}");
             assert!(depth(&answer).is_none_or(|depth| depth <= DEEPEST));
             if let Some(members) = members {
@@ -115,7 +117,7 @@ fn check_judgement(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u
         }
         Err(error) => {
             check_error(&error, status, wait);
-            if let Some(members) = members.filter(|_| success && depth(&text).is_some_and(|depth| depth <= DEEPEST)) {
+            if let Some(members) = members.filter(|_| success && depth(text).is_some_and(|depth| depth <= DEEPEST)) {
                 assert!(members.says_no(asked.endpoint) || members.repeats(), "{text} is refused: {error}");
             }
         }
@@ -238,7 +240,7 @@ struct Members(Vec<(String, Value)>);
 
 impl Members {
     fn of(text: &str) -> Option<Self> {
-        serde_json::from_str(text.trim()).ok()
+        serde_json::from_str(text).ok()
     }
 
     fn repeats(&self) -> bool {
@@ -282,7 +284,7 @@ impl<'de> Deserialize<'de> for Members {
 
 /// How deep a JSON text is, by a parser; `None` when it is no JSON, or too deep for that parser.
 fn depth(text: &str) -> Option<usize> {
-    serde_json::from_str::<Depth>(text.trim()).ok().map(|depth| depth.0)
+    serde_json::from_str::<Depth>(text).ok().map(|depth| depth.0)
 }
 
 struct Depth(usize);

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 /// A listening socket and its name. The name goes with the value.
 pub struct Socket {
     manager: PathBuf,
@@ -47,6 +49,13 @@ impl Socket {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether a connection waits to be accepted. Costs neither a wait nor anybody's waking.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
     }
 
     /// The same listening socket once more, for another process.
