@@ -23,14 +23,14 @@ const OWNER_EXECUTES: u32 = 0o100;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     let list = PathBuf::from(subject.text("extensions_autoload", DEFAULT_AUTOLOAD));
-    match ours(&list, report) {
+    match ours(&list, subject, report) {
         Some(path) => extension(&path, subject, report),
         None => report.skip(Check::ExtensionFile, "its path is not known"),
     }
 }
 
 /// The extension's path in the list.
-fn ours(list: &Path, report: &mut Report<'_>) -> Option<PathBuf> {
+fn ours(list: &Path, subject: &Subject, report: &mut Report<'_>) -> Option<PathBuf> {
     const CHECK: Check = Check::AutoloadFile;
     let shown = list.display();
     let own = std::env::current_exe().ok();
@@ -71,12 +71,23 @@ fn ours(list: &Path, report: &mut Report<'_>) -> Option<PathBuf> {
             "write the whole path",
         );
     }
-    if fs::metadata(list).is_ok_and(|file| file.mode() & OTHERS_WRITE != 0) {
-        report.warn(
-            CHECK,
-            format!("{shown} is writable by everybody: whoever adds a line has root run it"),
-            format!("chmod o-w {shown}"),
-        );
+    let directory = list.parent().unwrap_or(Path::new("/"));
+    for place in [list, directory] {
+        let Ok(found) = fs::metadata(place) else { continue };
+        let (shown, user) = (place.display(), osqueryd_user(subject));
+        if ![0, user].contains(&found.uid()) {
+            report.warn(
+                CHECK,
+                format!("{shown} belongs to user {}, who can so add a line, which root runs", found.uid()),
+                format!("chown root:root {shown}"),
+            );
+        } else if let Some(who) = writers(&found) {
+            report.warn(
+                CHECK,
+                format!("{shown} is writable by {who}: whoever adds a line has root run it"),
+                format!("chmod go-w {shown}"),
+            );
+        }
     }
     if report.is_clean(CHECK) {
         report.ok(CHECK, format!("{shown} names {}", path.display()));
@@ -159,11 +170,9 @@ fn extension(path: &Path, subject: &Subject, report: &mut Report<'_>) {
         }
     }
     for (place, found) in [(path, &file), (parent, &directory)] {
-        let group = found.mode() & GROUP_WRITES != 0 && found.gid() != 0;
-        // A sticky directory, and a file that others write to, have been told of.
-        let others = found.is_dir() && found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0;
-        if group || others {
-            let who = if others { "everybody" } else { "its group" };
+        // A file that others write to has been told of.
+        let told = found.is_file() && found.mode() & OTHERS_WRITE != 0;
+        if let Some(who) = writers(found).filter(|_| !told) {
             report.warn(
                 CHECK,
                 format!("{} is writable by {who}, who can so have osqueryd's user run anything", place.display()),
@@ -173,6 +182,17 @@ fn extension(path: &Path, subject: &Subject, report: &mut Report<'_>) {
     }
     if report.is_clean(CHECK) {
         report.ok(CHECK, format!("{shown} has the owner, the mode and the place that osqueryd wants"));
+    }
+}
+
+/// Who else can write to a file or put one into a directory's place.
+fn writers(found: &Metadata) -> Option<&'static str> {
+    let sticky = found.is_dir() && found.mode() & STICKY != 0;
+    match found.mode() {
+        _ if sticky => None,
+        mode if mode & OTHERS_WRITE != 0 => Some("everybody"),
+        mode if mode & GROUP_WRITES != 0 && found.gid() != 0 => Some("its group"),
+        _ => None,
     }
 }
 

@@ -66,8 +66,13 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
 fn stream(path: &Path, what: &str, subject: &Subject, report: &mut Report<'_>) -> Option<String> {
     const CHECK: Check = Check::Buffers;
     let shown = path.display();
-    if !path.exists() {
-        return None;
+    match fs::metadata(path) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            report.fail(CHECK, format!("{shown} can't be read: {error}"), "run the doctor as root");
+            return None;
+        }
     }
     let contents = match read(path) {
         Ok(contents) => contents,

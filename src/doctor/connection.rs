@@ -31,6 +31,12 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
         }
         return;
     }
+    if let Err(error) = &subject.settings.tls.client {
+        for step in STEPS.into_iter().skip(1) {
+            report.skip(step, format!("--{} can't be used", error.flag));
+        }
+        return;
+    }
     let look = look(&subject.settings);
     match proxy {
         None => report.ok(Check::Proxy, "none is set"),

@@ -206,6 +206,14 @@ fn check_plugins(subject: &Subject, report: &mut Report<'_>) {
         let flag = format!("{registry}_plugin");
         let default = if registry == "distributed" { "tls" } else { "filesystem" };
         let value = subject.text(&flag, default);
+        let others = subject.running.iter().map(|running| running.plugins(registry)).next().unwrap_or_default();
+        for name in plugins(value).filter(|name| !is_built_in(registry, name) && !others.contains(*name)) {
+            report.warn(
+                CHECK,
+                format!("--{flag}={value}: osquery has no {registry} plugin {name}, and does not start without it"),
+                format!("is {NAME} meant? Otherwise see that the extension that brings {name} is loaded"),
+            );
+        }
         let built_in = plugins(value).any(|name| name == "tls");
         let without_use = registry == "distributed" && subject.text("disable_distributed", "true") == "true";
         if built_in && subject.uses(registry) {
@@ -238,6 +246,26 @@ fn check_endpoints(subject: &Subject, report: &mut Report<'_>) {
             report.fail(CHECK, error.to_string(), format!("set --{} to your server's path for it", error.flag));
         }
     }
+}
+
+/// Whether osquery itself has this plugin, or we have.
+fn is_built_in(registry: &str, name: &str) -> bool {
+    let own: &[&str] = match registry {
+        "config" => &["filesystem", "tls", "update"],
+        "logger" => &[
+            "filesystem",
+            "tls",
+            "syslog",
+            "stdout",
+            "buffered",
+            "aws_firehose",
+            "aws_kinesis",
+            "kafka_producer",
+            "windows_event_log",
+        ],
+        _ => &["tls"],
+    };
+    name == NAME || own.contains(&name)
 }
 
 /// What is no mistake, and would be better otherwise.

@@ -19,6 +19,7 @@ mod osquery_flags;
 mod osqueryd;
 mod report;
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -205,6 +206,15 @@ struct Running {
     manager: Arc<Manager>,
     /// Its flags as they are now.
     options: Options,
+}
+
+impl Running {
+    /// The names of the plugins in a registry, those of extensions too; none when osqueryd doesn't say.
+    fn plugins(&self, registry: &str) -> BTreeSet<String> {
+        let sql = format!("SELECT name FROM osquery_registry WHERE registry = '{registry}'");
+        let rows = self.manager.query(&sql).unwrap_or_default();
+        rows.into_iter().filter_map(|mut row| row.remove("name")).collect()
+    }
 }
 
 impl Subject {

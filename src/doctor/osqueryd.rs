@@ -16,6 +16,10 @@ const SOCKET_SUFFIX: usize = 14;
 /// osquery's own default, with which the extension gets along.
 const USUAL_TIMEOUT: u64 = 3;
 
+/// Flags without which a start leads nowhere, that no configuration can set, and that are empty unless given.
+const VITAL: [&str; 5] =
+    ["tls_hostname", "enroll_tls_endpoint", "config_tls_endpoint", "enroll_secret_path", "enroll_secret_env"];
+
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     socket(subject, report);
     match &subject.running {
@@ -80,6 +84,20 @@ fn compare(subject: &Subject, running: &Running, report: &mut Report<'_>) {
              reads another flag file",
         );
     }
+    let gone: Vec<String> = VITAL
+        .iter()
+        .filter(|name| !subject.file.contains_key(**name))
+        .filter(|name| running.options.get(**name).is_some_and(|value| !value.is_empty()))
+        .map(|name| format!("--{name}"))
+        .collect();
+    if !gone.is_empty() && subject.flagfile.files > 0 {
+        report.warn(
+            Check::RunningOsqueryd,
+            format!("osqueryd runs with flags that the flag file doesn't give: {}", gone.join(", ")),
+            "unless its command line gives them (look at its service unit), they are gone at its next start: put them \
+             into the flag file",
+        );
+    }
     if !any_time.is_empty() {
         report.ok(
             Check::RunningOsqueryd,
@@ -104,13 +122,14 @@ fn registration(subject: &Subject, running: &Running, report: &mut Report<'_>) {
         );
     };
     if version != env!("CARGO_PKG_VERSION") {
-        report.warn(
+        // No fault: after an upgrade a new worker answers, and the registration is the old one's.
+        report.ok(
             CHECK,
             format!(
-                "osqueryd registered version {version} of the extension, and this is {}",
+                "osqueryd registered version {version} and this is {}: its tables are the old ones' until osqueryd is \
+                 restarted",
                 env!("CARGO_PKG_VERSION")
             ),
-            "restart osqueryd, if the new version is installed where the autoload file says",
         );
     }
     let sql = format!("SELECT registry FROM osquery_registry WHERE name = '{NAME}'");

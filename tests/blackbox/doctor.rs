@@ -319,6 +319,8 @@ const FLAG_CASES: &[Case] = &[
         "without tls", |host| host.flag("logger_plugin", "remote_tls,tls")),
     case("flag combinations", "warning", "--config_plugin=tls: osqueryd itself does this",
         "--config_plugin=remote_tls", |host| host.flag("config_plugin", "tls")),
+    case("flag combinations", "warning", "osquery has no logger plugin remote_tls.ext, and does not start without it",
+        "is remote_tls meant?", |host| host.flag("logger_plugin", "remote_tls.ext")),
     case("flag combinations", "failure", "--config_tls_endpoint= can't be used",
         "set --config_tls_endpoint", |host| host.flag("config_tls_endpoint", "")),
     case("flag combinations", "failure", "--disable_extensions=true",
@@ -351,8 +353,10 @@ const FILE_CASES: &[Case] = &[
     }),
     case("autoload file", "warning", "remote_tls.ext is relative",
         "write the whole path", |host| drop(host.file("extensions.load", "remote_tls.ext\n"))),
-    case("autoload file", "warning", "is writable by everybody",
-        "chmod o-w ", |host| mode(&host.path("extensions.load"), 0o646)),
+    case("autoload file", "warning", "extensions.load is writable by everybody",
+        "chmod go-w ", |host| mode(&host.path("extensions.load"), 0o646)),
+    case("autoload file", "warning", "is writable by everybody: whoever adds a line",
+        "chmod go-w ", |host| mode(host.directory.path(), 0o757)),
     case("extension file", "failure", "remote_tls.ext: No such file",
         "install -o root -m 0755", |host| drop(host.file("extensions.load", "/no/such/remote_tls.ext\n"))),
     case("extension file", "failure", "does not end in .ext", "rename it to ", |host| {
@@ -527,6 +531,8 @@ fn an_extension_of_somebody_else_s_is_refused() {
         "belongs to user 12345, neither root nor",
         "chown root:root ",
     );
+    chown(host.path("extensions.load"), Some(12345), None).unwrap();
+    host.examine(&[]).must_say("autoload file", "warning", "belongs to user 12345, who can", "chown root:root ");
 }
 
 #[test]
@@ -680,6 +686,12 @@ fn the_running_osqueryd_is_compared() {
     examined.must_say(check, "ok", "changed in the flag file since the start: --logger_tls_period", "");
     examined.must_say(check, "failure", "osqueryd runs without the extension", "osqueryd's log");
     assert!(!examined.text.contains("--enroll_secret_path,"), "{}", examined.text);
+    examined.must_say(
+        check,
+        "warning",
+        "flags that the flag file doesn't give: --enroll_tls_endpoint, --config_tls_endpoint",
+        "gone at its next start",
+    );
     // What the flag file leaves out comes from osqueryd.
     examined.must_say("server trust", "ok", &bundle, "");
     osqueryd.store_put("configurations", "nodeKey", "a-key-that-nobody-knows");
