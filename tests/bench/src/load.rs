@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,22 +42,28 @@ impl Load {
 /// # Panics
 /// When a call fails: what is measured then is not what is meant.
 pub(crate) fn drive(socket: &Path, call: &[u8], threads: usize, cores: Cores, amount: Amount) -> Load {
-    let began = Instant::now();
-    let calls = amount.calls / threads;
+    let calls = (amount.calls / threads).max(1);
+    let ready = Barrier::new(threads);
     let work = || {
         cores.put(None);
         let mut caller = Caller::new(socket);
         let mut latencies = Vec::with_capacity(calls.min(1 << 20));
-        while latencies.len() < calls && began.elapsed() < amount.time {
+        ready.wait();
+        let began = Instant::now();
+        // One at least, however long this thread did not get its turn.
+        while latencies.is_empty() || latencies.len() < calls && began.elapsed() < amount.time {
             latencies.push(caller.call(call));
         }
-        latencies
+        (latencies, began, Instant::now())
     };
-    let latencies = thread::scope(|scope| {
+    let works: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("the calls succeed")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("the calls succeed")).collect()
     });
-    Load { elapsed: began.elapsed(), latencies: Latencies::new(latencies) }
+    let began = works.iter().map(|(_, began, _)| *began).min().expect("a thread");
+    let ended = works.iter().map(|(_, _, ended)| *ended).max().expect("a thread");
+    let latencies = works.into_iter().flat_map(|(latencies, _, _)| latencies).collect();
+    Load { elapsed: ended - began, latencies: Latencies::new(latencies) }
 }
 
 /// One caller, with the buffer that it reads answers into.

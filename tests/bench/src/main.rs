@@ -30,7 +30,7 @@ use crate::report::Report;
 
 /// Measures this extension beside a floor and beside others, and prints what it found as Markdown.
 #[derive(Parser)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Cli {
     /// The parts to run: call, deliver, footprint, scale, expand (all of these when none is named), profile
     names: Vec<String>,
@@ -112,6 +112,10 @@ fn measure(cli: Cli) -> Result<(), String> {
         true => *name != PROFILE.0,
         false => cli.names.iter().any(|wanted| wanted == name),
     };
+    if let Some(path) = &cli.output {
+        // Better now than at the end.
+        std::fs::write(path, "").map_err(|error| format!("{} can't be written: {error}", path.display()))?;
+    }
     let mut bench = Bench { programs: Programs::build()?, report: Report::new(), quick: cli.quick };
     bench.report.say(&machine::description(&bench.programs.scratch));
     for (_, run) in known.into_iter().filter(is_wanted) {
