@@ -23,7 +23,9 @@ const EXIT_FAILURE: u8 = 1;
 const NOTICE: Duration = Duration::from_millis(50);
 const SECRET_NAME: &str = "enroll_secret";
 
-/// A reference server for osquery's remote API, on localhost.
+/// A reference server for osquery's remote API, on localhost. Like the one in osquery's documentation it gives up the
+/// node key at every third config request, so that enrolling again can be seen; without --use_enroll_secret any secret
+/// will do.
 #[derive(Parser)]
 #[command(name = "reference-server", after_help = faults())]
 struct Args {
