@@ -21,8 +21,8 @@ use crate::statistics::median;
 /// After a start or a load, so much later nothing of it goes on.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// osqueryd pings an extension so often.
-const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// The name of the threads that answer osqueryd.
+const ANSWERING: &str = ", extension";
 
 /// Between two looks at the memory under load.
 const LOOK: Duration = Duration::from_millis(50);
@@ -155,20 +155,21 @@ fn waiting(bench: &Bench, count: u64) -> Memory {
 /// Wake-ups and CPU time when nothing is to be done.
 fn idle(bench: &mut Bench) {
     let window = Duration::from_secs(if bench.quick { 10 } else { 30 });
-    let (alone, pinged) = with_server(bench, |contender| {
+    let idle = with_server(bench, |contender| {
         thread::sleep(SETTLED);
-        let ping = || assert!(Caller::new(&contender.socket).pings(), "it answers");
-        (observe(contender, window, || {}), observe(contender, window, ping))
+        observe(contender, window)
     });
     bench.report.say(&format!(
-        "Idle for {} s, both processes: voluntary context switches of all threads, and their CPU time.",
-        window.as_secs()
+        "Idle for {} s, both processes: voluntary context switches of all threads, and {} µs of CPU time a second. The \
+         threads that answer osqueryd wake for its pings, one every 3 s.",
+        window.as_secs(),
+        figure(idle.cpu)
     ));
-    let row = |name: &str, idle: &Idle| vec![name.to_owned(), figure(idle.wake_ups()), figure(idle.cpu)];
-    let rows = [row("by itself", &alone), row("osqueryd pings it every 3 s, as the real one does", &pinged)];
-    bench.report.table(&["", "wake-ups a second", "CPU µs a second"], &rows);
-    bench.report.say(&format!("By itself, who wakes (a second): {}.", alone.who()));
-    bench.report.target("footprint: wake-ups, idle", Bound::AtMost(1.0), "a second", alone.wake_ups());
+    let row = |name: &str, wake_ups: f64| vec![name.to_owned(), figure(wake_ups)];
+    let rows = [row("of its own accord", idle.own()), row("for osqueryd's pings", idle.wake_ups() - idle.own())];
+    bench.report.table(&["", "wake-ups a second"], &rows);
+    bench.report.say(&format!("Who wakes (a second): {}.", idle.who()));
+    bench.report.target("footprint: wake-ups of its own, idle", Bound::AtMost(1.0), "a second", idle.own());
 }
 
 /// What happened in a second of idleness.
@@ -184,21 +185,23 @@ impl Idle {
         self.threads.values().sum()
     }
 
+    /// Without the threads that answer osqueryd.
+    fn own(&self) -> f64 {
+        let own = self.threads.iter().filter(|(name, _)| !name.ends_with(ANSWERING));
+        own.map(|(_, wake_ups)| wake_ups).sum()
+    }
+
     fn who(&self) -> String {
         let threads = self.threads.iter().filter(|(_, wake_ups)| **wake_ups > 0.0);
         threads.map(|(name, wake_ups)| format!("{name} {wake_ups:.2}")).collect::<Vec<_>>().join("; ")
     }
 }
 
-/// Watches for a while, in which something is done every three seconds.
-fn observe(contender: &Contender, window: Duration, every: impl Fn()) -> Idle {
+/// Watches for a while.
+fn observe(contender: &Contender, window: Duration) -> Idle {
     let began = Instant::now();
     let (wake_ups, cpu) = (contender.processes.wake_ups(), contender.processes.threads());
-    while began.elapsed() + PING_INTERVAL <= window {
-        every();
-        thread::sleep(PING_INTERVAL);
-    }
-    thread::sleep(window.saturating_sub(began.elapsed()));
+    thread::sleep(window);
     let seconds = began.elapsed().as_secs_f64();
     let cpu = contender.processes.threads().since(&cpu).as_secs_f64() * 1e6 / seconds;
     let before = |name: &String| wake_ups.get(name).copied().unwrap_or(0);
