@@ -35,6 +35,9 @@ const REMOVED_AT_A_TIME: i64 = 64;
 /// Pages of the write-ahead log after which it is copied into the database, without appends waiting for it.
 const CHECKPOINT_PAGES: u64 = 1000;
 
+/// So few pages more are copied in a moment, while appends wait.
+const FEW_LOG_PAGES: u64 = 100;
+
 /// Pages after which the copying is finished while appends wait, since they would never let it come to an end.
 const MOST_LOG_PAGES: u64 = 16 * CHECKPOINT_PAGES;
 
@@ -324,7 +327,7 @@ impl Store {
     /// After a checkpoint that has copied so many pages: whether another one, while nobody writes, is to finish it.
     pub(super) fn is_to_be_finished(&mut self, copied: u64) -> bool {
         self.checkpoint_at = self.log_pages() + CHECKPOINT_PAGES;
-        copied >= self.log_pages() || self.log_pages() >= MOST_LOG_PAGES
+        copied + FEW_LOG_PAGES >= self.log_pages() || self.log_pages() >= MOST_LOG_PAGES
     }
 
     /// After a checkpoint that has copied everything: has the log begin anew. That costs a wait for the disk, which
