@@ -189,6 +189,7 @@ impl Supervisor {
     fn supervise(&mut self, attachment: &mut Attachment) -> Outcome {
         let mut last_check = Instant::now();
         let mut next_check = Instant::now() + self.interval;
+        let mut hung_up = false;
         loop {
             let deadline = attachment.next_deadline().map_or(next_check, |at| at.min(next_check));
             match self.next_event(deadline) {
@@ -206,7 +207,10 @@ impl Supervisor {
                     }
                 }
                 // Not at once again and again, should osqueryd accept connections only to close them.
-                Ok(Event::HungUp) => next_check = next_check.min(last_check + CHECK_PAUSE),
+                Ok(Event::HungUp) => {
+                    hung_up = true;
+                    next_check = next_check.min(last_check + CHECK_PAUSE);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Outcome::End,
             }
@@ -214,6 +218,14 @@ impl Supervisor {
             if Instant::now() >= next_check {
                 last_check = Instant::now();
                 next_check = last_check + self.interval;
+                if std::mem::take(&mut hung_up) {
+                    // The connection whose end is noticed at once is needed again. This may still be the one who is
+                    // ending, which says nothing any more: another look follows soon.
+                    if self.lifecycle.manager.connect().is_err() {
+                        return Outcome::Reattach;
+                    }
+                    next_check = last_check + CHECK_AFTER_DEATH;
+                }
                 if !self.lifecycle.is_known(attachment.uuid) {
                     return Outcome::Reattach;
                 }

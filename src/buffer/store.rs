@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{Batch, BufferError, Limits, Place, REJECTED_BYTES, REJECTED_LINES, Rejected};
@@ -119,14 +120,14 @@ impl Store {
         // SQLite gives its other files the mode of this one.
         private(path).map_err(unusable)?;
         let mut begun_anew = false;
-        let opened = match Self::open_database(path) {
+        let opened = match Self::open_database(path, patience) {
             // A read that failed once looks the same.
-            Err(error) if is_damage(&error) => match Self::open_database(path) {
+            Err(error) if is_damage(&error) => match Self::open_database(path, patience) {
                 Err(error) if is_damage(&error) => {
                     set_aside(path, &error).map_err(unusable)?;
                     private(path).map_err(unusable)?;
                     begun_anew = true;
-                    Self::open_database(path)
+                    Self::open_database(path, patience)
                 }
                 opened => opened,
             },
@@ -149,8 +150,10 @@ impl Store {
         })
     }
 
-    fn open_database(path: &Path) -> rusqlite::Result<Database> {
+    fn open_database(path: &Path, patience: Duration) -> rusqlite::Result<Database> {
         let mut connection = connect(path)?;
+        // A predecessor's connections may still be closing.
+        connection.busy_timeout(patience.max(LOCK_LIMIT))?;
         // Must precede the first table; lets the file shrink after a backlog.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
@@ -170,6 +173,7 @@ impl Store {
             seen.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
             Ok(())
         }))?;
+        connection.busy_timeout(LOCK_LIMIT)?;
         Ok(Database { connection, log_pages, ends: first.zip(last) })
     }
 
@@ -386,7 +390,14 @@ pub(super) struct Reader {
 impl Reader {
     /// Opens the database that a [`Store`] has made.
     pub(super) fn open(path: &Path) -> Result<Self, BufferError> {
-        let connection = connect(path).map_err(|source| database(path, source))?;
+        let open = || -> rusqlite::Result<Connection> {
+            let connection = connect(path)?;
+            // Whoever closes a database last copies the log into it, which takes long and needs all of its locks. That
+            // is for the writing side, which holds the lock that a successor waits for.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            Ok(connection)
+        };
+        let connection = open().map_err(|source| database(path, source))?;
         Ok(Self { path: path.to_owned(), connection })
     }
 
