@@ -372,6 +372,8 @@ impl Buffer {
 
     /// The end: a last attempt to write what waits in memory, and the word on what is lost if that fails.
     pub fn close(&self) {
+        // The writing side is the last one then, and copies the log into the database.
+        *self.reader.lock() = None;
         let mut writing = self.writing();
         remove_given_up(&mut writing);
         writing.lent = 0;
