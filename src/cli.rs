@@ -1,16 +1,19 @@
-//! The command line and our own flag file: one clap definition for both.
+//! The command line: the switches that osqueryd starts an extension with, our commands, and our own flags, which are
+//! defined in [`settings::own`](crate::settings::own).
 //!
-//! osqueryd starts an autoloaded extension with `--socket`, `--timeout`, `--interval` and maybe `--verbose`, and
-//! nothing else can be passed; what osquery has no flag for is therefore also read from
-//! `/etc/osquery/remote_tls.flags`, the same `--name=value` lines as osquery's own flag files.
+//! osqueryd starts an autoloaded extension with `--socket`, `--timeout`, `--interval` and maybe `--verbose`. A newer one
+//! may pass more, and while an upgrade runs a front of one version starts a worker of another: a switch that this
+//! version doesn't know is named in the log and ends nothing.
 
-use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
+use log::Level;
 
 use crate::logging::Verbosity;
+use crate::settings::own::{FLAGS, Origin, OwnFlags};
 
 /// Where osqueryd listens for extensions unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
@@ -19,17 +22,12 @@ pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
 pub const OSQUERY_FLAGFILE: &str =
     if cfg!(target_os = "macos") { "/var/osquery/osquery.flags" } else { "/etc/osquery/osquery.flags" };
 
-/// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
-pub const DEFAULT_FLAGFILE: &str =
-    if cfg!(target_os = "macos") { "/var/osquery/remote_tls.flags" } else { "/etc/osquery/remote_tls.flags" };
-
-/// The environment variable that names another flag file of ours.
-pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
-
 /// osquery extension: config, logger and distributed plugins named `remote_tls`, which speak osquery's remote
 /// TLS API. osqueryd starts it (see extensions.load) and hands it all of its own flags.
 #[derive(Debug, Parser)]
 #[command(name = "osquery-remote-tls", version, max_term_width = 100, disable_help_subcommand = true)]
+// As gflags has it: the last one of a name counts.
+#[command(args_override_self = true)]
 pub struct Cli {
     /// What to do in place of being an extension.
     #[command(subcommand)]
@@ -52,13 +50,21 @@ pub struct Cli {
           default_value = "false", action = ArgAction::Set)]
     pub verbose: bool,
 
-    /// Be the worker of a supervisor, which hands over all that one needs
+    /// Be the worker of a front, which hands over all that one needs
     #[arg(long, hide = true)]
     pub worker: bool,
+
+    /// Go on where another program was a front in this process
+    #[arg(long, hide = true)]
+    pub resume: bool,
 
     /// What osquery has no flag for.
     #[command(flatten)]
     pub own: OwnFlags,
+
+    /// What this version doesn't know, as it was given: another version may.
+    #[arg(skip)]
+    pub unknown: Vec<OsString>,
 }
 
 /// What an operator runs by hand.
@@ -91,202 +97,120 @@ pub struct DoctorFlags {
     pub json: bool,
 }
 
-/// Our own flags: on the command line, in our flag file, and, where it is safe to set them remotely, as
-/// `custom_remote_tls_<name>` in the `options` of a configuration.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnFlags {
-    /// Directory of the line buffers [default: remote_tls beside osquery's database_path]
-    #[arg(long = "buffer_path", value_name = "PATH")]
-    pub buffer_path: Option<PathBuf>,
-
-    /// Bytes that each buffer (results, statuses) may take on disk; the oldest lines go first [default: 1073741824]
-    #[arg(long = "buffer_max_bytes", value_name = "BYTES")]
-    pub buffer_max_bytes: Option<String>,
-
-    /// Bytes that must stay free on the buffers' disk: below this they don't grow [default: 104857600]
-    #[arg(long = "buffer_min_free_bytes", value_name = "BYTES")]
-    pub buffer_min_free_bytes: Option<String>,
-
-    /// Bytes that the body of a log request may have before compression [default: 1048576]
-    #[arg(long = "logger_max_request_bytes", value_name = "BYTES")]
-    pub logger_max_request_bytes: Option<String>,
-
-    /// Bytes of log lines that are sent a second after an outage, at most; 0 is no limit [default: 4194304]
-    #[arg(long = "logger_drain_bytes_per_second", value_name = "BYTES")]
-    pub logger_drain_bytes_per_second: Option<String>,
-
-    /// Make each batch line (osqueryd's --logger_event_type=false) the event lines that it stands for [default: false]
-    #[arg(long = "logger_expand_events", value_name = "BOOL")]
-    pub logger_expand_events: Option<String>,
-
-    /// Enrollments in any hour, at most [default: 60]
-    #[arg(long = "enroll_max_per_hour", value_name = "NUMBER")]
-    pub enroll_max_per_hour: Option<String>,
-
-    /// Seconds that a request may take, from connecting to the last byte of its answer [default: 60]
-    #[arg(long = "request_timeout", value_name = "SECONDS")]
-    pub request_timeout: Option<String>,
-
-    /// What is logged: error, warning, info or debug, which osqueryd's verbose means too [default: info]
-    #[arg(long = "log_level", value_name = "LEVEL")]
-    pub log_level: Option<String>,
-
-    /// A file that the log goes to besides stderr; at 10 MiB it becomes PATH.1
-    #[arg(long = "log_file", value_name = "PATH")]
-    pub log_file: Option<PathBuf>,
-
-    /// Whether the log goes to the system's log too; the path of its socket means yes [default: false]
-    #[arg(long = "log_syslog", value_name = "BOOL|PATH")]
-    pub log_syslog: Option<String>,
-
-    /// Seconds to wait for osqueryd to come back before ending [default: 60]
-    #[arg(long = "return_timeout", value_name = "SECONDS")]
-    pub return_timeout: Option<String>,
-}
-
-/// A flag file is parsed line by line with the definition of the command line.
-#[derive(Parser)]
-#[command(no_binary_name = true, disable_help_flag = true)]
-struct FlagfileLine {
-    #[command(flatten)]
-    own: OwnFlags,
-}
-
-/// A line of the flag file that can't be used. The line is passed over, the others count.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum FlagfileError {
-    /// The file is there and can't be read.
-    #[error("can't read {path}: {reason}", path = .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's words.
-        reason: String,
-    },
-    /// One line is no `--name=value` of ours.
-    #[error("{path}:{line}: {reason}; allowed are {allowed}", path = .path.display(), allowed = allowed_flags())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
 impl Cli {
+    /// Reads a command line, which begins with the program's name. Switches that nobody knows are put aside; what else
+    /// is wrong with it is an error.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        // Adds --help and --version.
+        command.build();
+        let (known, unknown) = part(&command, arguments.into_iter().map(with_two_dashes));
+        Ok(Self { unknown, ..Self::try_parse_from(known)? })
+    }
+
     /// How much is logged at least.
     #[must_use]
     pub fn verbosity(&self) -> Verbosity {
         if self.verbose { Verbosity::Verbose } else { Verbosity::Normal }
     }
+
+    /// Says which switches this version doesn't know. Not their values, which may be anything.
+    pub fn name_unknown(&self) {
+        let names: Vec<String> = self.unknown.iter().filter_map(switch).collect();
+        if !names.is_empty() {
+            // The front has said it already, and has passed them on for a worker of another version.
+            let level = if self.worker { Level::Debug } else { Level::Warn };
+            log::log!(level, "this version has no switch --{}; going on without", names.join(", --"));
+        }
+    }
 }
 
-impl OwnFlags {
-    /// These flags, and where they are silent those of `other`.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        Self {
-            buffer_path: self.buffer_path.or(other.buffer_path),
-            buffer_max_bytes: self.buffer_max_bytes.or(other.buffer_max_bytes),
-            buffer_min_free_bytes: self.buffer_min_free_bytes.or(other.buffer_min_free_bytes),
-            logger_max_request_bytes: self.logger_max_request_bytes.or(other.logger_max_request_bytes),
-            logger_drain_bytes_per_second: self.logger_drain_bytes_per_second.or(other.logger_drain_bytes_per_second),
-            logger_expand_events: self.logger_expand_events.or(other.logger_expand_events),
-            enroll_max_per_hour: self.enroll_max_per_hour.or(other.enroll_max_per_hour),
-            request_timeout: self.request_timeout.or(other.request_timeout),
-            log_level: self.log_level.or(other.log_level),
-            log_file: self.log_file.or(other.log_file),
-            log_syslog: self.log_syslog.or(other.log_syslog),
-            return_timeout: self.return_timeout.or(other.return_timeout),
-        }
+impl Args for OwnFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(FLAGS.iter().map(|flag| {
+            let argument = clap::Arg::new(flag.name).long(flag.name).help(flag.plain_help());
+            argument.value_name(flag.kind.placeholder()).value_parser(value_parser!(OsString))
+        }))
     }
 
-    /// The same flags as arguments of a command line.
-    #[must_use]
-    pub fn to_arguments(&self) -> Vec<OsString> {
-        let mut arguments = Vec::new();
-        let mut add = |name: &str, value: &OsStr| {
-            let mut argument = OsString::from(format!("--{name}="));
-            argument.push(value);
-            arguments.push(argument);
-        };
-        for (name, path) in [("buffer_path", &self.buffer_path), ("log_file", &self.log_file)] {
-            if let Some(path) = path {
-                add(name, path.as_os_str());
-            }
-        }
-        for (name, value) in [
-            ("buffer_max_bytes", &self.buffer_max_bytes),
-            ("buffer_min_free_bytes", &self.buffer_min_free_bytes),
-            ("logger_max_request_bytes", &self.logger_max_request_bytes),
-            ("logger_drain_bytes_per_second", &self.logger_drain_bytes_per_second),
-            ("logger_expand_events", &self.logger_expand_events),
-            ("enroll_max_per_hour", &self.enroll_max_per_hour),
-            ("request_timeout", &self.request_timeout),
-            ("log_level", &self.log_level),
-            ("log_syslog", &self.log_syslog),
-            ("return_timeout", &self.return_timeout),
-        ] {
-            if let Some(value) = value {
-                add(name, OsStr::new(value));
-            }
-        }
-        arguments
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
     }
+}
 
-    /// Reads a flag file: `--name=value` a line, `#` begins a comment, the last line of a name counts. A file that
-    /// isn't there holds no flags.
-    #[must_use]
-    pub fn read(path: &Path) -> (Self, Vec<FlagfileError>) {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Default::default(),
-            Err(error) => {
-                let error = FlagfileError::Unreadable { path: path.to_owned(), reason: error.to_string() };
-                (Self::default(), vec![error])
-            }
-        }
-    }
-
-    /// The flags of a flag file's text; `path` is for its errors.
-    #[must_use]
-    pub fn parse(path: &Path, text: &str) -> (Self, Vec<FlagfileError>) {
+impl FromArgMatches for OwnFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut flags = Self::default();
-        let mut errors = Vec::new();
-        for (index, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            match FlagfileLine::try_parse_from([with_two_dashes(line.into())]) {
-                Ok(parsed) => flags = parsed.own.or(flags),
-                Err(error) => errors.push(FlagfileError::Line {
-                    path: path.to_owned(),
-                    line: index + 1,
-                    reason: first_line(&error.to_string()),
-                }),
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for flag in FLAGS {
+            if let Some(text) = matches.get_one::<OsString>(flag.name) {
+                self.set(flag, text.to_string_lossy(), Origin::CommandLine);
             }
         }
-        (flags, errors)
+        Ok(())
     }
 }
 
-/// The names of our own flags.
-#[must_use]
-pub fn own_flag_names() -> Vec<String> {
-    let ours = OwnFlags::augment_args(clap::Command::new(""));
-    ours.get_arguments().map(|flag| flag.get_id().to_string()).collect()
+/// Parts a command line into what clap is to judge, and the switches that `command` doesn't have, with their values. What
+/// follows a subcommand was typed by a person, who wants to be told of a mistake.
+fn part(command: &clap::Command, arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<OsString>) {
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    let mut arguments = arguments.peekable();
+    known.extend(arguments.next());
+    while let Some(argument) = arguments.next() {
+        if argument == "--" || command.find_subcommand(&argument).is_some() {
+            known.push(argument);
+            known.extend(arguments);
+            break;
+        }
+        let name = switch(&argument);
+        let has_value = argument.as_encoded_bytes().contains(&b'=');
+        let is_value =
+            |next: &OsString| !next.as_encoded_bytes().starts_with(b"-") && command.find_subcommand(next).is_none();
+        match name.as_deref().map(|name| (name, argument_of(command, name))) {
+            Some((name, None)) if !name.is_empty() => {
+                unknown.push(argument);
+                if !has_value {
+                    unknown.extend(arguments.next_if(is_value));
+                }
+            }
+            found => {
+                let takes_value = found.and_then(|(_, argument)| argument).is_some_and(needs_value);
+                known.push(argument);
+                if takes_value && !has_value {
+                    known.extend(arguments.next_if(|next| !next.as_encoded_bytes().starts_with(b"-")));
+                }
+            }
+        }
+    }
+    (known, unknown)
 }
 
-/// The same, for messages.
-fn allowed_flags() -> String {
-    own_flag_names().iter().map(|name| format!("--{name}")).collect::<Vec<_>>().join(", ")
+/// The name in `--name` or `--name=value`.
+fn switch(argument: &OsString) -> Option<String> {
+    let argument = argument.to_string_lossy();
+    let name = argument.strip_prefix("--")?;
+    Some(name.split('=').next().unwrap_or_default().to_owned())
+}
+
+fn argument_of<'a>(command: &'a clap::Command, name: &str) -> Option<&'a clap::Arg> {
+    let has = |argument: &&clap::Arg| {
+        argument.get_long() == Some(name) || argument.get_all_aliases().unwrap_or_default().contains(&name)
+    };
+    command.get_arguments().find(has)
+}
+
+/// Whether the next argument is its value.
+fn needs_value(argument: &clap::Arg) -> bool {
+    argument.get_num_args().is_some_and(|count| count.min_values() > 0)
 }
 
 /// gflags takes `-name` for `--name`, and so do the people who write osquery's flag files.
-pub fn with_two_dashes(argument: OsString) -> OsString {
+fn with_two_dashes(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text.len() > 2 && text.starts_with('-') && !text.starts_with("--") => format!("-{text}").into(),
         _ => argument,
@@ -298,17 +222,23 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::settings::own::{self, AnyFlag};
+
+    fn read(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::read(std::iter::once("remote_tls.ext").chain(arguments.iter().copied()).map(OsString::from))
+    }
 
     fn parse(arguments: &[&str]) -> Cli {
-        let arguments = arguments.iter().map(|&argument| with_two_dashes(argument.into()));
-        Cli::parse_from(std::iter::once("remote_tls.ext".into()).chain(arguments))
+        read(arguments).unwrap()
+    }
+
+    fn text(cli: &Cli, flag: &AnyFlag) -> Option<String> {
+        cli.own.get(flag).map(|given| given.text.clone())
     }
 
     #[test]
@@ -317,14 +247,16 @@ mod tests {
         assert_eq!(cli.socket, Path::new("/tmp/s.em"));
         assert_eq!((cli.timeout.as_secs(), cli.interval.as_secs()), (5, 7));
         assert!(cli.verbose);
+        assert_eq!(parse(&["--extensions_timeout=9"]).timeout.as_secs(), 9);
     }
 
     #[test]
-    fn one_dash_is_as_good_as_two() {
-        let cli = parse(&["-socket=/tmp/s.em", "-verbose=false", "-buffer_path", "/b"]);
-        assert_eq!(cli.socket, Path::new("/tmp/s.em"));
+    fn one_dash_is_as_good_as_two_and_the_last_of_a_name_counts() {
+        let cli =
+            parse(&["-socket=/tmp/s.em", "-verbose=false", "-buffer_path", "/a", "--buffer_path=/b", "--socket=/c"]);
+        assert_eq!(cli.socket, Path::new("/c"));
         assert!(!cli.verbose);
-        assert_eq!(cli.own.buffer_path.as_deref(), Some(Path::new("/b")));
+        assert_eq!(text(&cli, &own::BUFFER_PATH).as_deref(), Some("/b"));
     }
 
     #[test]
@@ -333,35 +265,33 @@ mod tests {
     }
 
     #[test]
-    fn flags_become_arguments_and_flags_again() {
-        let flags = OwnFlags {
-            buffer_path: Some("/a b".into()),
-            buffer_max_bytes: Some("1".into()),
-            buffer_min_free_bytes: Some("2".into()),
-            logger_max_request_bytes: Some("2000".into()),
-            logger_drain_bytes_per_second: Some("3000".into()),
-            logger_expand_events: Some("true".into()),
-            enroll_max_per_hour: Some("4".into()),
-            request_timeout: Some("9".into()),
-            log_level: Some("debug".into()),
-            log_file: Some("/a log".into()),
-            log_syslog: Some("true".into()),
-            return_timeout: Some("8".into()),
-        };
-        let arguments = std::iter::once("remote_tls.ext".into()).chain(flags.to_arguments());
-        assert_eq!(Cli::parse_from(arguments).own, flags);
-        assert_eq!(OwnFlags::default().to_arguments(), Vec::<OsString>::new());
+    fn every_flag_of_ours_is_taken_and_can_be_passed_on() {
+        let own = FLAGS.iter().fold(OwnFlags::default(), |own, flag| own.with(flag, format!("a {}", flag.name)));
+        let arguments = own.to_arguments();
+        let cli = parse(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((cli.own, cli.unknown), (own, vec![]));
     }
 
     #[test]
-    fn a_flag_file_is_read_and_its_bad_lines_are_named() {
-        let text = "# ours\n\n--buffer_path=/a\n-request_timeout=9\n--no_such_flag=1\n--buffer_path=/b\n";
-        let (flags, errors) = OwnFlags::parse(Path::new("/etc/f"), text);
-        assert_eq!(flags.buffer_path.as_deref(), Some(Path::new("/b")));
-        assert_eq!(flags.request_timeout.as_deref(), Some("9"));
-        let [error] = errors.as_slice() else { panic!("{errors:?}") };
-        let message = error.to_string();
-        assert!(message.starts_with("/etc/f:5: ") && message.contains("--no_such_flag"), "{message}");
-        assert!(message.contains("--request_timeout"), "{message}");
+    fn what_nobody_knows_is_put_aside_and_everything_else_counts() {
+        let cli =
+            parse(&["--new", "x", "--no_such=1", "--socket", "/s", "-newer", "--verbose", "--newest", "--timeout=5"]);
+        assert_eq!(cli.unknown, ["--new", "x", "--no_such=1", "--newer", "--newest"]);
+        assert_eq!((cli.socket.as_path(), cli.timeout.as_secs(), cli.verbose), (Path::new("/s"), 5, true));
+        assert_eq!(parse(&["--worker", "--new=1", "--request_timeout=9"]).unknown, ["--new=1"]);
+        let cli = parse(&["--new", "doctor", "--json"]);
+        assert!(matches!(cli.command, Some(Command::Doctor(DoctorFlags { json: true, .. }))));
+        assert_eq!(cli.unknown, ["--new"]);
+    }
+
+    #[test]
+    fn what_can_not_be_meant_is_an_error() {
+        for wrong in
+            [&["--timeout", "soon"][..], &["stray"], &["--socket"], &["--socket", "--verbose"], &["doctor", "--new"]]
+        {
+            assert_eq!(read(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+        assert!(!read(&["--help"]).unwrap_err().use_stderr());
+        assert!(!read(&["-V"]).unwrap_err().use_stderr());
     }
 }

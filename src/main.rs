@@ -2,15 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use osquery_remote_tls::cli::{Cli, Command, with_two_dashes};
-use osquery_remote_tls::{doctor, logging, supervisor, worker};
+use osquery_remote_tls::cli::{Cli, Command};
+use osquery_remote_tls::extension::registry::routes;
+use osquery_remote_tls::plugins::tables::tables;
+use osquery_remote_tls::{doctor, front, logging, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(std::env::args_os().map(with_two_dashes)) {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" too, which go to stdout and end well. Nobody to tell if printing fails.
@@ -19,10 +20,11 @@ fn main() -> ExitCode {
         }
     };
     logging::start(cli.verbosity());
+    cli.name_unknown();
     if let Some(Command::Doctor(flags)) = cli.command {
         return doctor::run(&flags);
     }
-    let ended = if cli.worker { worker::run(cli) } else { supervisor::run(cli) };
+    let ended = if cli.worker { worker::run(cli) } else { front::run(cli, routes(tables())) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -138,6 +138,9 @@ fn answers() -> io::Result<()> {
     write("answers", "error_of_many_words", &seed(2, 401, "", words.as_bytes()))?;
     // As PHP and .NET write it.
     write("answers", "enroll_key_escaped", &seed(0, 200, "", br#"{"node_key":"q\/8Z\u002B\u0022"}"#))?;
+    // A number that readers of the one member that counts skip, and that no reader of all of them takes.
+    let large = br#"{"node_key": "k", "x": 1e999}"#;
+    write("answers", "enroll_with_a_number_too_large", &seed(0, 200, "", large))?;
     let repeated = serde_json::json!({ "error": format!("unknown key {NODE_KEY}"), "node_invalid": true });
     write("answers", "error_with_the_key", &seed(2, 401, "", repeated.to_string().as_bytes()))?;
     write("answers", "garbage_with_the_key", &seed(2, 200, "", format!("[\"{NODE_KEY}\"]").as_bytes()))

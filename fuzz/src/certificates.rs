@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use osquery_remote_tls::remote::trust::{ServerVerifier, TrustKind, explain};
+use osquery_remote_tls::remote::{ServerVerifier, TrustKind, explain};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::ring;
 use rustls_pki_types::pem::PemObject;

@@ -7,10 +7,9 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use clap::Parser;
-use osquery_remote_tls::cli::{Cli, OwnFlags, with_two_dashes};
-use osquery_remote_tls::remote::url::Url;
-use osquery_remote_tls::settings::{HostPort, Options, REMOTE_PREFIX, Settings};
+use osquery_remote_tls::cli::Cli;
+use osquery_remote_tls::remote::Url;
+use osquery_remote_tls::settings::{FrontSettings, HostPort, Options, OwnFlags, REMOTE_PREFIX, Settings, own};
 
 /// Between the flag file and the options.
 pub const SEPARATOR: &str = "----";
@@ -52,10 +51,11 @@ fn check_flagfile(text: &str) -> OwnFlags {
     assert_eq!(own.clone().or(OwnFlags::default()), own);
     assert_eq!(OwnFlags::default().or(own.clone()), own);
     let arguments = own.to_arguments();
-    let command = std::iter::once(OsString::from("x")).chain(arguments.iter().cloned().map(with_two_dashes));
-    assert_eq!(Cli::try_parse_from(command).expect("arguments of our own making").own, own);
-    let lines: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
-    assert_eq!(OwnFlags::parse(path, &lines.join("\n")), (own.clone(), Vec::new()), "written as a flag file");
+    let command = std::iter::once("x").chain(arguments.iter().map(String::as_str)).map(OsString::from);
+    let cli = Cli::read(command).expect("arguments of our own making");
+    assert_eq!((cli.own.to_arguments(), cli.unknown), (arguments.clone(), Vec::new()));
+    let (written, errors) = OwnFlags::parse(path, &arguments.join("\n"));
+    assert_eq!((written.to_arguments(), errors), (arguments, Vec::new()), "written as a flag file");
     own
 }
 
@@ -63,13 +63,18 @@ fn check_settings(options: &Options, own: &OwnFlags) {
     let (settings, errors) = Settings::new(options, own);
     assert_eq!(Settings::new(options, own), (settings.clone(), errors.clone()), "the same flags, the same settings");
     check_ranges(&settings);
+    let front = FrontSettings::from(&settings);
+    let sent = serde_json::to_string(&front).expect("no text of ours is no UTF-8");
+    assert_eq!(serde_json::from_str::<FrontSettings>(&sent).expect("our own form"), front);
 
     // Unusable values count for nothing: without them the settings are the same.
     let (mut usable, mut usable_own) = (options.clone(), own.clone());
     for error in &errors {
         assert!(error.to_string().starts_with(&format!("--{}={} ", error.flag, error.value)), "{error}");
         usable.remove(&error.flag);
-        forget(&mut usable_own, error.flag.strip_prefix(REMOTE_PREFIX).unwrap_or(&error.flag));
+        if let Some(flag) = own::named(error.flag.strip_prefix(REMOTE_PREFIX).unwrap_or(&error.flag)) {
+            usable_own.remove(flag);
+        }
     }
     assert_eq!(Settings::new(&usable, &usable_own), (settings.clone(), Vec::new()));
 
@@ -96,6 +101,7 @@ fn check_ranges(settings: &Settings) {
     seconds(settings.return_timeout, 1, 3600);
     seconds(settings.tls.session_timeout, 0, WEEK.as_secs());
     seconds(settings.enroll.max_interval, 0, WEEK.as_secs());
+    seconds(settings.journal_sync_interval.unwrap_or(Duration::from_secs(1)), 1, 3600);
     let logger = &settings.logger;
     assert!((Duration::from_millis(100)..=WEEK).contains(&logger.period));
     assert!(logger.backoff_max.is_none_or(|most| !most.is_zero() && most <= WEEK));
@@ -112,15 +118,4 @@ fn check_address(address: &HostPort) {
     assert_eq!(HostPort::parse(&address.to_string()).as_ref(), Some(address));
     let url: http::Uri = Url::new(address, "/log", None).expose().parse().expect("a URL");
     assert_eq!((url.host(), url.port_u16(), url.path()), (Some(&*address.host), address.port, "/log"));
-}
-
-fn forget(own: &mut OwnFlags, flag: &str) {
-    match flag {
-        "buffer_max_bytes" => own.buffer_max_bytes = None,
-        "buffer_min_free_bytes" => own.buffer_min_free_bytes = None,
-        "logger_max_request_bytes" => own.logger_max_request_bytes = None,
-        "request_timeout" => own.request_timeout = None,
-        "return_timeout" => own.return_timeout = None,
-        _ => {}
-    }
 }

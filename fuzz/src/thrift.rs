@@ -1,42 +1,40 @@
 //! What a local client says on the extension's socket, and what osqueryd answers on its own.
 //!
-//! Input that begins with a byte from 0x80 on, as every message does, is a conversation: the real reader, processor
-//! and plugins hear it, and the readers of osqueryd's answers as well. All other input makes valid calls, whose
-//! answers are checked against a model, and the lines that they leave in the real buffers as well.
+//! Input that begins with a byte from 0x80 on, as every message does, is a conversation: the front hears and answers it,
+//! with the worker's plugins behind it, and the readers of osqueryd's answers hear it as well. All other input makes valid
+//! calls, whose answers are checked against a model. Either way exactly the lines that were brought must be in the
+//! journals.
 //!
 //! The plugins have no osqueryd and no server behind them, and the end has been asked for, so that nobody waits.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::atomic::AtomicBool;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use osquery_remote_tls::buffer::Buffer;
-use osquery_remote_tls::cli::OwnFlags;
-use osquery_remote_tls::decorations::Decorations;
 use osquery_remote_tls::extension::manager::Manager;
 use osquery_remote_tls::extension::osquery::{
     ExtensionManagerSyncClient, ExtensionResponse, TExtensionManagerSyncClient, TExtensionSyncClient,
 };
 use osquery_remote_tls::extension::protocol::LossyInput;
-use osquery_remote_tls::extension::registry::{NAME, Registry, StringMap, routes};
-use osquery_remote_tls::extension::server::Service;
-use osquery_remote_tls::flags::Flags;
+use osquery_remote_tls::extension::registry::{NAME, StringMap, routes};
+use osquery_remote_tls::extension::service::Service;
+use osquery_remote_tls::extension::wire::{Conversation, Message, Method};
+use osquery_remote_tls::front::intake::Intake;
+use osquery_remote_tls::front::relay::{Elsewhere, Unanswered};
+use osquery_remote_tls::journal::{Position, Reader, Rejected, Waiting, Writer};
+use osquery_remote_tls::line_count::LineCounter;
 use osquery_remote_tls::logging::Verbosity;
-use osquery_remote_tls::plugins::config::Config;
-use osquery_remote_tls::plugins::distributed::Distributed;
-use osquery_remote_tls::plugins::logger::Logger;
+use osquery_remote_tls::plugins::logger::{LastFlush, StatusLine};
 use osquery_remote_tls::plugins::tables::tables;
-use osquery_remote_tls::remote::api::{is_json, is_object, with_member};
-use osquery_remote_tls::remote::enroll::Enrollment;
-use osquery_remote_tls::remote::host::Host;
-use osquery_remote_tls::remote::node::{Node, Outages};
-use osquery_remote_tls::remote::status_line::StatusLine;
-use osquery_remote_tls::remote::transport::Transport;
+use osquery_remote_tls::remote::api::{is_json, is_object};
 use osquery_remote_tls::secret::Secret;
-use osquery_remote_tls::settings::Options;
-use osquery_remote_tls::shutdown::{Doorbell, Shutdown};
+use osquery_remote_tls::settings::{Options, OwnFlags, own};
+use osquery_remote_tls::worker::assembly::{Assembly, Setup};
 use thrift::protocol::{TBinaryOutputProtocol, TInputProtocol, TMessageType, TSerializable, TType};
 
 use crate::{many, wire};
@@ -47,8 +45,8 @@ pub const SECRET: &str = "fuzz/s3cret+\"1";
 /// No conversation is answered by more than so many bytes a byte; the shortest call is a ping.
 const MOST_ANSWERED: usize = 16;
 
-/// Lines are looked at so many at a time.
-const MANY: usize = 10_000;
+/// More than any input leaves in a journal.
+const MANY_BYTES: usize = 16 << 20;
 
 /// Tries one input.
 pub fn run(input: &[u8]) {
@@ -63,68 +61,102 @@ pub fn run(input: &[u8]) {
     }
 }
 
-/// The extension as the worker builds it, but for the socket and the threads.
+/// Front and worker as they are built, but for the sockets and the threads.
 struct Extension {
-    service: Service,
-    results: Arc<Buffer>,
-    statuses: Arc<Buffer>,
-    kept: Arc<Buffer>,
+    intake: Intake,
+    service: Arc<Service>,
+    results: Reader<LineCounter>,
+    statuses: Reader<LineCounter>,
+    kept: Reader<LineCounter>,
+    _worker: Assembly,
     _secret: Secret,
 }
 
 static EXTENSION: LazyLock<Extension> = LazyLock::new(Extension::new);
 
+/// The worker behind the front, without the processes.
+struct Behind(Arc<Service>);
+
+impl Elsewhere for Behind {
+    fn answer(&self, frame: &[u8], _: Duration) -> Result<Vec<u8>, Unanswered> {
+        self.0.answer(frame).map_err(|_| Unanswered::NoWorker)
+    }
+}
+
 impl Extension {
     fn new() -> Self {
         // Whoever runs this sets TMPDIR, and clears it: a fuzzer ends in no orderly way.
         let directory = tempfile::tempdir().unwrap().keep();
-        let manager = Arc::new(Manager::new(directory.join("no-osqueryd.em"), Arc::new(|| {})));
-        let flags = Flags::new(Arc::clone(&manager), OwnFlags::default(), Verbosity::Normal, &Options::new());
-        let (flags, shutdown) = (Arc::new(flags), Shutdown::default());
-        let host = Arc::new(Host::new(Arc::clone(&manager)));
-        let transport = Arc::new(Transport::new(shutdown.clone()));
-        let enrollment = Enrollment::new(
-            Arc::clone(&manager),
-            Arc::clone(&host),
-            Arc::clone(&flags),
-            Arc::clone(&transport),
-            shutdown.clone(),
-        );
-        let node = Arc::new(Node {
-            enrollment,
-            host: Arc::clone(&host),
-            flags: Arc::clone(&flags),
-            transport,
-            shutdown: shutdown.clone(),
-            outages: Outages::default(),
-            gzip_refused: AtomicBool::new(false),
+        let worker = Assembly::new(Setup {
+            manager: Arc::new(Manager::new(directory.join("no-osqueryd.em"), Arc::new(|| {}))),
+            own: OwnFlags::default().with(&own::BUFFER_PATH, directory.to_str().unwrap()),
+            verbosity: Verbosity::Normal,
+            options: Options::new(),
+            command_line: None,
+            overflow: None,
+            counts: Box::new(|| None),
+            backlog_end: Position::default(),
+            ask_to_be_woken: Box::new(|_| {}),
         });
-        let bell = Arc::new(Doorbell::default());
-        let [results, statuses, kept] = ["results", "statuses", "distributed"]
-            .map(|name| Arc::new(Buffer::new(&directory, name, Arc::clone(&bell), Arc::default())));
-        let querying = Manager::new(manager.socket().to_owned(), Arc::new(|| {}));
-        let decorations = Decorations::new(querying, directory.join("config.json"), shutdown.clone());
-        let registry = Registry::new(vec![
-            Box::new(Config::new(Arc::clone(&node), manager, Arc::clone(&decorations), &directory, shutdown.clone())),
-            Box::new(Logger::new(Arc::clone(&results), Arc::clone(&statuses), flags, host, decorations)),
-            Box::new(Distributed::new(node, Arc::clone(&kept), bell, shutdown.clone())),
-        ]);
-        shutdown.request();
-        let service = Service::new(Arc::new(registry), || {});
-        Self { service, results, statuses, kept, _secret: Secret::new(SECRET) }
+        assert_eq!(worker.directory, directory);
+        worker.request_end(LastFlush::Skip);
+        let service = Arc::new(Service::new(Arc::clone(&worker.registry)));
+        let intake = Intake {
+            uuid: AtomicI64::new(0),
+            results: Arc::new(Writer::new(directory.join("results"), "results", Arc::new(()))),
+            pending: Arc::new(Writer::new(directory.join("pending"), "pending", Arc::new(()))),
+            elsewhere: Arc::new(Behind(Arc::clone(&service))),
+            on_pending: Box::new(|| {}),
+            on_shutdown: Box::new(|| {}),
+        };
+        let [results, statuses, kept] = ["results", "statuses", "distributed"].map(|name| reader(&directory, name));
+        Self { intake, service, results, statuses, kept, _worker: worker, _secret: Secret::new(SECRET) }
     }
 
-    /// Everything that is answered to this conversation.
-    fn answer(&self, conversation: &[u8]) -> Vec<u8> {
-        let mut answers = Vec::new();
+    /// Everything that is answered to this conversation, and the result lines that it brought.
+    fn answer(&self, conversation: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let (mut answers, mut brought, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
+        let mut conversation = Conversation::new(conversation, &mut buffer);
         // An error is the connection's end, as good as any.
-        let _ = self.service.converse(conversation, &mut answers, || false);
-        answers
+        while let Ok(Some(message)) = self.intake.hear(&mut conversation) {
+            answers.extend(self.intake.answer(&conversation, &message));
+            let text = |range: &Range<usize>| conversation.bytes(range).to_vec();
+            let call = &message.call;
+            let entries: Vec<_> = call.entries.iter().map(|(name, value)| (text(name), text(value))).collect();
+            if message.method == Method::Call {
+                brought.extend(record(&text(&call.registry), &text(&call.item), &entries));
+            }
+        }
+        (answers, brought)
     }
 }
 
+fn reader(directory: &Path, name: &'static str) -> Reader<LineCounter> {
+    let rejected = Arc::new(Rejected::new(directory.to_owned()));
+    Reader::new(directory.join(name), name, rejected, None)
+}
+
+/// What a call must leave in the journal of results: the first value that is lines, byte for byte, on one line.
+fn record(registry: &[u8], item: &[u8], entries: &[(Vec<u8>, Vec<u8>)]) -> Option<Vec<u8>> {
+    if registry != b"logger" || item != NAME.as_bytes() {
+        return None;
+    }
+    let names: [&[u8]; 4] = [b"string", b"snapshot", b"event", b"string_batch"];
+    let (name, value) = entries.iter().find(|(name, _)| names.contains(&name.as_slice()))?;
+    let record = match name == b"string_batch" && value.starts_with(b"[") {
+        true => [b"{\"string_batch\":", value.as_slice(), b"}"].concat(),
+        false => value.clone(),
+    };
+    Some(on_one_line(record))
+}
+
+fn on_one_line(mut text: Vec<u8>) -> Vec<u8> {
+    text.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+    text
+}
+
 fn converse(input: &[u8]) {
-    let answers = EXTENSION.answer(input);
+    let (answers, brought) = EXTENSION.answer(input);
     assert!(answers.len() <= MOST_ANSWERED * input.len() + 1024, "{} bytes answer {}", answers.len(), input.len());
     let mut left = answers.as_slice();
     while !left.is_empty() {
@@ -133,9 +165,36 @@ fn converse(input: &[u8]) {
         assert!(matches!(message.message_type, TMessageType::Reply | TMessageType::Exception));
         answer.skip(TType::Struct).expect("answers are whole");
     }
-    for buffer in [&EXTENSION.results, &EXTENSION.statuses, &EXTENSION.kept] {
-        take(buffer);
+    assert_eq!(take(&EXTENSION.results), brought);
+    // The front hands on only what it could read itself; the worker's own reader must stand anything, too.
+    let _ = EXTENSION.service.answer(input);
+    for journal in [&EXTENSION.statuses, &EXTENSION.kept] {
+        take(journal);
     }
+    check_pieces(input);
+}
+
+/// However the bytes come in, the same messages are read.
+fn check_pieces(input: &[u8]) {
+    fn told(reader: impl Read) -> Vec<(Message, Vec<u8>)> {
+        let (mut buffer, mut told) = (Vec::new(), Vec::new());
+        let mut conversation = Conversation::new(reader, &mut buffer);
+        while let Ok(Some(message)) = conversation.next(&|_, _, _, _| None) {
+            let frame = conversation.bytes(&message.frame).to_vec();
+            told.push((message, frame));
+        }
+        told
+    }
+    struct ByteByByte<'a>(&'a [u8]);
+    impl Read for ByteByByte<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(1);
+            self.0.read(&mut buffer[..most])
+        }
+    }
+    let whole = told(input);
+    assert_eq!(format!("{whole:?}"), format!("{:?}", told(ByteByByte(input))));
+    assert!(input.starts_with(&whole.into_iter().flat_map(|(_, frame)| frame).collect::<Vec<u8>>()));
 }
 
 /// Every answer that is awaited from osqueryd's manager.
@@ -248,7 +307,7 @@ impl Call {
 /// What calls must be answered, and leave behind.
 #[derive(Default)]
 struct Model {
-    results: Vec<String>,
+    results: Vec<Vec<u8>>,
     statuses: usize,
     kept: Vec<String>,
 }
@@ -256,41 +315,28 @@ struct Model {
 impl Model {
     /// The code of the answer.
     fn code(&mut self, call: &Call) -> i32 {
+        let entries: Vec<_> = call.request.iter().map(|(name, value)| (name.bytes(), value.bytes())).collect();
         let request: StringMap = call.request.iter().map(|(name, value)| (name.text(), value.text())).collect();
         let value = |name: &str| request.get(name).map(String::as_str);
         let (registry, item) = call.plugin.names();
-        let words = call.request.iter().flat_map(|(name, value)| [name.bytes(), value.bytes()]);
-        let repaired = words.chain([registry.clone(), item.clone()]).any(|bytes| str::from_utf8(&bytes).is_err());
-        // A line says that it was repaired.
-        let marked = |line: String| match repaired && line.contains(char::REPLACEMENT_CHARACTER) && is_object(&line) {
-            true => with_member(&line, "invalid_utf8", "true"),
-            false => line,
-        };
+        if let Some(record) = record(&registry, &item, &entries) {
+            self.results.push(record);
+            return 0;
+        }
         match (&*registry, item == NAME.as_bytes()) {
-            (b"logger", true) => {
-                let line = ["string", "snapshot", "event"].iter().find_map(|kind| value(kind));
-                let log = |log: Option<&str>| serde_json::from_str::<Vec<StatusLine>>(log.unwrap_or("[]"));
-                if let Some(line) = line {
-                    self.results.push(marked(line.to_owned()));
-                } else if let Some(batch) = value("string_batch") {
-                    let lines: Vec<String> = serde_json::from_str(batch).unwrap_or_else(|_| vec![batch.to_owned()]);
-                    self.results.extend(lines.into_iter().map(marked));
-                } else if value("init").is_some() || value("status") == Some("true") {
-                    self.statuses += log(value("log")).map_or(0, |lines| lines.len());
-                } else {
-                    // The features are 1, and so is a failure.
-                    return 1;
-                }
+            (b"logger", true) if value("init").is_some() || value("status") == Some("true") => {
+                let log = serde_json::from_str::<Vec<StatusLine>>(value("log").unwrap_or("[]"));
+                self.statuses += log.map_or(0, |lines| lines.len());
                 0
             }
             (b"distributed", true) => match (value("action"), value("results")) {
                 (Some("writeResults"), Some(results)) if is_object(results) => {
-                    self.kept.push(results.trim().to_owned());
+                    self.kept.push(results.trim().replace('\n', " "));
                     0
                 }
                 _ => 1,
             },
-            // Without a server there is no configuration.
+            // Without a server there is no configuration. The logger's features are 1, and so is a failure.
             _ => 1,
         }
     }
@@ -299,7 +345,7 @@ impl Model {
 fn check(calls: &[Call]) {
     let mut model = Model::default();
     let conversation: Vec<u8> = calls.iter().flat_map(Call::wire).collect();
-    let answers = EXTENSION.answer(&conversation);
+    let (answers, brought) = EXTENSION.answer(&conversation);
     let mut left = answers.as_slice();
     for call in calls {
         let response = response(&mut left, call.sequence);
@@ -311,11 +357,13 @@ fn check(calls: &[Call]) {
         assert_eq!(response.response, Some(Vec::new()), "no answer of these has rows");
     }
     assert!(left.is_empty(), "{} bytes follow the last answer", left.len());
+    assert_eq!(brought, model.results);
     assert_eq!(take(&EXTENSION.results), model.results);
-    let statuses = take(&EXTENSION.statuses);
+    let text = |line: Vec<u8>| String::from_utf8(line).expect("what the worker keeps is UTF-8");
+    let statuses: Vec<String> = take(&EXTENSION.statuses).into_iter().map(text).collect();
     assert_eq!(statuses.len(), model.statuses);
-    assert!(statuses.iter().all(|line| is_json(line) && !line.contains('\n')), "{statuses:?}");
-    let kept = take(&EXTENSION.kept);
+    assert!(statuses.iter().all(|line| is_json(line)), "{statuses:?}");
+    let kept: Vec<String> = take(&EXTENSION.kept).into_iter().map(text).collect();
     assert_eq!(kept.len(), model.kept.len());
     for (kept, results) in kept.iter().zip(&model.kept) {
         assert!(is_object(kept) && kept.contains(results.as_str()), "{kept} is kept for {results}");
@@ -335,13 +383,17 @@ fn response(left: &mut &[u8], sequence: i32) -> ExtensionResponse {
     response
 }
 
-/// The lines that wait; then none does.
-fn take(buffer: &Buffer) -> Vec<String> {
-    let mut lines = Vec::new();
-    while !buffer.is_empty() {
-        let batch = buffer.peek(MANY, usize::MAX).expect("the disk takes lines");
-        buffer.discard(&batch);
-        lines.extend(batch.lines);
+/// The records that wait; then none does.
+fn take(journal: &Reader<LineCounter>) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    loop {
+        match journal.peek(MANY_BYTES).expect("the disk is there") {
+            Waiting::Nothing => return records,
+            Waiting::Records(chunk) => {
+                records.extend(chunk.records().map(|record| record.bytes.to_vec()));
+                journal.acknowledge(chunk.end());
+            }
+            Waiting::Large(record) => panic!("{} bytes wait in one record", record.len()),
+        }
     }
-    lines
 }

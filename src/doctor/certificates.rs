@@ -1,12 +1,12 @@
 //! Certificates, shown to a reader and looked at for their time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
+
+use crate::clock::unix_time;
 
 /// A certificate that ends within so many days is worth a warning.
 const SOON_DAYS: i64 = 30;
@@ -33,7 +33,7 @@ impl Term {
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Self::Unreadable };
         let validity = parsed.validity();
-        Self::between(validity.not_before.timestamp(), validity.not_after.timestamp(), now())
+        Self::between(validity.not_before.timestamp(), validity.not_after.timestamp(), unix_time())
     }
 
     fn between(begin: i64, end: i64, now: i64) -> Self {
@@ -71,11 +71,6 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
         },
         _ => None,
     }
-}
-
-fn now() -> i64 {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 fn date(timestamp: i64) -> String {

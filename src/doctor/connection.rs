@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use super::certificates::{Term, describe};
 use super::{Check, Level, Report, Subject};
-use crate::remote::look::{Look, look};
-use crate::remote::tls::TlsError;
-use crate::remote::transport::TransportError;
+use crate::chain::chain;
+use crate::remote::{Look, TlsError, TransportError, look};
 use crate::settings::HostPort;
 
 /// As long as a request's connection may take in all.
@@ -44,7 +43,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
             Some(error @ TransportError::Proxy(_)) => {
                 report.fail(
                     Check::Proxy,
-                    error.to_string(),
+                    chain(error).to_string(),
                     "see that --proxy_hostname is right, with user:password@ if the proxy wants them, and that the \
                      proxy allows CONNECT to the server",
                 );
@@ -98,7 +97,7 @@ fn connected(server: &HostPort, look: &Look, report: &mut Report<'_>) {
         // A file that can't be used was told of, and keeps nobody from connecting.
         report.fail(
             Check::TcpConnection,
-            format!("{server}: {error}"),
+            format!("{server}: {}", chain(error)),
             format!("see that the server listens on port {port}, and that no firewall is in the way"),
         );
         report.skip(Check::TlsHandshake, "there is no connection");
@@ -110,13 +109,13 @@ fn connected(server: &HostPort, look: &Look, report: &mut Report<'_>) {
 
 fn handshake(server: &HostPort, look: &Look, report: &mut Report<'_>) {
     const CHECK: Check = Check::TlsHandshake;
-    let chain: Vec<String> = look.chain.iter().map(describe).collect();
+    let presented: Vec<String> = look.chain.iter().map(describe).collect();
     if let Some(error) = &look.error {
         let message = match look.chain.is_empty() {
-            true => format!("{server}: {error}"),
-            false => format!("{server}: {error}; it presents:"),
+            true => format!("{server}: {}", chain(error)),
+            false => format!("{server}: {}; it presents:", chain(error)),
         };
-        report.problem(CHECK, Level::Failure, message, remedy(error), chain);
+        report.problem(CHECK, Level::Failure, message, remedy(error), presented);
         return;
     }
     let agreed = look.agreed.clone().unwrap_or_default();
@@ -131,9 +130,9 @@ fn handshake(server: &HostPort, look: &Look, report: &mut Report<'_>) {
             Level::Warning,
             format!("{agreed}; a certificate of the chain ends in {days} days:"),
             "renew it on the server",
-            chain,
+            presented,
         ),
-        None => report.ok_with(CHECK, format!("{agreed}; the server's certificate is trusted:"), chain),
+        None => report.ok_with(CHECK, format!("{agreed}; the server's certificate is trusted:"), presented),
     }
 }
 

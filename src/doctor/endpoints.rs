@@ -18,15 +18,14 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, json};
 
 use super::{Check, Report, Subject};
-use crate::remote::Endpoint;
+use crate::chain::chain;
 use crate::remote::api::{self, AnswerError, ClientCertificate, ConfigLimits, Enrolled, LogType, Payload};
-use crate::remote::enroll::{secret, stored_key};
-use crate::remote::host::Host;
-use crate::remote::node::key_place;
-use crate::remote::transport::{Answer, Encoding, Method, Outgoing, Transport, TransportError};
-use crate::remote::url::Url;
+use crate::remote::{
+    Answer, Applicant, Encoding, Endpoint, Host, Request, RequestError, Transport, TransportError, key_place,
+    shown_url, stored_key,
+};
 use crate::secret::Secret;
-use crate::settings::{HostPort, Settings};
+use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 
 /// A node key that no server gives out.
@@ -47,14 +46,14 @@ const ENDPOINTS: [(Endpoint, Check); 5] = [
 ];
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
-    let (Ok(server), true) = (&subject.settings.server, report.is_well(Check::TlsHandshake)) else {
+    let (Ok(_), true) = (&subject.settings.server, report.is_well(Check::TlsHandshake)) else {
         report.skip(Check::Clock, "there is no connection to the server");
         for (_, check) in ENDPOINTS {
             report.skip(check, "there is no connection to the server");
         }
         return;
     };
-    let asker = Asker::new(subject, server);
+    let asker = Asker::new(subject);
     let mut clock_read = false;
     let asked: Vec<_> = ENDPOINTS
         .into_iter()
@@ -103,7 +102,6 @@ fn clock(theirs: SystemTime, ours: SystemTime, report: &mut Report<'_>) {
 struct Asker<'a> {
     subject: &'a Subject,
     settings: &'a Settings,
-    server: &'a HostPort,
     transport: Transport,
     user_agent: String,
     version: Option<String>,
@@ -116,14 +114,13 @@ struct Asker<'a> {
 type Asked = Option<Result<(Answer, SystemTime), String>>;
 
 impl<'a> Asker<'a> {
-    fn new(subject: &'a Subject, server: &'a HostPort) -> Self {
+    fn new(subject: &'a Subject) -> Self {
         let host = subject.running.as_ref().ok().map(|running| Host::new(running.manager.clone()));
         let stored = subject.running.as_ref().ok().and_then(|running| stored_key(&running.manager).ok().flatten());
         let disabled = subject.settings.enroll.disabled;
         Self {
             subject,
             settings: &subject.settings,
-            server,
             transport: Transport::new(Shutdown::default()),
             user_agent: host.as_ref().map_or_else(|| "osquery/0.0.0".to_owned(), Host::user_agent),
             version: host.and_then(|host| host.version()),
@@ -134,33 +131,32 @@ impl<'a> Asker<'a> {
     }
 
     fn ask(&self, endpoint: Endpoint) -> Asked {
-        let path = endpoint.path(&self.settings.endpoints).ok()?;
-        let outcome = match endpoint {
-            Endpoint::Enroll if self.subject.enroll => self.enroll(path),
-            Endpoint::Enroll => self.send(Method::Get, path, "", None),
-            _ => {
-                let place = key_place(self.settings);
-                let key = self.key(endpoint);
-                let method = match (endpoint, place) {
-                    (Endpoint::Config, api::KeyPlace::Url) => Method::Get,
-                    _ => Method::Post,
-                };
-                let line = json!({
-                    "severity": "0", "filename": "doctor", "line": "0", "hostIdentifier": "", "calendarTime": "",
-                    "unixTime": "0", "message": "osquery-remote-tls doctor asks whether this endpoint answers",
-                })
-                .to_string();
-                let body = match endpoint {
-                    Endpoint::Logger => api::body(Payload::Lines(LogType::Status, &[&line]), key, place),
-                    Endpoint::DistributedWrite => {
-                        api::body(Payload::Object("{\"queries\":{},\"statuses\":{}}"), key, place)
-                    }
-                    _ => api::body(Payload::None, key, place),
-                };
-                self.send(method, path, &body, Some(key))
-            }
+        endpoint.path(&self.settings.endpoints).ok()?;
+        let answer = self
+            .request(endpoint)
+            .map_err(|error| chain(&error).to_string())
+            .and_then(|request| self.send(&request).map_err(|error| chain(&error).to_string()));
+        Some(answer.map(|answer| (answer, SystemTime::now())))
+    }
+
+    fn request(&self, endpoint: Endpoint) -> Result<Request, RequestError> {
+        let line = json!({
+            "severity": "0", "filename": "doctor", "line": "0", "hostIdentifier": "", "calendarTime": "",
+            "unixTime": "0", "message": "osquery-remote-tls doctor asks whether this endpoint answers",
+        })
+        .to_string();
+        let payload = match endpoint {
+            Endpoint::Enroll if self.subject.enroll => return Request::enrollment(self.settings, self.applicant()),
+            Endpoint::Enroll => return Request::presence(self.settings),
+            Endpoint::Config | Endpoint::DistributedRead => Payload::None,
+            Endpoint::Logger => Payload::Lines(LogType::Status, &line),
+            Endpoint::DistributedWrite => Payload::Object("{\"queries\":{},\"statuses\":{}}"),
         };
-        Some(outcome.map(|answer| (answer, SystemTime::now())))
+        Request::new(self.settings, endpoint, payload, self.key(endpoint))
+    }
+
+    fn send(&self, request: &Request) -> Result<Answer, TransportError> {
+        self.transport.send(self.settings, &request.outgoing(Encoding::Plain, &self.user_agent))
     }
 
     /// The key that an endpoint is asked with.
@@ -171,46 +167,16 @@ impl<'a> Asker<'a> {
         }
     }
 
-    fn send(&self, method: Method, path: &str, body: &str, key: Option<&Secret>) -> Result<Answer, String> {
-        let secret = match self.settings.api.secret_always {
-            true => Some(secret(&self.settings.enroll.secret).map_err(|error| error.to_string())?),
-            false => None,
-        };
-        let secret = secret.as_ref().map(|secret| (self.settings.api.secret_name.as_str(), secret));
-        let url = match key.filter(|_| self.settings.api.node_api) {
-            Some(key) => Url::for_node(self.server, path, key, secret),
-            None => Url::new(self.server, path, secret),
-        };
-        let request = Outgoing {
-            method,
-            url: &url,
-            body,
-            encoding: Encoding::Plain,
-            user_agent: &self.user_agent,
-            node_key: key,
-        };
-        self.transport.send(self.settings, &request).map_err(|error: TransportError| error.to_string())
-    }
-
     /// Under a name of its own: under this host's, some servers would give up the key that it has.
-    fn enroll(&self, path: &str) -> Result<Answer, String> {
-        let secret = secret(&self.settings.enroll.secret).map_err(|error| error.to_string())?;
+    fn applicant(&self) -> Applicant {
         let platform = self.subject.running.as_ref().ok();
         let platform = platform.and_then(|running| Host::new(running.manager.clone()).platform_type().ok());
-        let body = api::enroll_body(
-            &self.settings.api.secret_name,
-            &secret,
-            &doctor_s_name(),
-            &platform.unwrap_or_default(),
-            Map::new(),
-        );
-        self.send(Method::Post, path, &body, None)
+        Applicant { identifier: doctor_s_name(), platform_type: platform.unwrap_or_default(), details: Map::new() }
     }
 
     /// The endpoint's URL without secrets.
     fn shown(&self, endpoint: Endpoint) -> String {
-        let path = endpoint.path(&self.settings.endpoints).unwrap_or_default();
-        Url::new(self.server, path, None).to_string()
+        shown_url(self.settings, endpoint).unwrap_or_default()
     }
 
     fn judge(&self, endpoint: Endpoint, check: Check, answer: &Answer, report: &mut Report<'_>) {

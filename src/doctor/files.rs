@@ -8,8 +8,8 @@ use rustls_pki_types::CertificateDer;
 
 use super::certificates::{Term, describe};
 use super::{Check, Report, Subject};
-use crate::remote::enroll::{EnrollError, secret};
-use crate::remote::tls::{TlsConnector, TlsError, bundle, certificates};
+use crate::chain::chain;
+use crate::remote::{self, SecretError, TlsConnector, TlsError, bundle, certificates};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, SecretSource, TlsSettings};
 
 const OTHERS_READ: u32 = 0o004;
@@ -26,9 +26,9 @@ fn enroll_secret(subject: &Subject, report: &mut Report<'_>) {
     if enroll.disabled {
         return report.skip(CHECK, "--disable_enrollment: none is needed");
     }
-    let known = match secret(&enroll.secret) {
+    let known = match remote::enroll_secret(&enroll.secret) {
         Ok(known) => known,
-        Err(EnrollError::SecretVariable(name)) => {
+        Err(SecretError::Variable(name)) => {
             return report.warn(
                 CHECK,
                 format!("--enroll_secret_env={name}: there is no such variable here"),
@@ -36,7 +36,11 @@ fn enroll_secret(subject: &Subject, report: &mut Report<'_>) {
             );
         }
         Err(error) => {
-            return report.fail(CHECK, error.to_string(), "make the file (chmod 0600), and run the doctor as root");
+            return report.fail(
+                CHECK,
+                chain(&error).to_string(),
+                "make the file (chmod 0600), and run the doctor as root",
+            );
         }
     };
     let lines = known.expose().lines().count();

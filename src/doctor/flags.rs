@@ -3,10 +3,10 @@
 use super::flagfile::{Flagfile, Given, Oddity};
 use super::osquery_flags::{self, Kind};
 use super::{Check, Report, Subject, plugins};
-use crate::cli::own_flag_names;
 use crate::extension::registry::NAME;
 use crate::remote::Endpoint;
-use crate::settings::{Options, REMOTE_PREFIX};
+use crate::settings::own;
+use crate::settings::{ExpandEvents, Options, REMOTE_PREFIX};
 
 /// The flags of a file by the names and with the values that osqueryd lists; of several with one name the last.
 pub(super) fn values(flagfile: &Flagfile) -> Options {
@@ -86,9 +86,8 @@ fn names(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagNames;
     let listed = subject.running.iter().flat_map(|running| running.options.keys().cloned()).collect();
     for Given { place, name, .. } in &subject.flagfile.unknown {
-        let ours = own_flag_names();
         let own_name = name.strip_prefix(REMOTE_PREFIX).unwrap_or(name);
-        let remedy = if ours.iter().any(|flag| flag == own_name) {
+        let remedy = if own::named(own_name).is_some() {
             format!("it is the extension's: put --{own_name}=VALUE into {}", subject.own_path.display())
         } else if name.starts_with("custom_") {
             "only a configuration's \"options\" can set custom_ flags: remove the line".to_owned()
@@ -122,9 +121,8 @@ fn check_values(subject: &Subject, report: &mut Report<'_>) {
     let settings = &subject.settings;
     let without_a_stand_in =
         [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
-    let ours = own_flag_names();
     let unusable = subject.setting_errors.iter().chain(without_a_stand_in.into_iter().flatten());
-    for error in unusable.filter(|error| !ours.contains(&error.flag) && !ends_osqueryd.contains(&&*error.flag)) {
+    for error in unusable.filter(|error| own::named(&error.flag).is_none() && !ends_osqueryd.contains(&&*error.flag)) {
         report.fail(CHECK, error.to_string(), format!("correct --{} where it is set", error.flag));
     }
     let identifiers = ["hostname", "uuid", "instance", "ephemeral", "specified"];
@@ -277,11 +275,12 @@ fn recommendations(subject: &Subject) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let expands = own_flag_names().iter().any(|name| name == "logger_expand_events");
-    if subject.uses("logger") && expands && subject.text("logger_event_type", "true") == "true" {
+    let automatic = subject.settings.logger.expand_events == ExpandEvents::Auto;
+    let said = subject.file.contains_key("logger_event_type") && subject.settings.logger.event_type;
+    if automatic && said && subject.settings.is_only_logger() {
         recommendations.push(
-            "recommended: --logger_event_type=false, and logger_expand_events of the extension's own flags: one call a \
-             query in place of one a row, and the server gets the same lines"
+            "recommended: no --logger_event_type in osqueryd's flags: the extension then has it hand over whole queries, \
+             in one call each in place of one a row, and the server gets the same lines"
                 .to_owned(),
         );
     }
@@ -293,12 +292,18 @@ fn own(subject: &Subject, report: &mut Report<'_>) {
     for error in &subject.own_errors {
         report.fail(CHECK, error.to_string(), "correct the line: until then its flag has its default");
     }
-    let ours = own_flag_names();
     for error in &subject.setting_errors {
         let name = error.flag.strip_prefix(REMOTE_PREFIX).unwrap_or(&error.flag);
-        if ours.iter().any(|flag| flag == name) {
-            report.fail(CHECK, error.to_string(), "correct the value: until then the flag has its default");
-        }
+        let Some(flag) = own::named(name) else { continue };
+        let place = match subject.own.get(flag) {
+            Some(given) if name == error.flag => format!("in {}", given.origin),
+            _ => "in the server's configuration".to_owned(),
+        };
+        report.fail(
+            CHECK,
+            error.to_string(),
+            format!("correct the value {place}: until then the flag has its default"),
+        );
     }
     if report.is_clean(CHECK) {
         let path = subject.own_path.display();

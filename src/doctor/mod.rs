@@ -28,9 +28,10 @@ use std::time::Duration;
 
 pub use report::{Finding, Form, Level, Report};
 
-use crate::cli::{DEFAULT_FLAGFILE, DEFAULT_SOCKET, DoctorFlags, FLAGFILE_VARIABLE, FlagfileError, OwnFlags};
+use crate::cli::{DEFAULT_SOCKET, DoctorFlags};
 use crate::extension::manager::{Manager, ManagerError};
-use crate::settings::{Options, SettingError, Settings};
+use crate::settings::own::{self, FlagfileError};
+use crate::settings::{Options, OwnFlags, SettingError, Settings};
 use flagfile::Flagfile;
 
 /// Nobody who waits before a terminal wants to wait longer for one answer.
@@ -185,8 +186,9 @@ struct Subject {
     flagfile: Flagfile,
     /// Its flags by the names that osqueryd lists, with their values as osqueryd lists them.
     file: Options,
-    /// Our own flag file: its path, and what is wrong with it.
+    /// Our own flag file: its path, its flags, and what is wrong with it.
     own_path: PathBuf,
+    own: OwnFlags,
     own_errors: Vec<FlagfileError>,
     /// Where osqueryd's manager is, or should be.
     socket: PathBuf,
@@ -234,16 +236,15 @@ impl Subject {
         let file = flags::values(&flagfile);
         let mut options = running.as_ref().map(|running| running.options.clone()).unwrap_or_default();
         options.extend(file.clone());
-        let own_path = flags.own_flagfile.clone().unwrap_or_else(|| {
-            std::env::var_os(FLAGFILE_VARIABLE).map_or_else(|| DEFAULT_FLAGFILE.into(), PathBuf::from)
-        });
-        let (own, own_errors) = OwnFlags::read(&own_path);
+        let own_path = flags.own_flagfile.clone().unwrap_or_else(own::flagfile);
+        let (own, own_errors) = OwnFlags::read_file(&own_path);
         let (mut settings, setting_errors) = Settings::new(&options, &own);
         settings.request_timeout = settings.request_timeout.min(REQUEST_LIMIT);
         Self {
             flagfile,
             file,
             own_path,
+            own,
             own_errors,
             socket,
             running,

@@ -23,6 +23,7 @@ use super::osquery::{
 };
 use super::protocol::LossyInput;
 use super::registry::{NAME, Routes, StringMap};
+use crate::platform::Process;
 
 /// How long osqueryd may take for any one answer. Its own are there in milliseconds.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -102,6 +103,13 @@ impl Manager {
         &self.socket
     }
 
+    /// The process that the kept connection leads to: osqueryd's worker. `None` without a connection, or where the kernel
+    /// doesn't say.
+    #[must_use]
+    pub fn peer(&self) -> Option<Process> {
+        self.lock().as_ref().and_then(|link| Process::of_peer(&link.stream))
+    }
+
     /// Connects anew.
     pub fn connect(&self) -> Result<()> {
         let mut link = self.lock();
@@ -112,7 +120,12 @@ impl Manager {
 
     /// Every flag of osqueryd with its current value.
     pub fn options(&self) -> Result<BTreeMap<String, String>> {
-        let options = self.call("options", TExtensionManagerSyncClient::options)?;
+        self.options_within(CALL_LIMIT)
+    }
+
+    /// The same, for a thread that must not wait for long.
+    pub fn options_within(&self, limit: Duration) -> Result<BTreeMap<String, String>> {
+        let options = self.call_within(limit, "options", TExtensionManagerSyncClient::options)?;
         Ok(options.into_iter().map(|(name, info)| (name, info.value.unwrap_or_default())).collect())
     }
 
@@ -179,6 +192,14 @@ impl Manager {
         rows("query", self.call("query", |client| client.query(sql.to_owned()))?)
     }
 
+    /// The rows of a table, as osqueryd's own plugins ask for them: without SQL, so that tables which `disable_tables` or
+    /// `enable_tables` keep from it answer too, with the columns that the table itself fills in.
+    pub fn table(&self, name: &str) -> Result<Vec<StringMap>> {
+        let request =
+            [("action", "generate"), ("context", "{}")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        rows("table", self.call_plugin("table", name, request)?)
+    }
+
     /// A value of osqueryd's settings in its backing store; `None` when it has none.
     pub fn setting(&self, key: &str) -> Result<Option<String>> {
         let request = database_request("get", key);
@@ -226,6 +247,8 @@ impl Manager {
         call: impl FnOnce(&mut Client) -> thrift::Result<T>,
     ) -> Result<T> {
         let mut link = self.lock();
+        // One that osqueryd has ended, when its worker was replaced perhaps, would fail the call.
+        let _ = link.take_if(|connected| connected.has_ended.load(Ordering::SeqCst));
         let connected = match link.as_mut() {
             Some(connected) => connected,
             None => link.insert(self.dial()?),
@@ -280,6 +303,8 @@ struct Link {
     stream: UnixStream,
     deadline: Arc<Deadline>,
     closing: Arc<AtomicBool>,
+    /// osqueryd has hung up.
+    has_ended: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -287,14 +312,15 @@ impl Link {
     fn open(socket: &Path, hung_up: HangUp) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_write_timeout(Some(CALL_LIMIT))?;
-        let closing = Arc::new(AtomicBool::new(false));
+        let (closing, has_ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let deadline = Arc::new(Deadline::default());
         let (chunks, incoming) = mpsc::channel();
         let mut reading = stream.try_clone()?;
         let reader = thread::Builder::new().name("manager".to_owned()).spawn({
-            let closing = Arc::clone(&closing);
+            let (closing, has_ended) = (Arc::clone(&closing), Arc::clone(&has_ended));
             move || {
                 forward(&mut reading, &chunks);
+                has_ended.store(true, Ordering::SeqCst);
                 if !closing.load(Ordering::SeqCst) {
                     hung_up();
                 }
@@ -305,7 +331,7 @@ impl Link {
         let writing = BufWriter::new(stream.try_clone()?);
         let output: Box<dyn TOutputProtocol + Send> = Box::new(TBinaryOutputProtocol::new(writing, true));
         let client = ExtensionManagerSyncClient::new(input, output);
-        Ok(Self { client, stream, deadline, closing, reader: Some(reader) })
+        Ok(Self { client, stream, deadline, closing, has_ended, reader: Some(reader) })
     }
 }
 

@@ -1,17 +1,18 @@
 //! The boundary with osqueryd: Thrift over Unix sockets, in both directions.
 //!
-//! [`manager`] calls osqueryd, [`server`] answers its calls on a [`socket`] by way of the [`registry`], [`lifecycle`]
-//! registers. Nothing here knows of HTTP or of the buffer.
+//! [`manager`] calls osqueryd, [`server`] takes its calls on a [`socket`], [`wire`] reads them, [`service`] answers them by
+//! way of the [`registry`], [`lifecycle`] registers. Nothing here knows of HTTP or of the journal.
 
 pub mod lifecycle;
 pub mod manager;
 pub mod protocol;
 pub mod registry;
 pub mod server;
+pub mod service;
 pub mod socket;
+pub mod wire;
 
 /// Generated from osquery.thrift by `src/extension/regenerate`; never edited.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 #[rustfmt::skip]
 pub mod osquery;
-pub mod ping;

@@ -1,31 +1,30 @@
-//! Answers osqueryd's calls on the extension's socket.
+//! The accept loop: threads that take connections from one listener and serve each to its end.
 //!
-//! For each call osqueryd connects twice, and its threads wait meanwhile. So several threads block in `accept` on
-//! one listener and each serves its connection to the end: no hand-over between threads, half the CPU time a call
-//! of the thrift crate's own server. When all of them are busy (a config call waits for the network), a spare
-//! one is started, so that a log line never waits behind them.
+//! For each call osqueryd connects twice, and its threads wait meanwhile. So several threads block in `accept` on one
+//! listener and each serves its connection to the end: no hand-over between threads, half the CPU time a call of the
+//! thrift crate's own server. When all of them are busy (a config call waits for the network), a spare one is started,
+//! so that a log line never waits behind them.
+//!
+//! The threads can be ended without harm to the listener: each exits after its connection, and those that still wait
+//! in `accept` are woken by connections of our own. What osqueryd connects meanwhile waits in the listener's backlog
+//! for whoever serves it next: this process, a new program in it, or another process.
 
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::net::Shutdown as Direction;
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 // A notification that nobody waits for costs no system call, as std's does: there are several a call.
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use thrift::protocol::TBinaryOutputProtocol;
-use thrift::server::TProcessor;
 
-use super::osquery::{ExtensionResponse, ExtensionStatus, ExtensionSyncHandler, ExtensionSyncProcessor};
-use super::protocol::LossyInput;
-use super::registry::{Registry, RegistryName, Reply, StringMap};
+use super::socket::Socket;
 use crate::logging::Streak;
-use crate::secret::redact;
 
 /// Threads that wait in `accept` from the beginning.
 const ACCEPTORS: usize = 4;
@@ -40,32 +39,51 @@ const MOST_THREADS: usize = 64;
 /// How long a connection may say nothing. osqueryd's say something at once, unless it was stopped in between.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
-/// The same while the end is near.
-const LAST_IDLE_LIMIT: Duration = Duration::from_millis(200);
+/// The same when all threads are taken: others wait.
+const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Between two looks for connections to end then.
+const CROWDED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The same while the threads are to end. On a busy host, whoever has connected may be kept from speaking for a while.
+const LAST_IDLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The same for what waits in the backlog at the very end, when osqueryd is gone.
+const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
 /// A wait after a failed `accept` (no file descriptor left), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// Between two looks whether the threads have ended.
+const STOP_PAUSE: Duration = Duration::from_millis(2);
+
+/// No socket's buffer is smaller: what fits into it is written without waiting for the other side.
+const FITS_ANYWAY: usize = 4096;
+
+/// Answers the messages of one connection.
+pub trait Converse: Send + Sync {
+    /// Reads and answers to the connection's end, or until [`Connection::is_last`] after an answer. `buffer` is the
+    /// thread's own, its contents don't matter.
+    ///
+    /// # Errors
+    /// Whatever ended the conversation early.
+    fn converse(&self, connection: &Connection<'_>, buffer: &mut Vec<u8>) -> io::Result<()>;
+}
+
 /// A listening socket and the threads that serve it.
-pub struct Server {
-    shared: Arc<Shared>,
+pub struct Server<C: Converse + 'static> {
+    shared: Arc<Shared<C>>,
 }
 
-/// The answers to osqueryd's calls, whatever the calls come over.
-pub struct Service {
-    uuid: Arc<AtomicI64>,
-    processor: ExtensionSyncProcessor<Handler>,
-}
-
-/// Counts the serving threads of all servers of this process, so that the end can wait for them.
-#[derive(Clone, Default)]
-pub struct ThreadCount(Arc<(Mutex<usize>, Condvar)>);
-
-struct Shared {
+struct Shared<C> {
     listener: UnixListener,
-    service: Service,
-    threads: ThreadCount,
+    /// Where our own connections knock.
+    private: PathBuf,
+    conversing: C,
+    began: Instant,
+    threads: AtomicUsize,
     idle: AtomicUsize,
+    /// Threads are to end after the connection that they serve.
     stopping: AtomicBool,
     connections: Mutex<Connections>,
     /// Rung when a connection ends.
@@ -76,25 +94,40 @@ struct Shared {
     spares_missing: Streak,
 }
 
-/// The open connections, by number, so that idle ones can be ended.
+/// The open connections, by number, so that silent ones can be ended.
 #[derive(Default)]
 struct Connections {
     last: u64,
-    open: Vec<(u64, Arc<UnixStream>)>,
+    open: Vec<(u64, Arc<Open>)>,
 }
 
-impl Server {
-    /// Serves `listener` from `registry`; osqueryd's `shutdown` call is told to `asked_to_end`.
-    pub fn start(
-        listener: UnixListener,
-        registry: Arc<Registry>,
-        asked_to_end: impl Fn() + Send + Sync + 'static,
-        threads: ThreadCount,
-    ) -> io::Result<Self> {
+struct Open {
+    stream: UnixStream,
+    /// Milliseconds after the server's beginning when bytes last came; [`ANSWERING`] while an answer is made.
+    heard: AtomicU64,
+}
+
+const ANSWERING: u64 = u64::MAX;
+
+/// One connection, as its conversation sees it.
+pub struct Connection<'s> {
+    open: &'s Open,
+    began: Instant,
+    stopping: &'s AtomicBool,
+}
+
+impl<C: Converse + 'static> Server<C> {
+    /// Serves `socket`.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(socket: &Socket, conversing: C) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            listener,
-            service: Service::new(registry, asked_to_end),
-            threads,
+            listener: socket.listener()?,
+            private: socket.private().to_owned(),
+            conversing,
+            began: Instant::now(),
+            threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
@@ -102,101 +135,94 @@ impl Server {
             refused: Streak::default(),
             spares_missing: Streak::default(),
         });
-        for _ in 0..ACCEPTORS {
-            Shared::spawn(&shared)?;
-        }
-        Ok(Self { shared })
+        let server = Self { shared };
+        server.resume()?;
+        Ok(server)
     }
 
-    /// The uuid under which osqueryd has registered the extension, which each answer carries.
-    pub fn set_uuid(&self, uuid: i64) {
-        self.shared.service.uuid.store(uuid, Ordering::SeqCst);
-    }
-
-    /// Takes no more calls than those that wait to be accepted. Calls in flight go on and are answered;
-    /// [`ThreadCount::wait`] waits for them. The listener is of no use to anybody after this.
-    pub fn close(self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // shutdown(2) on the listener ends every `accept`, once nothing waits to be accepted. std offers it for
-        // streams only, and a file descriptor doesn't mind which type holds it.
-        match self.shared.listener.try_clone() {
-            Ok(listener) => {
-                if let Err(error) = UnixStream::from(OwnedFd::from(listener)).shutdown(Direction::Both) {
-                    log::warn!("can't end the accepting threads: {error}");
-                }
+    /// Takes no more connections, within `limit`: whether all threads have ended by then. Those that still serve a
+    /// connection end with it. What comes later waits in the listener's backlog.
+    pub fn stop(&self, limit: Duration) -> bool {
+        let shared = &self.shared;
+        let deadline = Instant::now() + limit;
+        shared.stopping.store(true, Ordering::SeqCst);
+        while shared.threads.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            for _ in 0..shared.idle.load(Ordering::SeqCst) {
+                // An error says that the backlog is full: then they are awake anyway.
+                let _ = knock(&shared.private);
             }
-            Err(error) => log::warn!("can't end the accepting threads: {error}"),
+            shared.end_silent(LAST_IDLE_LIMIT);
+            let mut connections = shared.connections();
+            shared.closed.wait_for(&mut connections, STOP_PAUSE);
         }
-        // Whoever has just connected is about to speak. Those that say nothing are ended, by their reading side
-        // only: an answer in the making still gets out.
-        let mut connections = self.shared.connections();
-        let is_open = |connections: &mut Connections| !connections.open.is_empty();
-        self.shared.closed.wait_while_for(&mut connections, is_open, LAST_IDLE_LIMIT);
-        for (_, stream) in &connections.open {
-            let _ = stream.shutdown(Direction::Read);
-        }
+        shared.threads.load(Ordering::SeqCst) == 0
     }
-}
 
-impl Service {
-    /// Answers from `registry`; osqueryd's `shutdown` call is told to `asked_to_end`.
+    /// Takes connections again after [`Self::stop`].
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn resume(&self) -> io::Result<()> {
+        self.shared.stopping.store(false, Ordering::SeqCst);
+        while self.shared.threads.load(Ordering::SeqCst) < ACCEPTORS {
+            Shared::spawn(&self.shared)?;
+        }
+        Ok(())
+    }
+
+    /// After [`Self::stop`]: answers what waits in the backlog, and nothing that comes later.
+    pub fn drain(&self) {
+        let shared = &self.shared;
+        if shared.listener.set_nonblocking(true).is_err() {
+            return;
+        }
+        while let Ok((stream, _)) = shared.listener.accept() {
+            // Whoever has connected by now speaks at once, or never.
+            let patient = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(DRAIN_LIMIT)));
+            if patient.is_ok() {
+                shared.serve(stream, &mut Vec::new());
+            }
+        }
+        let _ = shared.listener.set_nonblocking(false);
+    }
+
+    /// Ends connections that have said nothing for long. To be called now and then.
+    pub fn end_silent(&self) {
+        self.shared.end_silent(IDLE_LIMIT);
+    }
+
+    /// What answers.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, asked_to_end: impl Fn() + Send + Sync + 'static) -> Self {
-        let uuid = Arc::new(AtomicI64::new(0));
-        let handler = Handler { uuid: Arc::clone(&uuid), registry, asked_to_end: Box::new(asked_to_end) };
-        Self { uuid, processor: ExtensionSyncProcessor::new(handler) }
-    }
-
-    /// Answers one connection's calls: to its end, or until one can't be read, or `stopping` says that the one just
-    /// answered was the last.
-    pub fn converse(
-        &self,
-        reader: impl BufRead,
-        writer: impl Write,
-        stopping: impl Fn() -> bool,
-    ) -> thrift::Result<()> {
-        let mut input = LossyInput::new(reader)?;
-        let mut output = TBinaryOutputProtocol::new(BufWriter::new(writer), true);
-        loop {
-            match self.processor.process(&mut input, &mut output) {
-                // The processor answers a message that can't be read, too, and leaves the rest of it unread.
-                Ok(()) if stopping() || input.is_broken() => return Ok(()),
-                Ok(()) => {}
-                Err(thrift::Error::Transport(error)) if error.kind == thrift::TransportErrorKind::EndOfFile => {
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
+    pub fn conversing(&self) -> &C {
+        &self.shared.conversing
     }
 }
 
-impl Shared {
+impl<C: Converse + 'static> Shared<C> {
     fn spawn(shared: &Arc<Self>) -> io::Result<()> {
-        let guard = shared.threads.enter();
-        let shared = Arc::clone(shared);
-        thread::Builder::new().name("extension".to_owned()).spawn(move || {
-            shared.accept();
-            drop(guard);
-        })?;
+        shared.threads.fetch_add(1, Ordering::SeqCst);
+        let guard = ThreadGuard(Arc::clone(shared));
+        thread::Builder::new().name("extension".to_owned()).spawn(move || guard.0.accept())?;
         Ok(())
     }
 
     fn accept(self: &Arc<Self>) {
+        let mut buffer = Vec::new();
         // One that would be idle beside enough others was a spare one, and is no longer needed.
         let rest = |idle| (idle < MOST_IDLE).then_some(idle + 1);
-        while self.idle.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest).is_ok() {
-            let accepted = self.listener.accept();
+        while !self.is_stopping() && self.idle.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest).is_ok() {
+            // A look after the count: whoever stops the server knocks once for each thread that is counted as idle.
+            let accepted = if self.is_stopping() { Err(ErrorKind::Interrupted.into()) } else { self.listener.accept() };
             let others_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
             match accepted {
                 Ok((stream, _)) => {
-                    if others_idle == 0 && self.threads.now() < MOST_THREADS {
-                        self.spawn_spare();
+                    if others_idle == 0 && !self.is_stopping() {
+                        self.make_room();
                     }
-                    self.serve(stream);
+                    self.serve(stream, &mut buffer);
                 }
-                // All that waited in the backlog is served.
-                Err(_) if self.stopping() => return,
+                Err(_) if self.is_stopping() => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     log::log!(self.refused.failed(Level::Warn), "can't take a connection from osqueryd: {error}");
                     thread::sleep(ACCEPT_PAUSE);
@@ -205,7 +231,16 @@ impl Shared {
         }
     }
 
-    fn spawn_spare(self: &Arc<Self>) {
+    /// Somebody must be there for the next connection: a spare thread, or one that a silent connection holds.
+    fn make_room(self: &Arc<Self>) {
+        if self.threads.load(Ordering::SeqCst) >= MOST_THREADS {
+            while self.idle.load(Ordering::SeqCst) == 0 && !self.is_stopping() {
+                self.end_silent(CROWDED_IDLE_LIMIT);
+                let mut connections = self.connections();
+                self.closed.wait_for(&mut connections, CROWDED_PAUSE);
+            }
+            return;
+        }
         match Self::spawn(self) {
             Ok(()) => {
                 if let Some(failures) = self.spares_missing.succeeded() {
@@ -221,11 +256,12 @@ impl Shared {
         }
     }
 
-    fn serve(&self, stream: UnixStream) {
-        let stream = Arc::new(stream);
-        let number = self.connections().add(Arc::clone(&stream));
-        // A panic outside of a plugin's call ends this connection and nothing else.
-        match panic::catch_unwind(AssertUnwindSafe(|| self.converse(&stream))) {
+    fn serve(&self, stream: UnixStream, buffer: &mut Vec<u8>) {
+        let open = Arc::new(Open { stream, heard: AtomicU64::new(milliseconds(self.began)) });
+        let number = self.connections().add(Arc::clone(&open));
+        let connection = Connection { open: &open, began: self.began, stopping: &self.stopping };
+        // A panic ends this connection and nothing else.
+        match panic::catch_unwind(AssertUnwindSafe(|| self.conversing.converse(&connection, buffer))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::debug!("a connection ended: {error}"),
             Err(_) => log::error!("a connection ended by a panic; please report it with the lines above"),
@@ -234,12 +270,19 @@ impl Shared {
         self.closed.notify_all();
     }
 
-    fn converse(&self, stream: &UnixStream) -> thrift::Result<()> {
-        stream.set_read_timeout(Some(if self.stopping() { LAST_IDLE_LIMIT } else { IDLE_LIMIT }))?;
-        self.service.converse(BufReader::new(stream), Patient(stream), || self.stopping())
+    /// Ends connections that nothing has come from for `limit`. Only their reading side: an answer still gets out.
+    fn end_silent(&self, limit: Duration) {
+        let now = milliseconds(self.began);
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        for (_, open) in &self.connections().open {
+            let heard = open.heard.load(Ordering::Relaxed);
+            if heard != ANSWERING && now.saturating_sub(heard) >= limit {
+                let _ = open.stream.shutdown(Shutdown::Read);
+            }
+        }
     }
 
-    fn stopping(&self) -> bool {
+    fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
@@ -248,30 +291,29 @@ impl Shared {
     }
 }
 
-/// Writes to a client that must read in time. What fits into the socket's own buffer waits for nobody, so nothing is
-/// set for the many short answers.
-struct Patient<'a>(&'a UnixStream);
+/// Connects without waiting, and says nothing.
+fn knock(path: &std::path::Path) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let stream = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::io::ioctl_fionbio(&stream, true)?;
+    connect(&stream, &SocketAddrUnix::new(path)?)?;
+    Ok(())
+}
 
-/// No socket's buffer is smaller.
-const FITS_ANYWAY: usize = 4096;
+/// Counts a thread for as long as it lives.
+struct ThreadGuard<C>(Arc<Shared<C>>);
 
-impl Write for Patient<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > FITS_ANYWAY {
-            self.0.set_write_timeout(Some(IDLE_LIMIT))?;
-        }
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+impl<C> Drop for ThreadGuard<C> {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::SeqCst);
+        self.0.closed.notify_all();
     }
 }
 
 impl Connections {
-    fn add(&mut self, stream: Arc<UnixStream>) -> u64 {
+    fn add(&mut self, open: Arc<Open>) -> u64 {
         self.last += 1;
-        self.open.push((self.last, stream));
+        self.open.push((self.last, open));
         self.last
     }
 
@@ -280,146 +322,143 @@ impl Connections {
     }
 }
 
-impl ThreadCount {
-    /// How many there are.
+impl Connection<'_> {
+    /// Whether no further message is to be read after an answer.
     #[must_use]
-    pub fn now(&self) -> usize {
-        *self.count()
+    pub fn is_last(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Waits until all have ended, at most `limit`: whether they have.
-    #[must_use]
-    pub fn wait(&self, limit: Duration) -> bool {
-        let mut count = self.count();
-        self.0.1.wait_while_for(&mut count, |count| *count > 0, limit);
-        *count == 0
+    /// A message has come: until [`Self::answer`] the connection may be silent as long as it takes.
+    pub fn begin_answer(&self) {
+        self.open.heard.store(ANSWERING, Ordering::Relaxed);
     }
 
-    fn enter(&self) -> ThreadGuard {
-        *self.count() += 1;
-        ThreadGuard(self.clone())
-    }
-
-    fn count(&self) -> MutexGuard<'_, usize> {
-        self.0.0.lock()
-    }
-}
-
-struct ThreadGuard(ThreadCount);
-
-impl Drop for ThreadGuard {
-    fn drop(&mut self) {
-        *self.0.count() -= 1;
-        self.0.0.1.notify_all();
-    }
-}
-
-const INTERNAL_ERROR: &str = "internal error of the extension";
-
-/// Answers the methods of the `Extension` service.
-struct Handler {
-    uuid: Arc<AtomicI64>,
-    registry: Arc<Registry>,
-    asked_to_end: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Handler {
-    fn uuid(&self) -> i64 {
-        self.uuid.load(Ordering::SeqCst)
-    }
-}
-
-impl ExtensionSyncHandler for Handler {
-    fn handle_ping(&self) -> thrift::Result<ExtensionStatus> {
-        Ok(ExtensionStatus::new(0, "pong".to_owned(), self.uuid()))
-    }
-
-    fn handle_call(&self, registry: String, item: String, request: StringMap) -> thrift::Result<ExtensionResponse> {
-        let call = AssertUnwindSafe(|| self.registry.call(&registry, &item, request));
-        let reply = panic::catch_unwind(call).unwrap_or_else(|_| {
-            log::error!("a call of the {registry} plugin panicked; please report it with the lines above");
-            // A line is lost by this one panic; a failure would end osqueryd.
-            if registry == RegistryName::Logger.as_str() { Reply::ok() } else { Reply::failed(INTERNAL_ERROR) }
-        });
-        let status = ExtensionStatus::new(reply.code, redact(&reply.message).into_owned(), self.uuid());
-        Ok(ExtensionResponse::new(status, reply.rows))
-    }
-
-    fn handle_shutdown(&self) -> thrift::Result<()> {
-        log::info!("osqueryd asks for the end");
-        (self.asked_to_end)();
+    /// Writes an answer to a client that must read it in time.
+    ///
+    /// # Errors
+    /// The client is gone, or doesn't read.
+    pub fn answer(&self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() > FITS_ANYWAY {
+            self.open.stream.set_write_timeout(Some(IDLE_LIMIT))?;
+        }
+        (&self.open.stream).write_all(bytes)?;
+        self.open.heard.store(milliseconds(self.began), Ordering::Relaxed);
         Ok(())
     }
 }
 
+impl Read for &Connection<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = (&self.open.stream).read(buffer)?;
+        self.open.heard.store(milliseconds(self.began), Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+fn milliseconds(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(ANSWERING - 1)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::extension::osquery::{ExtensionSyncClient, TExtensionSyncClient};
-    use crate::extension::registry::{NAME, Plugin};
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(30);
 
-    /// Panics where it is told to.
-    struct Panicking;
+    /// Answers each byte with the next one, and panics over 255.
+    struct Echo;
 
-    impl Plugin for Panicking {
-        fn registry(&self) -> RegistryName {
-            RegistryName::Config
-        }
-
-        fn call(&self, request: StringMap) -> Reply {
-            assert!(!request.contains_key("panic"), "told to");
-            Reply::ok()
+    impl Converse for Echo {
+        fn converse(&self, mut connection: &Connection<'_>, _: &mut Vec<u8>) -> io::Result<()> {
+            let mut byte = [0];
+            while connection.read(&mut byte)? > 0 {
+                connection.begin_answer();
+                connection.answer(&[byte[0].checked_add(1).expect("a panic, on purpose")])?;
+                if connection.is_last() {
+                    break;
+                }
+            }
+            Ok(())
         }
     }
 
-    fn call(path: &Path, request: &str) -> thrift::Result<ExtensionResponse> {
-        let stream = UnixStream::connect(path)?;
-        let input = LossyInput::new(BufReader::new(stream.try_clone()?))?;
-        let output = TBinaryOutputProtocol::new(BufWriter::new(stream), true);
-        let request = StringMap::from([(request.to_owned(), String::new())]);
-        ExtensionSyncClient::new(input, output).call("config".to_owned(), NAME.to_owned(), request)
+    fn start(directory: &std::path::Path) -> (Socket, Server<Echo>) {
+        let socket = Socket::bind(&directory.join("s.em")).unwrap();
+        socket.show(7, None).unwrap();
+        let server = Server::start(&socket, Echo).unwrap();
+        (socket, server)
+    }
+
+    fn ask(socket: &Socket, byte: u8) -> io::Result<u8> {
+        let mut stream = UnixStream::connect(socket.shown().unwrap())?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(&[byte])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        Ok(answer[0])
     }
 
     #[test]
-    fn a_panic_stays_in_its_call() {
+    fn a_panic_stays_in_its_connection() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("s.em.7");
-        let listener = UnixListener::bind(&path).unwrap();
-        let threads = ThreadCount::default();
-        let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
-        let server = Server::start(listener, registry, || {}, threads.clone()).unwrap();
+        let (socket, server) = start(directory.path());
         for _ in 0..3 * ACCEPTORS {
-            let status = call(&path, "panic").unwrap().status.unwrap();
-            assert_eq!((status.code, status.message.as_deref()), (Some(1), Some(INTERNAL_ERROR)));
+            assert!(ask(&socket, 255).is_err());
         }
-        assert_eq!(call(&path, "calm").unwrap().status.unwrap().code, Some(0));
-        assert!(threads.now() >= ACCEPTORS);
-        server.close();
-        assert!(threads.wait(LIMIT), "{} threads are left", threads.now());
+        assert_eq!(ask(&socket, 1).unwrap(), 2);
+        assert!(server.stop(LIMIT));
+    }
+
+    #[test]
+    fn what_comes_while_it_is_stopped_waits_and_is_answered_after() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, server) = start(directory.path());
+        for round in 0..20 {
+            thread::scope(|scope| {
+                let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| ask(&socket, round))).collect();
+                assert!(server.stop(LIMIT));
+                let waiting = scope.spawn(|| ask(&socket, round));
+                if round % 2 == 0 {
+                    server.resume().unwrap();
+                } else {
+                    server.drain();
+                    server.resume().unwrap();
+                }
+                for answer in asking.into_iter().chain([waiting]) {
+                    assert_eq!(answer.join().unwrap().unwrap(), round + 1);
+                }
+            });
+        }
     }
 
     #[test]
     fn spare_threads_come_when_all_are_busy_and_go_again() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("s.em.7");
-        let listener = UnixListener::bind(&path).unwrap();
-        let threads = ThreadCount::default();
-        let registry = Arc::new(Registry::new(vec![Box::new(Panicking)]));
-        let server = Server::start(listener, registry, || {}, threads.clone()).unwrap();
-        let busy: Vec<UnixStream> = (0..2 * MOST_IDLE).map(|_| UnixStream::connect(&path).unwrap()).collect();
-        assert_eq!(call(&path, "calm").unwrap().status.unwrap().code, Some(0));
-        assert!(threads.now() > 2 * MOST_IDLE);
+        let (socket, server) = start(directory.path());
+        let busy: Vec<UnixStream> =
+            (0..2 * MOST_IDLE).map(|_| UnixStream::connect(socket.shown().unwrap()).unwrap()).collect();
+        assert_eq!(ask(&socket, 1).unwrap(), 2);
+        assert!(server.shared.threads.load(Ordering::SeqCst) > 2 * MOST_IDLE);
         drop(busy);
-        let deadline = std::time::Instant::now() + LIMIT;
-        while threads.now() > MOST_IDLE && std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + LIMIT;
+        while server.shared.threads.load(Ordering::SeqCst) > MOST_IDLE && Instant::now() < deadline {
             thread::yield_now();
         }
-        assert_eq!(threads.now(), MOST_IDLE);
-        server.close();
-        assert!(threads.wait(LIMIT));
+        assert_eq!(server.shared.threads.load(Ordering::SeqCst), MOST_IDLE);
+        assert!(server.stop(LIMIT));
+    }
+
+    #[test]
+    fn silent_connections_make_room_for_those_that_speak() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, server) = start(directory.path());
+        let silent: Vec<UnixStream> =
+            (0..MOST_THREADS + 20).map(|_| UnixStream::connect(socket.shown().unwrap()).unwrap()).collect();
+        let began = Instant::now();
+        assert_eq!(ask(&socket, 1).unwrap(), 2);
+        assert!(began.elapsed() < LIMIT / 2, "{:?}", began.elapsed());
+        drop(silent);
+        assert!(server.stop(LIMIT));
     }
 }

@@ -1,73 +1,220 @@
-//! The extension's listening socket: bound beside osqueryd's own, private, and shown only when it can be used.
+//! The extension's listening socket and its names.
+//!
+//! It is bound under a private name that osqueryd doesn't know, and shown under the name by which osqueryd calls, a hard
+//! link: so the shown name can be changed with a registration and, above all, put back. An osqueryd that ends sweeps
+//! `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use parking_lot::Mutex;
 
-/// A listening socket and its name. The name goes with the value.
+use crate::platform::{NameWatch, Process, go_first};
+
+/// Private names begin with this; a process id follows, or the manager's name for a [stand-in's
+/// door](crate::front::succession::door). osqueryd sweeps `osquery.em.*` away, and not these.
+pub const PRIVATE: &str = "rtls.";
+
+/// How long the name is guarded after a sign that osqueryd is ending. It sweeps within some 15 ms of that.
+const GUARD_TIME: Duration = Duration::from_millis(300);
+
+/// A listening socket. Its names go with the value.
 pub struct Socket {
     manager: PathBuf,
-    path: PathBuf,
+    private: PathBuf,
     listener: UnixListener,
+    shown: Mutex<Option<Shown>>,
+    is_guarded: AtomicBool,
+}
+
+/// The name by which osqueryd calls.
+struct Shown {
+    path: PathBuf,
+    /// While this process lives, the name is put back; `None` puts it back at any time.
+    osqueryd: Option<Arc<Process>>,
 }
 
 impl Socket {
-    /// Listens beside the manager's socket under a name of no meaning, mode 0600.
+    /// Listens beside the manager's socket under a private name, mode 0600.
+    ///
+    /// # Errors
+    /// The directory can't be written, or the path is too long for a socket's name.
     pub fn bind(manager: &Path) -> io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = with_suffix(manager, &format!(".new-{}-{count}", std::process::id()));
-        remove_if_there(&path)?;
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(Self { manager: manager.to_owned(), path, listener })
+        let directory = manager.parent().unwrap_or(Path::new("/"));
+        remove_abandoned(directory);
+        let private = directory.join(format!("{PRIVATE}{}", std::process::id()));
+        remove_if_there(&private)?;
+        let listener = UnixListener::bind(&private)?;
+        fs::set_permissions(&private, Permissions::from_mode(0o600))?;
+        Ok(Self::adopt(manager, private, listener))
     }
 
-    /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`, from another socket
-    /// if need be.
+    /// A socket that another process has bound as `private` and handed over.
+    #[must_use]
+    pub fn adopt(manager: &Path, private: PathBuf, listener: UnixListener) -> Self {
+        Self {
+            manager: manager.to_owned(),
+            private,
+            listener,
+            shown: Mutex::default(),
+            is_guarded: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`, and gives up the one
+    /// that was shown before.
     ///
     /// osqueryd may call the moment it has registered us, and takes us for dead when it can't connect: nothing but
-    /// this renaming lies between its answer and our readiness.
-    pub fn publish(&mut self, uuid: i64) -> io::Result<()> {
-        let path = with_suffix(&self.manager, &format!(".{uuid}"));
-        fs::rename(&self.path, &path)?;
-        self.path = path;
+    /// this lies between its answer and our readiness.
+    ///
+    /// # Errors
+    /// The name can't be made.
+    pub fn show(&self, uuid: i64, osqueryd: Option<Arc<Process>>) -> io::Result<()> {
+        let path = shown_path(&self.manager, uuid);
+        let mut shown = self.shown.lock();
+        if let Some(before) = shown.take().filter(|before| before.path != path) {
+            let _ = remove_if_there(&before.path);
+        }
+        if !self.is_named(&path) {
+            let aside = with_suffix(&self.private, ".link");
+            remove_if_there(&aside)?;
+            fs::hard_link(&self.private, &aside)?;
+            fs::rename(&aside, &path)?;
+            // rename(2) does nothing where both names are the same file.
+            remove_if_there(&aside)?;
+        }
+        *shown = Some(Shown { path, osqueryd });
         Ok(())
     }
 
-    /// Gives the name up: another socket has taken it.
-    pub fn forget_name(&mut self) {
-        self.path = PathBuf::new();
+    /// Puts the shown name back when it is gone while osqueryd's process is there: whether that was needed.
+    pub fn put_back(&self) -> bool {
+        let shown = self.shown.lock();
+        let Some(Shown { path, osqueryd }) = shown.as_ref() else { return false };
+        // First the name, then the look: each microsecond without it can cost a line.
+        if fs::hard_link(&self.private, path).is_err() {
+            return false;
+        }
+        let is_needed = osqueryd.as_ref().is_none_or(|process| process.is_alive());
+        if !is_needed {
+            let _ = remove_if_there(path);
+        }
+        is_needed
     }
 
-    /// Its name.
+    /// Whether osqueryd still calls by a name of ours.
+    fn is_wanted(&self) -> bool {
+        let shown = self.shown.lock();
+        shown.as_ref().is_some_and(|shown| shown.osqueryd.as_ref().is_none_or(|process| process.is_alive()))
+    }
+
+    /// osqueryd may be about to sweep the name away: puts it back within microseconds of that, by looking again and again
+    /// for a moment on a thread of its own. The watch alone takes some hundred, in which a busy osqueryd loses lines.
+    pub fn guard_name(this: &Arc<Self>) {
+        if this.is_guarded.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let socket = Arc::clone(this);
+        let guard = move || {
+            go_first();
+            let until = Instant::now() + GUARD_TIME;
+            while Instant::now() < until && socket.is_wanted() && !socket.put_back() {}
+            socket.is_guarded.store(false, Ordering::SeqCst);
+        };
+        if let Err(error) = thread::Builder::new().name("socket-guard".to_owned()).spawn(guard) {
+            this.is_guarded.store(false, Ordering::SeqCst);
+            log::debug!("the socket's name can't be guarded: {error}");
+        }
+    }
+
+    /// Gives up the name by which osqueryd calls.
+    pub fn hide(&self) {
+        if let Some(shown) = self.shown.lock().take() {
+            let _ = remove_if_there(&shown.path);
+        }
+    }
+
+    /// The name by which osqueryd calls, while there is one.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn shown(&self) -> Option<PathBuf> {
+        self.shown.lock().as_ref().map(|shown| shown.path.clone())
     }
 
-    /// Whether a connection waits to be accepted. Costs neither a wait nor anybody's waking.
+    /// The name that only we know.
     #[must_use]
-    pub fn is_waited_for(&self) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
+    pub fn private(&self) -> &Path {
+        &self.private
     }
 
-    /// The same listening socket once more, for another process.
+    /// The same listening socket once more, for a thread or another process.
+    ///
+    /// # Errors
+    /// No descriptor is left.
     pub fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
+
+    /// Starts a thread that puts the name back the moment it is swept away, for as long as the socket is used.
+    ///
+    /// # Errors
+    /// The directory can't be watched, or no thread can be started: the name is put back at the next look.
+    pub fn watch_name(this: &Arc<Self>) -> io::Result<()> {
+        let watch = NameWatch::new(this.manager.parent().unwrap_or(Path::new("/")))?;
+        let socket = Arc::downgrade(this);
+        thread::Builder::new().name("socket-name".to_owned()).spawn(move || {
+            go_first();
+            watch.run(|name| {
+                let Some(socket) = socket.upgrade() else { return false };
+                let is_ours = socket.shown().is_some_and(|path| name.is_empty() || path.file_name() == Some(name));
+                if is_ours && socket.put_back() {
+                    log::debug!("osqueryd swept the extension's socket away: it is there again");
+                }
+                true
+            });
+        })?;
+        Ok(())
+    }
+
+    /// The names stay: another process goes on with the socket.
+    pub fn keep_names(&self) {
+        *self.shown.lock() = None;
+    }
+
+    fn is_named(&self, path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let file = |path: &Path| fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        file(path).is_some() && file(path) == file(&self.private)
+    }
+
+    /// Removes all names: nobody can connect any more.
+    pub fn remove(&self) {
+        self.hide();
+        let _ = remove_if_there(&self.private);
+    }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // Another osqueryd may have swept it away already.
-        let _ = remove_if_there(&self.path);
+/// The name by which osqueryd calls the extension of this uuid.
+#[must_use]
+pub fn shown_path(manager: &Path, uuid: i64) -> PathBuf {
+    with_suffix(manager, &format!(".{uuid}"))
+}
+
+/// Private names whose process was killed, and that nothing listens to.
+fn remove_abandoned(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_private = entry.file_name().to_string_lossy().starts_with(PRIVATE);
+        let refused =
+            || UnixStream::connect(entry.path()).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if is_private && refused() {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -81,5 +228,75 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn socket(directory: &Path) -> Arc<Socket> {
+        Arc::new(Socket::bind(&directory.join("osquery.em")).unwrap())
+    }
+
+    #[test]
+    fn a_name_is_shown_changed_and_put_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = socket(directory.path());
+        let mode = fs::metadata(socket.private()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        socket.show(7, None).unwrap();
+        socket.show(7, None).unwrap();
+        socket.show(8, None).unwrap();
+        let path = directory.path().join("osquery.em.8");
+        assert_eq!(socket.shown().as_deref(), Some(path.as_path()));
+        assert!(!directory.path().join("osquery.em.7").exists());
+        UnixStream::connect(&path).unwrap();
+        assert!(!socket.put_back(), "it is there");
+        fs::remove_file(&path).unwrap();
+        assert!(socket.put_back());
+        UnixStream::connect(&path).unwrap();
+        socket.remove();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_that_another_socket_had_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("osquery.em.7");
+        let old = UnixListener::bind(&path).unwrap();
+        let socket = socket(directory.path());
+        socket.show(7, None).unwrap();
+        drop(old);
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_swept_name_is_there_again_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = socket(directory.path());
+        socket.show(7, None).unwrap();
+        Socket::watch_name(&socket).unwrap();
+        let path = directory.path().join("osquery.em.7");
+        for _ in 0..20 {
+            fs::remove_file(&path).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while UnixStream::connect(&path).is_err() {
+                assert!(Instant::now() < deadline);
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_killed_processes_go_and_those_in_use_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dead, alive) = (directory.path().join("rtls.1"), directory.path().join("rtls.2"));
+        drop(UnixListener::bind(&dead).unwrap());
+        let _used = UnixListener::bind(&alive).unwrap();
+        let _socket = socket(directory.path());
+        assert!(!dead.exists() && alive.exists());
     }
 }

@@ -13,17 +13,17 @@ mod syslog;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 
 use self::file::LogFile;
 pub use self::streak::Streak;
 use self::syslog::Syslog;
 use crate::secret::redact;
-use crate::settings::LogSettings;
 
 /// The target of `tls_dump`'s lines, which go to stderr and nowhere else: they hold what hosts and servers tell each
 /// other.
@@ -62,6 +62,34 @@ pub enum Verbosity {
     Normal,
     /// DEBUG too.
     Verbose,
+}
+
+/// Where the log goes besides stderr, which always has it, and how much of it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
+pub struct LogSettings {
+    /// Our `log_level`; DEBUG with osqueryd's `verbose`.
+    #[serde(serialize_with = "write_level", deserialize_with = "read_level")]
+    pub level: LevelFilter,
+    /// Our `log_file`.
+    pub file: Option<PathBuf>,
+    /// Our `log_syslog`: the socket of the system's log.
+    pub syslog: Option<PathBuf>,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: LevelFilter::Info, file: None, syslog: None }
+    }
+}
+
+fn write_level<S: Serializer>(level: &LevelFilter, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(level.as_str())
+}
+
+/// A level that only another version knows is INFO.
+fn read_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LevelFilter, D::Error> {
+    Ok(String::deserialize(deserializer)?.parse().unwrap_or(LevelFilter::Info))
 }
 
 /// Starts the log, on stderr.

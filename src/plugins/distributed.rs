@@ -4,27 +4,32 @@
 //! them or a day has passed (of the host's being up, since its clock may jump); osqueryd is answered 0 when they are
 //! safe, since it would keep failed ones in memory without bound.
 
+use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::backoff::Backoff;
-use crate::buffer::{Batch, Buffer, Limits, Rejected};
+use crate::chain::chain;
+use crate::clock::{Moment, unix_time};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
-use crate::remote::Endpoint;
+use crate::journal::{JournalError, Limits, Position, Reader, Waiting, Writer};
+use crate::line_count::LineCounter;
 use crate::remote::api::{self, Payload};
-use crate::remote::node::Node;
+use crate::remote::{Endpoint, Node};
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
-use crate::uptime::Moment;
 
 /// Results that the server has not taken for so long are given up: whoever asked has gone.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of the stream of kept results.
 pub const STREAM: &str = "distributed";
+
+/// Bytes of kept results that are looked at at once.
+const AT_ONCE: usize = 1 << 20;
 
 /// As many results are kept; the oldest go first.
 const MOST_KEPT: u64 = 1000;
@@ -36,7 +41,8 @@ const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Carries ad-hoc queries and their results.
 pub struct Distributed {
     node: Arc<Node>,
-    kept: Arc<Buffer>,
+    keeping: Arc<Writer<LineCounter>>,
+    kept: Arc<Reader<LineCounter>>,
     bell: Arc<Doorbell>,
     shutdown: Shutdown,
 }
@@ -46,18 +52,24 @@ pub struct Distributed {
 #[serde(rename_all = "camelCase")]
 struct Kept<'a> {
     /// For whoever looks; the clock may jump.
-    unix_time: u64,
+    unix_time: i64,
     since: Moment,
     #[serde(borrow)]
     results: &'a RawValue,
 }
 
 impl Distributed {
-    /// Asks and answers as this node, and keeps results in this buffer, which rings this bell. [`Self::run`] must be
-    /// running.
+    /// Asks and answers as this node, and keeps results in the journal of this writer and reader, which rings this bell.
+    /// [`Self::run`] must be running.
     #[must_use]
-    pub fn new(node: Arc<Node>, kept: Arc<Buffer>, bell: Arc<Doorbell>, shutdown: Shutdown) -> Arc<Self> {
-        Arc::new(Self { node, kept, bell, shutdown })
+    pub fn new(
+        node: Arc<Node>,
+        keeping: Arc<Writer<LineCounter>>,
+        kept: Arc<Reader<LineCounter>>,
+        bell: Arc<Doorbell>,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
+        Arc::new(Self { node, keeping, kept, bell, shutdown })
     }
 
     /// Sends kept results, until the end is asked for.
@@ -65,16 +77,15 @@ impl Distributed {
         let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
         let mut delivered = 0u64;
         while !self.shutdown.requested() {
-            match self.kept.peek(1, usize::MAX) {
-                Ok(batch) if batch.lines.is_empty() => {
+            match self.oldest() {
+                Ok(None) => {
                     if delivered > 0 {
                         log::info!("{delivered} results of distributed queries that were kept are delivered");
                         delivered = 0;
                     }
-                    self.kept.shrink();
                     self.bell.wait(None);
                 }
-                Ok(batch) if self.settle(&batch, &mut delivered) => {
+                Ok(Some((results, end))) if self.settle(&results, end, &mut delivered) => {
                     backoff.succeeded();
                 }
                 outcome => {
@@ -82,50 +93,62 @@ impl Distributed {
                     if let Err(error) = outcome {
                         log::debug!("{error}");
                     }
-                    self.kept.take_back();
                     if self.shutdown.wait(wait) {
                         break;
                     }
                 }
             }
         }
-        self.kept.close();
+    }
+
+    /// The oldest kept results, and where those behind them begin.
+    fn oldest(&self) -> Result<Option<(String, Position)>, JournalError> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(match self.kept.peek(AT_ONCE)? {
+            Waiting::Nothing => None,
+            Waiting::Records(chunk) => chunk.records().next().map(|record| (text(record.bytes), record.end)),
+            Waiting::Large(mut record) => {
+                let mut bytes = Vec::new();
+                record.read_to_end(&mut bytes).map_err(JournalError::unreadable)?;
+                Some((text(&bytes), record.end()))
+            }
+        })
     }
 
     /// Sends the oldest kept results, which counts, or gives them up: whether they are dealt with.
-    fn settle(&self, batch: &Batch, delivered: &mut u64) -> bool {
-        let Some(Ok(kept)) = batch.lines.first().map(|line| serde_json::from_str::<Kept<'_>>(line)) else {
-            return self.set_aside(batch, "it is no JSON");
+    fn settle(&self, results: &str, end: Position, delivered: &mut u64) -> bool {
+        let Ok(kept) = serde_json::from_str::<Kept<'_>>(results) else {
+            return self.set_aside(results, end, "it is no JSON");
         };
         let age = Moment::now().since(&kept.since);
         if age > GIVE_UP_AFTER {
-            return self.set_aside(batch, "the server has not taken it for a day");
+            return self.set_aside(results, end, "the server has not taken it for a day");
         }
         match self.node.send(Endpoint::DistributedWrite, Payload::Object(kept.results.get())) {
             Ok(_) => {
-                log::debug!("results of distributed queries are delivered after {age:?}");
-                self.kept.acknowledge(batch, &[]);
+                log::debug!("results of distributed queries are delivered after {} s", age.as_secs());
+                self.kept.acknowledge(end);
                 *delivered += 1;
                 true
             }
             Err(error) => {
-                log::debug!("{error}");
+                log::debug!("{}", chain(&error));
                 false
             }
         }
     }
 
-    fn set_aside(&self, batch: &Batch, reason: &str) -> bool {
-        self.kept.acknowledge(batch, &[Rejected { index: 0, reason: reason.to_owned() }]);
+    fn set_aside(&self, results: &str, end: Position, reason: &str) -> bool {
+        self.kept.set_aside(results.as_bytes(), 1, reason);
+        self.kept.acknowledge(end);
         true
     }
 
     fn get_queries(&self) -> Reply {
-        let attempts = self.node.flags.fresh().distributed_max_attempts;
         // osqueryd itself interprets queries, discovery and accelerate.
-        match self.node.send_with_attempts(Endpoint::DistributedRead, Payload::None, attempts) {
+        match self.node.send_with_attempts(Endpoint::DistributedRead, Payload::None, |_, answer| Ok(answer)) {
             Ok(answer) => Reply::row("results", answer),
-            Err(error) => Reply::failed(error.to_string()),
+            Err(error) => Reply::failed(chain(&error).to_string()),
         }
     }
 
@@ -133,11 +156,10 @@ impl Distributed {
         if !api::is_object(results) {
             return Reply::failed("the results of distributed queries are not a JSON object");
         }
-        let attempts = self.node.flags.fresh().distributed_max_attempts;
         let began = Instant::now();
-        match self.node.send_with_attempts(Endpoint::DistributedWrite, Payload::Object(results), attempts) {
-            Ok(_) => Reply::ok(),
-            Err(error) => self.keep(results, began.elapsed(), &error.to_string()),
+        match self.node.send_with_attempts(Endpoint::DistributedWrite, Payload::Object(results), |_, _| Ok(())) {
+            Ok(()) => Reply::ok(),
+            Err(error) => self.keep(results, began.elapsed(), &chain(&error).to_string()),
         }
     }
 
@@ -148,7 +170,7 @@ impl Distributed {
         match line {
             Ok(line) => {
                 log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
-                self.kept.append([line].as_slice(), &limits(&self.node.flags.current().logger));
+                self.keeping.append(line.as_bytes());
                 Reply::ok()
             }
             Err(_) => Reply::failed(error),
@@ -160,10 +182,6 @@ impl Distributed {
 #[must_use]
 pub fn limits(logger: &LoggerSettings) -> Limits {
     Limits { lines: Some(MOST_KEPT), ..logger.limits() }
-}
-
-fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Plugin for Arc<Distributed> {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::Endpoint;
+use super::endpoint::Endpoint;
 use crate::secret::{Secret, redact};
 
 /// The two kinds of log requests.
@@ -36,8 +36,8 @@ pub enum Payload<'a> {
     None,
     /// A JSON object, passed on as it is.
     Object(&'a str),
-    /// Log lines, each a JSON value.
-    Lines(LogType, &'a [&'a String]),
+    /// Log lines, JSON values with commas between them.
+    Lines(LogType, &'a str),
 }
 
 /// Where the node key goes.
@@ -338,18 +338,9 @@ pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String 
     }
 }
 
-fn log_body(log_type: LogType, lines: &[&String], key: &str) -> String {
-    let length = lines.iter().map(|line| line.len() + 1).sum::<usize>() + key.len() + 60;
-    let mut body = String::with_capacity(length);
-    body.push_str(&format!("{{\"node_key\":{key},\"log_type\":\"{}\",\"data\":[", log_type.as_str()));
-    for (index, line) in lines.iter().enumerate() {
-        if index > 0 {
-            body.push(',');
-        }
-        body.push_str(line);
-    }
-    body.push_str("]}");
-    body
+fn log_body(log_type: LogType, lines: &str, key: &str) -> String {
+    let head = format!("{{\"node_key\":{key},\"log_type\":\"{}\",\"data\":[", log_type.as_str());
+    [&head, lines, "]}"].concat()
 }
 
 /// How many bytes a log request has apart from its lines and the commas between them, at most: for a node key of
@@ -532,11 +523,10 @@ mod tests {
         let body = |payload, place| body(payload, &key, place);
         assert_eq!(body(Payload::None, KeyPlace::Body), r#"{"node_key":"k\"1"}"#);
         assert_eq!(body(Payload::None, KeyPlace::Url), "{}");
-        let lines = ["{\"a\":1}".to_owned(), "2".to_owned()];
-        let lines: Vec<&String> = lines.iter().collect();
+        let lines = "{\"a\":1},2";
         let log = r#"{"node_key":"k\"1","log_type":"status","data":[{"a":1},2]}"#;
-        assert_eq!(body(Payload::Lines(LogType::Status, &lines), KeyPlace::Body), log);
-        assert_eq!(body(Payload::Lines(LogType::Status, &lines), KeyPlace::Url), log);
+        assert_eq!(body(Payload::Lines(LogType::Status, lines), KeyPlace::Body), log);
+        assert_eq!(body(Payload::Lines(LogType::Status, lines), KeyPlace::Url), log);
     }
 
     #[test]

@@ -1,162 +1,262 @@
-//! One request as this node: with the node key, judged, and once more after a re-enrollment when the server
-//! rejects the key.
+//! Requests as this node: with the node key, and once more after a re-enrollment when the server rejects it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::api::{self, KeyPlace, Payload};
-use super::enroll::Enrollment;
-use super::host::Host;
-use super::stats::Measured;
-use super::transport::{Encoding, Method, Outgoing, Transport};
-use super::url::Url;
-use super::{Endpoint, RemoteError};
-use crate::backoff::Backoff;
-use crate::flags::Flags;
-use crate::logging::DUMP;
-use serde_json::Value;
+use log::Level;
 
-use crate::secret::{MASK, Secret};
-use crate::settings::{SettingError, Settings};
+use super::api::{self, AnswerError, Payload};
+use super::endpoint::Endpoint;
+use super::enroll::{EnrollError, Enrollment};
+use super::host::Host;
+use super::request::{Request, RequestError, Requests};
+use super::transport::{Answer, Encoding};
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::extension::manager::Manager;
+use crate::logging::Streak;
+use crate::secret::Secret;
+use crate::settings::Settings;
+use crate::settings::live::Flags;
 use crate::shutdown::Shutdown;
 
 /// How long a request waits for an enrollment. osqueryd's threads wait for some requests, so this is bounded; the
 /// enrollment goes on without them.
 const ENROLLMENT_LIMIT: Duration = Duration::from_secs(30);
 
+/// Why a request as this node had no success.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// It was made, or could not be built.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// There is no node key, so nothing but enrollment can be asked for.
+    #[error("{endpoint}: not enrolled")]
+    NotEnrolled {
+        /// What was asked for.
+        endpoint: Endpoint,
+        /// The last enrollment's error.
+        source: Arc<EnrollError>,
+    },
+    /// The server has asked to be left alone for a while.
+    #[error("{endpoint}: the server asked to be left alone for another {left:?}")]
+    Patience {
+        /// What was asked for.
+        endpoint: Endpoint,
+        /// How long that still is.
+        left: Duration,
+    },
+}
+
+impl RemoteError {
+    /// The request's own error, when there was a request.
+    #[must_use]
+    pub fn request(&self) -> Option<&RequestError> {
+        match self {
+            Self::Request(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether all is well but for the configuration itself.
+    #[must_use]
+    pub fn is_unusable_configuration(&self) -> bool {
+        self.request().is_some_and(RequestError::is_unusable_configuration)
+    }
+
+    /// Whether another attempt within seconds can help: not when a flag or the enrollment is in the way.
+    #[must_use]
+    pub fn is_worth_another_attempt(&self) -> bool {
+        self.request().is_some_and(RequestError::is_worth_another_attempt)
+    }
+
+    /// Whether the request took too long, by the server's clock or ours: a smaller one may not.
+    #[must_use]
+    pub fn says_too_slow(&self) -> bool {
+        self.request().is_some_and(RequestError::says_too_slow)
+    }
+
+    /// How long the server asks to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Request(error) => error.retry_after(),
+            Self::Patience { left, .. } => Some(*left),
+            Self::NotEnrolled { .. } => None,
+        }
+    }
+
+    /// The HTTP status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        self.request().and_then(RequestError::status)
+    }
+}
+
 /// This host as the server's node.
 pub struct Node {
     /// Who keeps the node key.
     pub enrollment: Arc<Enrollment>,
-    /// Who knows osqueryd's version.
+    /// Who knows this host.
     pub host: Arc<Host>,
     /// What is configured.
     pub flags: Arc<Flags>,
-    /// What carries requests.
-    pub transport: Arc<Transport>,
-    /// Ends waits between attempts.
-    pub shutdown: Shutdown,
-    /// Which endpoints fail, so that a change is said and each failure isn't.
-    pub outages: Outages,
+    /// What became of requests.
+    pub requests: Arc<Requests>,
+    shutdown: Shutdown,
+    outages: Outages,
     /// Whether the server takes no compressed log requests, whatever `logger_tls_compress` says.
-    pub gzip_refused: AtomicBool,
-}
-
-/// Failures in a row by endpoint, and until when the server asked to be left alone.
-#[derive(Default)]
-pub struct Outages(Mutex<HashMap<Endpoint, Outage>>);
-
-#[derive(Default)]
-struct Outage {
-    failures: u32,
-    not_before: Option<Instant>,
-}
-
-impl Outages {
-    fn note<T>(&self, endpoint: Endpoint, outcome: &Result<T, RemoteError>) {
-        let mut outages = self.lock();
-        match outcome {
-            Ok(_) => {
-                if let Some(outage) = outages.remove(&endpoint) {
-                    log::info!("{endpoint}: works again, after {} failures", outage.failures);
-                }
-            }
-            Err(error) => {
-                let outage = outages.entry(endpoint).or_default();
-                outage.failures = outage.failures.saturating_add(1);
-                outage.not_before = error.retry_after().map(|wait| Instant::now() + wait);
-                if outage.failures == 1 {
-                    log::warn!("requests fail: {error}");
-                } else {
-                    log::debug!("requests still fail: {error}");
-                }
-            }
-        }
-    }
-
-    /// How long the server still asked to be left alone.
-    fn patience(&self, endpoint: Endpoint) -> Option<RemoteError> {
-        let not_before = self.lock().get(&endpoint)?.not_before?;
-        let left = not_before.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(RemoteError::Patience { endpoint, left })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Outage>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    gzip_refused: AtomicBool,
 }
 
 impl Node {
-    /// Makes a request: the JSON object that a success answers.
+    /// The node of the osqueryd behind this manager. Its [`Enrollment::run`] must be running.
+    #[must_use]
+    pub fn new(manager: Arc<Manager>, flags: Arc<Flags>, shutdown: &Shutdown) -> Arc<Self> {
+        let host = Arc::new(Host::new(Arc::clone(&manager)));
+        let requests = Arc::new(Requests::new(Arc::clone(&host), shutdown.clone()));
+        let enrollment =
+            Enrollment::new(manager, Arc::clone(&host), Arc::clone(&flags), Arc::clone(&requests), shutdown);
+        Arc::new(Self {
+            enrollment,
+            host,
+            flags,
+            requests,
+            shutdown: shutdown.clone(),
+            outages: Outages::default(),
+            gzip_refused: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes one request: the text of the JSON object that a success answers.
     ///
     /// A rejected node key costs one re-enrollment and one more sending.
     pub fn send(&self, endpoint: Endpoint, payload: Payload<'_>) -> Result<String, RemoteError> {
-        let settings = self.flags.fresh();
-        let key = self.node_key(endpoint)?;
-        match self.send_with(&settings, endpoint, payload, &key) {
-            Err(error) if error.is_node_invalid() && self.enrollment.reject(&key) => {
-                let key = self.node_key(endpoint)?;
-                let again = self.send_with(&settings, endpoint, payload, &key);
-                if again.as_ref().is_err_and(RemoteError::is_node_invalid) {
-                    self.enrollment.reject(&key);
-                }
-                again
-            }
-            outcome => outcome,
-        }
+        self.attempt(&self.flags.fresh(), endpoint, payload, &|_, answer| Ok(answer))
     }
 
-    /// Makes a request up to `attempts` times, with n² seconds after the n-th.
-    pub fn send_with_attempts(
+    /// Makes a request as often as its endpoint's flag allows, with n² seconds after the n-th attempt.
+    ///
+    /// `judge` has the last word on what the server meant as a success.
+    pub fn send_with_attempts<T>(
         &self,
         endpoint: Endpoint,
         payload: Payload<'_>,
-        attempts: u32,
-    ) -> Result<String, RemoteError> {
+        judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
+    ) -> Result<T, RemoteError> {
         if let Some(patience) = self.outages.patience(endpoint) {
             return Err(patience);
         }
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::MAX);
         loop {
-            let outcome = self.send(endpoint, payload);
-            self.outages.note(endpoint, &outcome);
-            if let Some(wait) = outcome.as_ref().err().and_then(RemoteError::retry_after) {
-                self.transport.stats.back_off(endpoint, wait);
-            }
-            let error = match outcome {
-                Ok(answer) => return Ok(answer),
+            let settings = self.flags.fresh();
+            let error = match self.attempt(&settings, endpoint, payload, &judge) {
+                Ok(answer) => {
+                    self.outages.is_over(endpoint);
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
+            self.note(endpoint, &error);
             let wait = backoff.failed();
             let patient = error.retry_after().is_none_or(|asked| asked <= wait);
-            let again = backoff.failures() < attempts && error.is_worth_another_attempt() && patient;
+            let more = backoff.failures() < endpoint.attempts(&settings);
+            let again = more && error.is_worth_another_attempt() && patient;
             if !again || self.shutdown.wait(wait) {
                 return Err(error);
             }
         }
     }
 
-    fn node_key(&self, endpoint: Endpoint) -> Result<Secret, RemoteError> {
-        let not_enrolled = |reason| RemoteError::NotEnrolled { endpoint, reason };
-        self.enrollment.node_key(ENROLLMENT_LIMIT).map_err(not_enrolled)
+    /// No request is made to this endpoint for so long.
+    pub fn back_off(&self, endpoint: Endpoint, wait: Duration) {
+        self.requests.stats.back_off(endpoint, wait);
+    }
+
+    /// Breaks off the requests in flight, and makes no more.
+    pub fn abort(&self) {
+        self.requests.transport.abort();
+    }
+
+    /// Another osqueryd runs now, perhaps of another version.
+    pub fn osqueryd_was_replaced(&self) {
+        self.host.osqueryd_was_replaced();
+    }
+
+    fn note(&self, endpoint: Endpoint, error: &RemoteError) {
+        // The server answers as it should, and whoever asked says what is wrong with the configuration.
+        if error.is_unusable_configuration() {
+            return self.outages.is_over(endpoint);
+        }
+        self.outages.note(endpoint, error);
+        if let Some(wait) = error.retry_after() {
+            self.back_off(endpoint, wait);
+        }
+    }
+
+    fn attempt<T>(
+        &self,
+        settings: &Settings,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
+    ) -> Result<T, RemoteError> {
+        let key = self.node_key(settings, endpoint)?;
+        match self.send_as(settings, endpoint, payload, &key, judge) {
+            Err(error) if error.is_node_invalid() && self.enrollment.reject(&settings.enroll, &key) => {
+                let key = self.node_key(settings, endpoint)?;
+                let again = self.send_as(settings, endpoint, payload, &key, judge);
+                if again.as_ref().is_err_and(RequestError::is_node_invalid) {
+                    self.enrollment.reject(&settings.enroll, &key);
+                }
+                Ok(again?)
+            }
+            outcome => Ok(outcome?),
+        }
+    }
+
+    fn node_key(&self, settings: &Settings, endpoint: Endpoint) -> Result<Secret, RemoteError> {
+        let not_enrolled = |source| RemoteError::NotEnrolled { endpoint, source };
+        self.enrollment.node_key(settings, ENROLLMENT_LIMIT).map_err(not_enrolled)
     }
 
     /// Sends with this key; a compressed body that may be what the server doesn't like is sent once more as it is.
-    fn send_with(
+    fn send_as<T>(
         &self,
         settings: &Settings,
         endpoint: Endpoint,
         payload: Payload<'_>,
         key: &Secret,
-    ) -> Result<String, RemoteError> {
+        judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
+    ) -> Result<T, RequestError> {
+        let request = Request::new(settings, endpoint, payload, key)
+            .inspect_err(|error| self.requests.note_unsent(endpoint, error))?;
+        let send = |encoding| {
+            let accepted = Cell::new(false);
+            let judged = |answer: &Answer| {
+                let text = api::judge(endpoint, answer.status, answer.retry_after, &answer.body)?;
+                accepted.set(true);
+                judge(settings, text)
+            };
+            let outcome = self.requests.make(settings, &request, encoding, judged);
+            if accepted.get() {
+                self.enrollment.confirm(&settings.enroll, key);
+                self.host.learn_identifier(&settings.identity);
+            }
+            outcome
+        };
         match self.encoding(settings, endpoint) {
-            Encoding::Plain => self.exchange(settings, endpoint, payload, key, Encoding::Plain),
-            Encoding::Gzip => match self.exchange(settings, endpoint, payload, key, Encoding::Gzip) {
+            Encoding::Plain => send(Encoding::Plain),
+            Encoding::Gzip => match send(Encoding::Gzip) {
                 Err(error) if error.may_be_the_compression() => {
-                    let answer = self.exchange(settings, endpoint, payload, key, Encoding::Plain)?;
-                    log::warn!("the server takes no compressed requests ({error}): logger_tls_compress has no effect");
+                    let answer = send(Encoding::Plain)?;
+                    log::warn!(
+                        "the server takes no compressed requests ({}): logger_tls_compress has no effect",
+                        chain(&error)
+                    );
                     self.gzip_refused.store(true, Ordering::Relaxed);
                     Ok(answer)
                 }
@@ -169,149 +269,44 @@ impl Node {
         let wanted = endpoint == Endpoint::Logger && settings.logger.compress;
         if wanted && !self.gzip_refused.load(Ordering::Relaxed) { Encoding::Gzip } else { Encoding::Plain }
     }
+}
 
-    fn exchange(
-        &self,
-        settings: &Settings,
-        endpoint: Endpoint,
-        payload: Payload<'_>,
-        key: &Secret,
-        encoding: Encoding,
-    ) -> Result<String, RemoteError> {
-        let mut measured = Measured::default();
-        let outcome = self.exchange_measured(settings, endpoint, payload, key, encoding, &mut measured);
-        self.transport.stats.note(endpoint, &measured, &outcome);
-        if outcome.is_ok() {
-            self.host.learn_identifier(&settings.identity);
+/// Failures in a row by endpoint, so that a change is said and each failure isn't, and until when the server asked to be
+/// left alone.
+#[derive(Default)]
+struct Outages(Mutex<HashMap<Endpoint, Outage>>);
+
+#[derive(Default)]
+struct Outage {
+    failures: Streak,
+    not_before: Option<Instant>,
+}
+
+impl Outages {
+    fn is_over(&self, endpoint: Endpoint) {
+        if let Some(failures) = self.lock().remove(&endpoint).and_then(|outage| outage.failures.succeeded()) {
+            log::info!("{endpoint}: works again, after {failures} failures");
         }
-        outcome
     }
 
-    fn exchange_measured(
-        &self,
-        settings: &Settings,
-        endpoint: Endpoint,
-        payload: Payload<'_>,
-        key: &Secret,
-        encoding: Encoding,
-        measured: &mut Measured,
-    ) -> Result<String, RemoteError> {
-        let url = self.url(settings, endpoint, key)?;
-        let place = key_place(settings);
-        let body = api::body(payload, key, place);
-        dump(settings, "request", endpoint, &body);
-        let request = Outgoing {
-            method: method(endpoint, place),
-            url: &url,
-            body: &body,
-            encoding,
-            user_agent: &self.host.user_agent(),
-            node_key: Some(key),
-        };
-        let answer = measured.send(&self.transport, settings, &request).map_err(|source| RemoteError::Transport {
-            endpoint,
-            url: url.to_string(),
-            source,
-        })?;
-        dump(settings, "answer", endpoint, &String::from_utf8_lossy(&answer.body));
-        let judged = api::judge(endpoint, answer.status, answer.retry_after, &answer.body)
-            .map_err(|source| RemoteError::Answer { endpoint, url: url.to_string(), source })?;
-        self.enrollment.confirm(key);
-        Ok(judged)
-    }
-
-    fn url(&self, settings: &Settings, endpoint: Endpoint, key: &Secret) -> Result<Url, RemoteError> {
-        let server = settings.server.as_ref().map_err(Clone::clone)?;
-        let path = endpoint.path(&settings.endpoints)?;
-        let secret = self
-            .enrollment
-            .secret_for_url(settings)
-            .map_err(|error| RemoteError::NotEnrolled { endpoint, reason: error.to_string() })?;
-        let secret = secret.as_ref().map(|secret| (settings.api.secret_name.as_str(), secret));
-        Ok(match key_place(settings) {
-            KeyPlace::Body => Url::new(server, path, secret),
-            KeyPlace::Url => Url::for_node(server, path, key, secret),
-        })
-    }
-}
-
-/// An endpoint's URL as it may be shown: without the node key and the secret, whose places are named.
-pub fn shown_url(settings: &Settings, endpoint: Endpoint) -> Result<String, SettingError> {
-    let server = settings.server.as_ref().map_err(Clone::clone)?;
-    let path = endpoint.path(&settings.endpoints)?;
-    let none = Secret::default();
-    let secret = settings.api.secret_always.then_some((settings.api.secret_name.as_str(), &none));
-    let url = match (endpoint, key_place(settings)) {
-        (Endpoint::Enroll, _) | (_, KeyPlace::Body) => Url::new(server, path, secret),
-        (_, KeyPlace::Url) => Url::for_node(server, path, &none, secret),
-    };
-    Ok(url.to_string())
-}
-
-/// Where `tls_node_api` puts the node key.
-#[must_use]
-pub fn key_place(settings: &Settings) -> KeyPlace {
-    if settings.api.node_api { KeyPlace::Url } else { KeyPlace::Body }
-}
-
-fn method(endpoint: Endpoint, place: KeyPlace) -> Method {
-    match (endpoint, place) {
-        (Endpoint::Config, KeyPlace::Url) => Method::Get,
-        _ => Method::Post,
-    }
-}
-
-/// `tls_dump` with `verbose`: the body, before compression and after decompression, goes to stderr, masked like
-/// everything there. Keys and secrets are masked by their members' names too, however the server escapes them; in what
-/// is no JSON, everything from such a name on.
-pub(super) fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
-    if !(settings.api.dump && settings.verbose) {
-        return;
-    }
-    let shown = dumped(body, &["node_key", "id", settings.api.secret_name.as_str()]);
-    log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {shown}");
-}
-
-/// A body with the values of these members masked. Deeper in an answer `id` is many another thing, a node key and a
-/// secret are themselves.
-fn dumped(body: &str, names: &[&str]) -> String {
-    if let Ok(mut json) = serde_json::from_str::<Value>(body) {
-        mask_members(&mut json, names);
-        return json.to_string();
-    }
-    let first = names.iter().filter_map(|name| body.find(&format!("\"{name}\"")));
-    match first.min().and_then(|at| body.get(..at)) {
-        Some(beginning) => format!("{beginning}{MASK}"),
-        None => body.to_owned(),
-    }
-}
-
-fn mask_members(json: &mut Value, names: &[&str]) {
-    match json {
-        Value::Object(members) => {
-            for (name, value) in members {
-                match value {
-                    Value::String(_) if names.contains(&name.as_str()) => *value = MASK.into(),
-                    _ => mask_members(value, &names.iter().copied().filter(|&name| name != "id").collect::<Vec<_>>()),
-                }
-            }
+    fn note(&self, endpoint: Endpoint, error: &RemoteError) {
+        let mut outages = self.lock();
+        let outage = outages.entry(endpoint).or_default();
+        outage.not_before = error.retry_after().map(|wait| Instant::now() + wait);
+        match outage.failures.failed(Level::Warn) {
+            Level::Debug => log::debug!("requests still fail: {}", chain(error)),
+            level => log::log!(level, "requests fail: {}", chain(error)),
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| mask_members(item, names)),
-        _ => {}
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// How long the server still asked to be left alone.
+    fn patience(&self, endpoint: Endpoint) -> Option<RemoteError> {
+        let not_before = self.lock().get(&endpoint)?.not_before?;
+        let left = not_before.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(RemoteError::Patience { endpoint, left })
+    }
 
-    #[test]
-    fn a_dump_shows_no_key_wherever_it_stands() {
-        let shown = |body: &str| dumped(body, &["node_key", "id", "enroll_secret"]);
-        assert_eq!(shown(r#"{"id":"k","a":[{"id":"row"}]}"#), r#"{"id":"<hidden>","a":[{"id":"row"}]}"#);
-        assert_eq!(shown(r#"{"data":[{"node_key":"k"}]}"#), r#"{"data":[{"node_key":"<hidden>"}]}"#);
-        assert_eq!(shown(r#"{"node_key":7,"node_invalid":true}"#), r#"{"node_key":7,"node_invalid":true}"#);
-        assert_eq!(shown(r#"{"a":1,"enroll_secret":"s","node_key":"k""#), r#"{"a":1,<hidden>"#);
-        assert_eq!(shown("<p>gone</p>"), "<p>gone</p>");
+    fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Outage>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

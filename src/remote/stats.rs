@@ -5,14 +5,11 @@
 //! unusable, is a request that failed, too.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Endpoint;
-use super::tls::{Traffic, traffic};
-use super::transport::{Answer, Outgoing, Transport, TransportError};
-use crate::settings::Settings;
+use super::endpoint::Endpoint;
+use super::tls::Traffic;
 
 /// The requests to each endpoint; shared by all threads, each of which notes its own.
 #[derive(Default)]
@@ -41,33 +38,14 @@ pub struct EndpointStats {
     pub traffic: Traffic,
     /// Until when no request is made, after failures.
     pub backoff_until: i64,
-    /// The row of failures and the last success before the last request, for [`Stats::recant`].
-    before: (u64, i64),
 }
 
-/// What a request took, for [`Stats::note`]; nothing, when it fails before anything is sent.
+/// What a request took; nothing, when it fails before anything is sent.
 #[derive(Default)]
-pub struct Measured {
-    status: Option<u16>,
-    latency: Duration,
-    traffic: Traffic,
-}
-
-impl Measured {
-    /// Sends a request, and measures that.
-    pub fn send(
-        &mut self,
-        transport: &Transport,
-        settings: &Settings,
-        request: &Outgoing<'_>,
-    ) -> Result<Answer, TransportError> {
-        let (began, before) = (Instant::now(), traffic());
-        let outcome = transport.send(settings, request);
-        self.latency = began.elapsed();
-        self.traffic = traffic().since(before);
-        self.status = outcome.as_ref().ok().map(|answer| answer.status);
-        outcome
-    }
+pub(super) struct Measured {
+    pub(super) status: Option<u16>,
+    pub(super) latency: Duration,
+    pub(super) traffic: Traffic,
 }
 
 impl Stats {
@@ -77,31 +55,27 @@ impl Stats {
         self.lock().get(&endpoint).cloned().unwrap_or_default()
     }
 
-    /// A request is over.
-    pub fn note<T>(&self, endpoint: Endpoint, request: &Measured, outcome: &Result<T, impl Display>) {
+    /// A request is over and its answer judged: why it had no success, when it had none.
+    pub(super) fn note(&self, endpoint: Endpoint, request: &Measured, error: Option<String>) {
         let mut all = self.lock();
         let stats = all.entry(endpoint).or_default();
-        stats.before = (stats.consecutive_failures, stats.last_success);
         stats.requests += 1;
         stats.last_status = request.status;
         stats.latency = request.latency;
         stats.traffic.sent += request.traffic.sent;
         stats.traffic.received += request.traffic.received;
-        match outcome {
-            Ok(_) => {
+        match error {
+            None => {
                 stats.consecutive_failures = 0;
                 stats.last_success = now();
             }
-            Err(error) => stats.failed(error),
+            Some(error) => {
+                stats.failures += 1;
+                stats.consecutive_failures += 1;
+                stats.last_failure = now();
+                stats.last_error = error;
+            }
         }
-    }
-
-    /// The last request's answer looked like a success and is of no use: it was a failure.
-    pub fn recant(&self, endpoint: Endpoint, error: &impl Display) {
-        let mut all = self.lock();
-        let stats = all.entry(endpoint).or_default();
-        (stats.consecutive_failures, stats.last_success) = stats.before;
-        stats.failed(error);
     }
 
     /// No request is made to this endpoint for so long. Of several waits (results and statuses fail apart) the one
@@ -120,13 +94,6 @@ impl Stats {
 }
 
 impl EndpointStats {
-    fn failed(&mut self, error: &impl Display) {
-        self.failures += 1;
-        self.consecutive_failures += 1;
-        self.last_failure = now();
-        self.last_error = error.to_string();
-    }
-
     /// [`Self::backoff_until`] while that is still to come, else 0.
     #[must_use]
     pub fn backing_off_until(&self) -> i64 {
@@ -143,35 +110,24 @@ fn now() -> i64 {
 mod tests {
     use super::*;
 
-    const SUCCESS: Result<(), String> = Ok(());
+    fn failure() -> Option<String> {
+        Some("no".to_owned())
+    }
 
     #[test]
     fn failures_in_a_row_end_with_a_success_and_the_last_error_stays() {
         let stats = Stats::default();
-        let failure: Result<(), &str> = Err("no");
-        for outcome in [&failure, &failure] {
-            stats.note(Endpoint::Logger, &Measured::default(), outcome);
+        for _ in 0..2 {
+            stats.note(Endpoint::Logger, &Measured::default(), failure());
         }
         let failed = stats.of(Endpoint::Logger);
         assert_eq!((failed.requests, failed.failures, failed.consecutive_failures), (2, 2, 2));
         assert!(failed.last_failure > 0 && failed.last_success == 0);
-        stats.note(Endpoint::Logger, &Measured { status: Some(200), ..Measured::default() }, &SUCCESS);
+        stats.note(Endpoint::Logger, &Measured { status: Some(200), ..Measured::default() }, None);
         let succeeded = stats.of(Endpoint::Logger);
         assert_eq!((succeeded.requests, succeeded.failures, succeeded.consecutive_failures), (3, 2, 0));
         assert_eq!((succeeded.last_status, succeeded.last_error.as_str()), (Some(200), "no"));
         assert_eq!(stats.of(Endpoint::Config), EndpointStats::default());
-    }
-
-    #[test]
-    fn a_success_that_was_none_goes_on_with_the_row_of_failures() {
-        let stats = Stats::default();
-        for failures in 1..=2 {
-            stats.note(Endpoint::Config, &Measured::default(), &SUCCESS);
-            stats.recant(Endpoint::Config, &"not a configuration");
-            let noted = stats.of(Endpoint::Config);
-            assert_eq!((noted.requests, noted.failures, noted.consecutive_failures), (failures, failures, failures));
-            assert_eq!((noted.last_success, noted.last_error.as_str()), (0, "not a configuration"));
-        }
     }
 
     #[test]

@@ -21,7 +21,6 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
-use super::look::Witness;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
@@ -79,7 +78,7 @@ thread_local! {
 
 /// What this thread has sent and received so far.
 #[must_use]
-pub fn traffic() -> Traffic {
+pub(super) fn traffic() -> Traffic {
     TRAFFIC.get()
 }
 
@@ -89,12 +88,15 @@ pub struct TlsConnector {
     loaded: Mutex<Option<Loaded>>,
 }
 
+/// Puts a verifier around another one.
+pub(super) type Watch = Box<dyn Fn(Arc<dyn ServerCertVerifier>) -> Arc<dyn ServerCertVerifier> + Send + Sync>;
+
 /// The files that trust and client authentication come from.
 struct Files {
     server_certs: PathBuf,
     client: Option<ClientIdentity>,
     expiries: Arc<Expiries>,
-    witness: Option<Arc<Witness>>,
+    watch: Option<Watch>,
 }
 
 /// What was made of the files, and how they looked then.
@@ -116,7 +118,7 @@ impl TlsConnector {
     #[must_use]
     pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>) -> Self {
         let files =
-            Files { server_certs: settings.server_certs.clone(), client, expiries: Arc::default(), witness: None };
+            Files { server_certs: settings.server_certs.clone(), client, expiries: Arc::default(), watch: None };
         Self { files, loaded: Mutex::new(None) }
     }
 
@@ -127,10 +129,10 @@ impl TlsConnector {
         self
     }
 
-    /// The same, with somebody who sees the chain that the server presents before it is judged.
+    /// The same, with a verifier around ours that sees the chain which the server presents before it is judged.
     #[must_use]
-    pub(super) fn watched(mut self, witness: Arc<Witness>) -> Self {
-        self.files.witness = Some(witness);
+    pub(super) fn watched(mut self, watch: Watch) -> Self {
+        self.files.watch = Some(watch);
         self
     }
 
@@ -169,9 +171,9 @@ impl Files {
     fn load(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = Arc::new(self.verifier(Arc::clone(&provider))?);
-        let verifier = match &self.witness {
+        let verifier = match &self.watch {
             None => verifier,
-            Some(witness) => witness.watching(verifier),
+            Some(watch) => watch(verifier),
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -17,7 +17,6 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
-use super::stats::Stats;
 use super::tls::{Expiries, TlsConnector, TlsError};
 use super::url::{Url, same_host_redirect};
 use crate::secret::Secret;
@@ -54,8 +53,8 @@ pub enum TransportError {
     #[error(transparent)]
     HostNotFound(#[from] HostNotFound),
     /// The connection could not be made.
-    #[error("can't connect: {0}")]
-    Connect(io::Error),
+    #[error("can't connect")]
+    Connect(#[source] io::Error),
     /// The proxy refused, can't be reached, or is none.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -96,19 +95,21 @@ impl fmt::Display for Step {
 
 /// A name that has no address.
 #[derive(Debug, thiserror::Error)]
-#[error("the name {host} can't be resolved: {reason}")]
+#[error("the name {host} can't be resolved")]
 pub struct HostNotFound {
     host: String,
-    reason: String,
+    source: BoxedError,
 }
 
 /// Why a proxy gave no connection.
 #[derive(Debug, thiserror::Error)]
-#[error("the proxy {address} gave no connection: {reason}")]
+#[error("the proxy {address} gave no connection")]
 pub struct ProxyError {
     address: String,
-    reason: String,
+    source: BoxedError,
 }
+
+type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The methods of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +160,6 @@ pub struct Answer {
 
 /// Makes requests; used by several threads, which share the kept connections.
 pub struct Transport {
-    /// What became of the requests, as those who judge the answers note it.
-    pub stats: Stats,
     /// When the certificates in use expire.
     pub expiries: Arc<Expiries>,
     agent: Mutex<Option<(Wanted, Agent)>>,
@@ -194,7 +193,7 @@ impl Transport {
     /// No connection is made before the first request. The end asked for by `shutdown` breaks requests off.
     #[must_use]
     pub fn new(shutdown: Shutdown) -> Self {
-        Self { stats: Stats::default(), expiries: Arc::default(), agent: Mutex::new(None), shutdown }
+        Self { expiries: Arc::default(), agent: Mutex::new(None), shutdown }
     }
 
     /// Breaks off the requests in flight, and makes no more.
@@ -286,8 +285,7 @@ pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportE
             if let Some((user, password)) = &proxy.credentials {
                 builder = builder.username(user).password(password.expose());
             }
-            let unusable =
-                |error: ureq::Error| ProxyError { address: proxy.address.to_string(), reason: error.to_string() };
+            let unusable = |error: ureq::Error| ProxyError { address: proxy.address.to_string(), source: error.into() };
             Some(builder.build().map_err(unusable)?)
         }
     };
@@ -429,7 +427,7 @@ impl From<ureq::Error> for TransportError {
 
 impl TransportError {
     /// What our own parts of the connector chain, and the resolver, report.
-    fn from_connector(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+    fn from_connector(error: BoxedError) -> Self {
         let error = match error.downcast::<TlsError>() {
             Ok(error) => return Self::Tls(*error),
             Err(error) => error,
@@ -465,11 +463,11 @@ impl<In: ureq::unversioned::transport::Transport> Connector<In> for ProxyConnect
     fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
         self.0.0.connect(details, chained).map_err(|error| {
             let address = details.config.proxy().map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
-            let reason = match error {
-                ureq::Error::ConnectProxyFailed(reason) => reason,
-                error => TransportError::from(error).to_string(),
+            let source = match error {
+                ureq::Error::ConnectProxyFailed(reason) => reason.into(),
+                error => TransportError::from(error).into(),
             };
-            ureq::Error::Other(ProxyError { address: address.unwrap_or_default(), reason }.into())
+            ureq::Error::Other(ProxyError { address: address.unwrap_or_default(), source }.into())
         })
     }
 }
@@ -489,7 +487,7 @@ impl Resolver for NamingResolver {
             timeout @ ureq::Error::Timeout(_) => timeout,
             error => {
                 let host = uri.host().unwrap_or_default().to_owned();
-                ureq::Error::Other(HostNotFound { host, reason: error.to_string() }.into())
+                ureq::Error::Other(HostNotFound { host, source: error.into() }.into())
             }
         })
     }

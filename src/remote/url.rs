@@ -13,7 +13,7 @@ pub struct Url {
 }
 
 /// What `tls_secret_always` adds: the secret's name and the secret.
-pub type SecretVariable<'a> = Option<(&'a str, &'a Secret)>;
+pub(super) type SecretVariable<'a> = Option<(&'a str, &'a Secret)>;
 
 impl Url {
     /// `https://<server><endpoint>`, and the secret when there is one to send always.

@@ -30,11 +30,20 @@ fn version_and_help_go_to_stdout() {
 
 #[test]
 fn a_wrong_command_line_is_named_and_ends_with_64() {
-    for wrong in [&["--no_such_flag"][..], &["--timeout", "soon"], &["stray"]] {
+    for wrong in [&["--timeout", "soon"][..], &["stray"], &["doctor", "--no_such_flag"]] {
         let output = run(wrong);
         assert_eq!(output.status.code(), Some(64), "{wrong:?}");
-        assert!(stderr(&output).contains(wrong[0]), "{}", stderr(&output));
+        assert!(stderr(&output).contains(wrong[wrong.len() - 1].trim_start_matches('-')), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn switches_that_nobody_knows_are_named_and_end_nothing() {
+    let output = run(&["--new_switch", "value", "--no_such=hunter2", "-socket=/nowhere/osquery.em", "--timeout=0"]);
+    assert_eq!(output.status.code(), Some(1), "the manager isn't there");
+    let said = stderr(&output);
+    assert!(said.contains("this version has no switch --new_switch, --no_such; going on without"), "{said}");
+    assert!(said.contains("/nowhere/osquery.em") && !said.contains("hunter2"), "{said}");
 }
 
 #[test]

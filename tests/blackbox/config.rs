@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint};
 
@@ -9,10 +10,23 @@ use crate::rig::{LIMIT, Rig, Setup};
 
 #[test]
 fn the_configuration_is_handed_on_as_it_came() {
-    let rig = Rig::start();
+    let rig = Setup::new().own_flag("--logger_expand_events=false").start();
     let text = "{\n \"schedule\": {\"a\": {\"query\": \"select '\\u00e9'\", \"interval\": 1.50e1}} }";
     rig.server.script(Endpoint::Config, [Answer::status(200, text)]);
     assert_eq!(rig.config(), ("tls_plugin".to_owned(), text.to_owned()));
+}
+
+/// Where ours is the only logger, and nobody said otherwise.
+#[test]
+fn whole_queries_are_asked_for_and_every_other_byte_stays() {
+    let rig = Rig::start();
+    let text = "{\n \"schedule\": {},  \"options\" : { \"verbose\": true }, \"x\":\"\\u00e9\" }";
+    rig.server.always(Endpoint::Config, Some(Answer::status(200, text)));
+    let asked_for = text.replace("{ \"verbose\"", "{\"logger_event_type\":false, \"verbose\"");
+    assert_eq!(rig.config().1, asked_for);
+    let second = Setup::new().flag("logger_plugin", "filesystem,remote_tls").start();
+    second.server.always(Endpoint::Config, Some(Answer::status(200, text)));
+    assert_eq!(second.config().1, text);
 }
 
 #[test]
@@ -52,7 +66,10 @@ fn only_a_configuration_reaches_osqueryd() {
 
 #[test]
 fn a_newer_osqueryd_takes_larger_configurations() {
-    let rig = Setup::new().osqueryd(|options| options.version = "5.24.0".to_owned()).start();
+    let rig = Setup::new()
+        .own_flag("--logger_expand_events=false")
+        .osqueryd(|options| options.version = "5.24.0".to_owned())
+        .start();
     let config = json!({"schedule": {}, "padding": "x".repeat(2 << 20)});
     rig.server.set_config(config.clone());
     assert_eq!(serde_json::from_str::<Value>(&rig.config().1).unwrap(), config);
@@ -120,6 +137,59 @@ fn the_last_good_configuration_is_given_at_a_start_without_the_server_and_the_ne
     // Long before osqueryd asks again by itself.
     rig.osqueryd.wait("the newer one", LIMIT, || (names() == ["new"]).then_some(()));
     rig.said("the configuration has come, and osqueryd has it");
+}
+
+/// The longest that osqueryd's start may be kept from its schedule by a server that doesn't answer.
+const BOOT_LIMIT: Duration = Duration::from_secs(5);
+
+/// A worker that has given osqueryd nothing yet gives it the last good configuration in time, whatever the trouble,
+/// and pushes the server's when that is over.
+fn boots_with_the_kept_configuration(trouble: impl Fn(&Rig), end: impl Fn(&Rig)) {
+    let schedule = |name: &str| json!({"schedule": {name: {"query": "select 1", "interval": 60}}});
+    let rig = Setup::new()
+        .server(|server| server.config = schedule("old"))
+        // What hangs hangs for longer than a genConfig may.
+        .own_flag("--request_timeout=8")
+        .start();
+    let old = rig.config();
+    let worker = rig.worker_pid();
+    trouble(&rig);
+    rig.server.set_config(schedule("new"));
+    kill_process(Pid::from_raw(worker as i32).unwrap(), Signal::KILL).unwrap();
+    rig.osqueryd.wait("another worker", LIMIT, || (rig.worker_pid() != worker).then_some(()));
+    let asked = Instant::now();
+    assert_eq!(rig.config(), old);
+    assert!(asked.elapsed() < BOOT_LIMIT, "{:?}", asked.elapsed());
+    rig.said("giving osqueryd the last good configuration");
+    end(&rig);
+    rig.said("the configuration has come, and osqueryd has it");
+    let names = || rig.osqueryd.schedule().into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
+    rig.osqueryd.wait("the newer one", LIMIT, || (names() == ["new"]).then_some(()));
+    assert_eq!(rig.gen_config().code, 0);
+}
+
+#[test]
+fn a_server_that_hangs_at_config_keeps_the_schedule_back_for_a_moment_only() {
+    boots_with_the_kept_configuration(
+        |rig| rig.server.always(Endpoint::Config, Some(Answer::hang())),
+        |rig| rig.server.always(Endpoint::Config, None),
+    );
+}
+
+#[test]
+fn a_server_that_hangs_at_enroll_keeps_the_schedule_back_for_a_moment_only() {
+    boots_with_the_kept_configuration(
+        |rig| {
+            rig.osqueryd.store_remove("configurations", "nodeKey");
+            rig.server.always(Endpoint::Enroll, Some(Answer::hang()));
+        },
+        |rig| rig.server.always(Endpoint::Enroll, None),
+    );
+}
+
+#[test]
+fn a_server_that_refuses_connections_keeps_the_schedule_back_for_a_moment_only() {
+    boots_with_the_kept_configuration(|rig| rig.server.stop(), |rig| rig.server.resume().unwrap());
 }
 
 #[test]

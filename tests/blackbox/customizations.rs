@@ -257,7 +257,7 @@ fn odd_node_keys_keep_urls_and_headers_valid() {
 
 #[test]
 fn answers_may_be_compressed_where_the_flag_says_so() {
-    let rig = Setup::new().flag("tls_accept_gzip", "true").start();
+    let rig = Setup::new().flag("tls_accept_gzip", "true").own_flag("--logger_expand_events=false").start();
     let config = json!({"schedule": {}, "padding": "x".repeat(10_000)});
     rig.server.script(Endpoint::Config, [testkit::server::Answer::json(config.clone()).gzip()]);
     assert_eq!(serde_json::from_str::<Value>(&rig.config().1).unwrap(), config);

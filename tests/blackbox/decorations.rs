@@ -9,7 +9,7 @@ use testkit::server::{Answer, Endpoint};
 
 use crate::rig::{LIMIT, Rig, Setup};
 
-/// As in src/decorations.rs.
+/// As in src/plugins/logger/decorations.rs.
 const ROUND_LIMIT: Duration = Duration::from_secs(1);
 
 /// What differs each time that it is run.

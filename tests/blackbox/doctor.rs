@@ -215,7 +215,7 @@ fn a_host_where_all_is_well() {
     for check in ["logger endpoint", "distributed read endpoint", "distributed write endpoint"] {
         examined.must_say(check, "ok", "rejects a node key that is invalid", "");
     }
-    examined.must_say("buffers", "ok", "0 result lines wait", "");
+    examined.must_say("buffers", "ok", "remote_tls: empty", "");
 
     // Every check has its say, once, in the order of the documentation, which has a section for each.
     let said: Vec<&str> = examined.findings.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
@@ -241,7 +241,6 @@ fn it_changes_nothing_on_a_host_without_osqueryd() {
     rig.osqueryd.stop();
     let host = Host::new();
     copy(&rig.directory.path().join("remote_tls"), &host.path("remote_tls"));
-    assert!(!host.path("remote_tls/results.sqlite-wal").exists(), "the extension did not end well");
     let before = state(host.directory.path());
     let examined = host.examine(&[]);
     examined.must_say("buffers", "ok", "1 result lines wait", "");
@@ -257,7 +256,12 @@ fn it_changes_nothing_on_a_host_without_osqueryd() {
 fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
@@ -335,7 +339,7 @@ const FLAG_CASES: &[Case] = &[
         "remove --allow_unsafe", |host| host.lines.push_str("--allow_unsafe\n")),
     case("flag combinations", "warning", "--ephemeral=true: osqueryd keeps no node key",
         "remove --ephemeral", |host| host.flag("ephemeral", "true")),
-    case("own flags", "failure", "remote_tls.flags:1: unexpected argument '--no_such'",
+    case("own flags", "failure", "remote_tls.flags:1: there is no flag --no_such",
         "correct the line", |host| drop(host.file("remote_tls.flags", "--no_such=1\n"))),
     case("own flags", "failure", "--request_timeout=0 can't be used",
         "correct the value", |host| drop(host.file("remote_tls.flags", "--request_timeout=0\n"))),
@@ -732,77 +736,139 @@ fn an_osqueryd_that_hangs_is_said() {
     rig.osqueryd.hang(false);
 }
 
+/// A journal's text: so many lines.
+fn lines(count: u64) -> String {
+    (0..count).map(|n| format!("{}\n", line(n))).collect()
+}
+
+/// An entry of the file of lines that were set aside, of so many days ago.
+fn set_aside(days: u64, reason: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let time = now - days * 24 * 3600;
+    json!({"time": time, "stream": "results", "reason": reason, "size": 3, "line": "x y"}).to_string() + "\n"
+}
+
+const BUFFERS: &str = "buffers";
+const FIRST: &str = "remote_tls/results/0000000000000000.ndjson";
+
+#[test]
+fn what_waits_in_the_buffers_is_said() {
+    let host = Host::new();
+    host.examine(&[]).must_say(BUFFERS, "ok", "is not there: the first line makes it", "");
+    host.file(FIRST, &lines(7));
+    host.examine(&[]).must_say(BUFFERS, "ok", "remote_tls: 7 result lines wait", "");
+    // Another file, a whole query of two lines, and what is still being written.
+    host.file(
+        "remote_tls/results/0000000000000007.ndjson",
+        "{\"diffResults\":{\"removed\":[],\"added\":[{},{}]}}\n{\"n",
+    );
+    // Three are done with.
+    let offset = lines(3).len();
+    host.file("remote_tls/results/cursor", &format!("{:020} {offset:020} {:020} {:020}\n", 0, 0, 3));
+    host.file("remote_tls/statuses/0000000000000000.ndjson", &lines(1));
+    host.file("remote_tls/distributed/0000000000000000.ndjson", &lines(2));
+    host.file("remote_tls/pending/0000000000000000.ndjson", &lines(3));
+    let before = state(&host.path("remote_tls"));
+    let all = "remote_tls: 6 result lines wait, 1 status lines wait, 2 results of distributed queries wait, 3 status calls \
+               that no worker has taken wait";
+    host.examine(&[]).must_say(BUFFERS, "ok", all, "");
+    assert!(before == state(&host.path("remote_tls")), "something changed");
+}
+
+/// A damage, and what is said of it: level, message and remedy.
+type BufferCase = (fn(&Host), &'static str, &'static str, &'static str);
+
+const BUFFER_CASES: &[BufferCase] = &[
+    (|host| _ = host.file("remote_tls", ""), "failure", "remote_tls is no directory", "move it away"),
+    (
+        |host| _ = host.file("remote_tls/results", "no directory"),
+        "failure",
+        "remote_tls/results can't be read: Not a directory",
+        "look at the disk's health",
+    ),
+    (
+        |host| fs::create_dir_all(host.path(FIRST)).unwrap(),
+        "failure",
+        "0000000000000000.ndjson is no regular file",
+        "look at the disk's health",
+    ),
+    (
+        |host| {
+            host.file(FIRST, &lines(2));
+            host.file("remote_tls/results/cursor", "\0\0\0 garbage");
+        },
+        "ok",
+        "2 result lines wait",
+        "",
+    ),
+    (
+        |host| _ = host.file("remote_tls/results/0000000000000000.ndjson.damaged-1", ""),
+        "warning",
+        "remote_tls/results: 0000000000000000.ndjson.damaged-1",
+        "they are text, a line each",
+    ),
+    (
+        |host| _ = host.file("remote_tls/statuses.damaged-1", ""),
+        "warning",
+        "foreign or damaged files were moved aside in ",
+        "read them, or delete them",
+    ),
+    (
+        |host| {
+            let text = set_aside(2, "it is the first") + &set_aside(1, "it is no JSON");
+            host.file("remote_tls/rejected.ndjson", &(text + "{\"time\":half a line"));
+        },
+        "warning",
+        "lines were set aside and never sent; the newest one, of results: it is no JSON",
+        "remote_tls/rejected.ndjson",
+    ),
+    (|host| _ = host.file("remote_tls/rejected.ndjson", &set_aside(8, "it is old")), "ok", "remote_tls: empty", ""),
+    (
+        |host| fs::create_dir_all(host.path("remote_tls/rejected.ndjson")).unwrap(),
+        "failure",
+        "the lines that were set aside in ",
+        "run the doctor as root",
+    ),
+    (
+        |host| _ = host.file("remote_tls/results.sqlite", ""),
+        "warning",
+        "an earlier version has left its buffers in ",
+        "read them with sqlite3",
+    ),
+    (
+        |host| {
+            host.file(FIRST, &lines(1));
+            host.file("remote_tls.flags", &format!("--buffer_min_free_bytes={}\n", u64::MAX));
+        },
+        "warning",
+        "less than buffer_min_free_bytes",
+        "make space",
+    ),
+];
+
 #[test]
 fn what_is_wrong_with_the_buffers_is_said() {
-    const CHECK: &str = "buffers";
-    let host = Host::new();
-    host.examine(&[]).must_say(CHECK, "ok", "is not there: the first start makes it", "");
-    let path = host.path("remote_tls/results.sqlite");
-    let make = |waiting: u32, rejected: &[&str]| {
-        let _ = fs::remove_dir_all(host.path("remote_tls"));
-        fs::create_dir(host.path("remote_tls")).unwrap();
-        let buffer = rusqlite::Connection::open(&path).unwrap();
-        buffer
-            .execute_batch(
-                "PRAGMA journal_mode=WAL;
-                 CREATE TABLE lines (id INTEGER PRIMARY KEY, line TEXT NOT NULL);
-                 CREATE TABLE rejected
-                     (id INTEGER PRIMARY KEY, time INTEGER, reason TEXT, size INTEGER, line TEXT)",
-            )
-            .unwrap();
-        for _ in 0..waiting {
-            buffer.execute("INSERT INTO lines (line) VALUES (?1)", [&"x".repeat(2000)]).unwrap();
-        }
-        for reason in rejected {
-            buffer.execute("INSERT INTO rejected (reason) VALUES (?1)", [reason]).unwrap();
-        }
-        buffer
-    };
-    drop(make(7, &["first", "longer than logger_tls_max_linesize"]));
-    let examined = host.examine(&[]);
-    examined.must_say(
-        CHECK,
-        "warning",
-        "2 result lines were set aside and never sent; the newest one: longer",
-        "sqlite3 -readonly",
-    );
+    for (spoil, level, message, remedy) in BUFFER_CASES {
+        let host = Host::new();
+        spoil(&host);
+        let examined = host.examine(&[]);
+        examined.must_say(BUFFERS, level, message, remedy);
+        assert_eq!(examined.of(BUFFERS).len(), 1, "{}", examined.text);
+    }
+}
 
-    // Open in another process of ours: seen as it is now.
-    let buffer = make(7, &[]);
-    assert!(host.path("remote_tls/results.sqlite-wal").exists());
-    host.examine(&[]).must_say(CHECK, "ok", "7 result lines wait", "");
-    // Left behind by a process that was killed.
-    copy(&host.path("remote_tls"), &host.path("left"));
-    drop(buffer);
-    fs::remove_dir_all(host.path("remote_tls")).unwrap();
-    fs::rename(host.path("left"), host.path("remote_tls")).unwrap();
-    let before = state(&host.path("remote_tls"));
-    host.examine(&[]).must_say(CHECK, "ok", "7 result lines wait", "");
-    assert!(before == state(&host.path("remote_tls")), "something changed");
-    fs::remove_file(host.path("remote_tls/results.sqlite-shm")).unwrap();
-    host.examine(&[]).must_say(CHECK, "warning", "left by a process that was killed", "start osqueryd");
-    assert!(!host.path("remote_tls/results.sqlite-shm").exists());
-
-    drop(make(200, &[]));
-    let mut bytes = fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..middle + 8192].fill(0xff);
-    fs::write(&path, bytes).unwrap();
-    host.examine(&[]).must_say(CHECK, "failure", "results.sqlite ", "moves the file aside");
-    fs::write(&path, "this is no database, but a text that is long enough").unwrap();
-    host.examine(&[]).must_say(CHECK, "failure", "can't be read: ", "moves the file aside");
-    fs::remove_file(&path).unwrap();
-    host.file("remote_tls/results.sqlite.damaged-1", "");
-    host.examine(&[]).must_say(CHECK, "warning", "damaged buffers were moved aside", "look at the disk");
-    drop(make(7, &[]));
-    host.file("remote_tls.flags", &format!("--buffer_min_free_bytes={}\n", u64::MAX));
-    host.examine(&[]).must_say(CHECK, "warning", "less than buffer_min_free_bytes", "make space");
-    let mut host = host;
+#[test]
+fn a_buffer_that_is_half_full_is_a_warning() {
+    let mut host = Host::new();
     host.flag("buffered_log_max", "10");
+    host.file(FIRST, &lines(5));
+    host.file("remote_tls/distributed/0000000000000000.ndjson", &lines(9));
+    host.examine(&[]).must_say(BUFFERS, "ok", "5 result lines wait", "");
+    host.file(FIRST, &lines(6));
     host.examine(&[]).must_say(
-        CHECK,
+        BUFFERS,
         "warning",
-        "more than half of --buffered_log_max",
-        "why the server does not take them",
+        "6 result lines wait: more than half of --buffered_log_max",
+        "see why they are not delivered",
     );
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::certs::Authority;
+use testkit::osqueryd::StatusLine;
 use testkit::server::{Answer, Endpoint};
 
 use crate::rig::{LIMIT, Rig, SECRET, Setup, line};
@@ -33,7 +34,29 @@ fn an_enrollment_has_the_secret_and_the_host_s_details() {
     }
     assert_eq!(details["osquery_info"]["version"], "5.23.0");
     assert_eq!(body["host_identifier"], details["system_info"]["hostname"]);
-    assert!(!String::from_utf8_lossy(&rig.server.requests_to(Endpoint::Enroll)[0].body).contains("\\u0000"));
+    // The columns are the tables' own, as the built-in enrollment sends them (golden/plain.json), but without NUL bytes.
+    let has = |table: &str, column: &str| details[table].get(column).is_some();
+    assert!(has("os_version", "pid_with_namespace") && has("system_info", "cpu_microcode"), "{details:?}");
+    assert!(!has("os_version", "build") && !has("system_info", "hardware_serial"), "{details:?}");
+    assert_eq!(details["system_info"]["cpu_brand"], "Stand-in(R) Processor");
+}
+
+#[test]
+fn tables_that_are_switched_off_are_among_the_details_all_the_same() {
+    for (flag, value) in
+        [("disable_tables", "platform_info,os_version,osquery_info,system_info"), ("enable_tables", "time")]
+    {
+        let rig = Setup::new().flag(flag, value).start();
+        assert!(rig.osqueryd.query("select * from system_info").is_err(), "SQL has no such table");
+        rig.config();
+        let body = enrollments(&rig).remove(0);
+        let tables: Vec<&String> = body["host_details"].as_object().unwrap().keys().collect();
+        assert_eq!(tables, ["os_version", "osquery_info", "system_info", "platform_info"]);
+        assert_eq!(body["platform_type"], "9");
+        assert_eq!(body["host_identifier"], body["host_details"]["system_info"]["hostname"]);
+        let request = rig.server.requests_to(Endpoint::Config).remove(0);
+        assert_eq!(request.header("user-agent"), Some("osquery/5.23.0"));
+    }
 }
 
 #[test]
@@ -88,11 +111,47 @@ fn identifiers() {
     let (instance, details) = identifier(&[("host_identifier", "instance")]);
     assert_eq!(instance, details["osquery_info"]["instance_id"]);
     assert_eq!(identifier(&[("host_identifier", "specified"), ("specified_identifier", "me")]).0, "me");
-    let (ephemeral, details) = identifier(&[("host_identifier", "ephemeral")]);
-    assert_eq!(ephemeral.len(), 36);
-    assert_ne!(ephemeral, details["system_info"]["uuid"]);
     let (unknown, details) = identifier(&[("host_identifier", "serial")]);
     assert_eq!(unknown, details["system_info"]["hostname"]);
+}
+
+#[test]
+fn an_ephemeral_identifier_is_the_one_that_osqueryd_s_lines_have() {
+    let rig = Setup::new().flag("host_identifier", "ephemeral").start();
+    // osqueryd's start waits for its configuration, and writes no line before it has an answer.
+    let asked = Instant::now();
+    let outcome = rig.gen_config();
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.message.contains("has not shown its ephemeral host identifier yet"), "{}", outcome.message);
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert_eq!(enrollments(&rig).len(), 0);
+    rig.osqueryd.print(&StatusLine::new(0, "init.cpp", 1, "the first line"));
+    rig.osqueryd.init_logger();
+    rig.config();
+    let line = rig.server.wait("a status line", LIMIT, |server| server.statuses().into_iter().next());
+    let [body] = &enrollments(&rig)[..] else { panic!("one enrollment") };
+    assert_eq!(body["host_identifier"], line["hostIdentifier"]);
+    assert_eq!(line["hostIdentifier"].as_str().unwrap().len(), 36);
+    assert_ne!(line["hostIdentifier"], body["host_details"]["system_info"]["uuid"]);
+}
+
+#[test]
+fn an_osqueryd_with_an_ephemeral_identifier_starts_and_gets_its_schedule() {
+    let rig = Setup::new()
+        .flag("host_identifier", "ephemeral")
+        .server(|server| server.config = json!({"schedule": {"q": {"query": "select 1", "interval": 60}}}))
+        .start_daemon();
+    rig.osqueryd.wait("the schedule", LIMIT, || (rig.osqueryd.schedule().len() == 1).then_some(()));
+    let line = rig.server.wait("a status line", LIMIT, |server| server.statuses().into_iter().next());
+    assert_eq!(enrollments(&rig)[0]["host_identifier"], line["hostIdentifier"]);
+    assert_eq!(enrollments(&rig).len(), 1);
+}
+
+#[test]
+fn where_no_line_comes_an_ephemeral_identifier_is_our_own() {
+    let rig = Setup::new().flag("host_identifier", "ephemeral").flag("logger_plugin", "filesystem").start();
+    rig.osqueryd.wait("an enrollment", LIMIT, || (rig.gen_config().code == 0).then_some(()));
+    assert_eq!(enrollments(&rig)[0]["host_identifier"].as_str().unwrap().len(), 36);
 }
 
 #[test]
@@ -344,4 +403,34 @@ fn a_server_that_rejects_key_after_key_sees_a_bounded_number_of_enrollments() {
     rig.gen_config();
     assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     rig.log(&line(1));
+}
+
+#[test]
+fn a_server_that_grants_a_key_and_refuses_it_at_once_sees_no_more_enrollments_than_are_allowed() {
+    let rig = Setup::new().own_flag("--enroll_max_per_hour=4").flag("config_tls_max_attempts", "1").start();
+    rig.server.always(Endpoint::Config, Some(Answer::json(json!({"node_invalid": true}))));
+    let throttled = || Some(rig.gen_config().message).filter(|message| message.contains("enroll_max_per_hour=4"));
+    rig.osqueryd.wait("the end of the allowance", LIMIT, throttled);
+    // A refused key's own wait is a second, after which another one would be asked for.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(4) {
+        assert_eq!(rig.gen_config().code, 1);
+        rig.osqueryd.wait_briefly(Duration::from_millis(200));
+    }
+    let at = enrollment_times(&rig);
+    assert_eq!(at.len(), 2, "half of an hour's at once; the next one is due half an hour after the first");
+    // What is said of it is true whenever it is said.
+    let seconds = |text: &str| -> f64 {
+        let (_, rest) = text.split_once("the next one waits for ").unwrap();
+        rest.split(' ').next().unwrap().parse().unwrap()
+    };
+    let said = seconds(&throttled().expect("it still waits"));
+    let left = 1800.0 - at[0].elapsed().as_secs_f64();
+    assert!((left - 1.0..left + 3.0).contains(&said), "{said} s, and it is {left} s");
+    let log = rig.stderr();
+    let logged: Vec<f64> = log.lines().filter(|line| line.contains("enrollment waits: ")).map(seconds).collect();
+    assert!(
+        !logged.is_empty() && logged.iter().all(|wait| (left..=1800.0).contains(wait)),
+        "{logged:?}, {left}: {log}"
+    );
 }

@@ -5,9 +5,9 @@
  * the file that REMOTE_TLS_FAULTS names: it is mapped, so a change counts at once and a look at it costs no system
  * call. Each number is read and written as a whole, so neither side waits for the other.
  *
- * The functions here stand in front of libc's of the same name and make the system call themselves. SQLite and Rust's
- * standard library reach the kernel through them (`nm -D` on the binary shows which ones, strace what they do); what
- * goes through a mapping, as SQLite's -shm file does, can't fail here.
+ * The functions here stand in front of libc's of the same name and make the system call themselves. Rust's standard
+ * library, by which everything is done to the journals' files, reaches the kernel through them (`nm -D` on the binary
+ * shows which ones); calls of the crate rustix don't.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,18 +17,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
-enum call { OPEN, READ, WRITE, SYNC, TRUNCATE, RENAME, CALLS };
+enum call { OPEN, READ, WRITE, SYNC, TRUNCATE, RENAME, MAKE_DIRECTORY, REMOVE, CALLS };
 
 /* As faults.rs writes it. */
 struct control {
     int64_t clock;           /* seconds that the wall clock is ahead of the real one */
     int32_t error[CALLS];    /* the errno of calls of each kind; 0: they are made */
     uint64_t failed[CALLS];  /* how many have failed; counted here */
+    int64_t room;            /* so many bytes are still written before writes fail */
     char prefix[256];        /* what the paths of those that fail begin with */
 };
 
@@ -48,20 +50,16 @@ __attribute__((constructor)) static void find_control(void)
     close(file);
 }
 
-/* Whether a call on this path fails: sets errno then, and counts it. */
-static int fails(enum call call, const char *path)
+/* Whether a call of this kind on this path is to fail: with which errno. */
+static int error_of(enum call call, const char *path)
 {
     int error = __atomic_load_n(&control->error[call], __ATOMIC_SEQ_CST);
     size_t length = strnlen(control->prefix, sizeof control->prefix);
-    if (error == 0 || length == 0 || strncmp(path, control->prefix, length) != 0)
-        return 0;
-    __atomic_add_fetch((uint64_t *)&control->failed[call], 1, __ATOMIC_SEQ_CST);
-    errno = error;
-    return 1;
+    return length > 0 && strncmp(path, control->prefix, length) == 0 ? error : 0;
 }
 
 /* The same for an open file, whose path the kernel knows. Nothing is asked while no call of this kind is to fail. */
-static int fails_on(enum call call, int file)
+static int error_on(enum call call, int file)
 {
     char link[32] = "/proc/self/fd/", digits[12], path[512];
     char *digit = digits + sizeof digits - 1;
@@ -76,7 +74,44 @@ static int fails_on(enum call call, int file)
     if (length < 0)
         return 0;
     path[length] = '\0';
-    return fails(call, path);
+    return error_of(call, path);
+}
+
+/* Counts a failure and sets errno; without an error nothing fails. */
+static int fail(enum call call, int error)
+{
+    if (error == 0)
+        return 0;
+    __atomic_add_fetch((uint64_t *)&control->failed[call], 1, __ATOMIC_SEQ_CST);
+    errno = error;
+    return 1;
+}
+
+static int fails(enum call call, const char *path)
+{
+    return fail(call, error_of(call, path));
+}
+
+static int fails_on(enum call call, int file)
+{
+    return fail(call, error_on(call, file));
+}
+
+/* How many bytes of a write are written; -1 when it fails. */
+static ssize_t written(int file, size_t count)
+{
+    int error = error_on(WRITE, file);
+    int64_t room = __atomic_load_n(&control->room, __ATOMIC_SEQ_CST);
+    if (error == 0)
+        return (ssize_t)count;
+    while (room > 0) {
+        int64_t taken = room < (int64_t)count ? room : (int64_t)count;
+        if (__atomic_compare_exchange_n((int64_t *)&control->room, &room, room - taken, 0, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST))
+            return taken;
+    }
+    fail(WRITE, error);
+    return -1;
 }
 
 static int open_at(int directory, const char *path, int flags, mode_t mode)
@@ -121,12 +156,14 @@ ssize_t pread64(int file, void *bytes, size_t count, off64_t at)
 
 ssize_t write(int file, const void *bytes, size_t count)
 {
-    return fails_on(WRITE, file) ? -1 : syscall(SYS_write, file, bytes, count);
+    ssize_t length = written(file, count);
+    return length < 0 ? -1 : syscall(SYS_write, file, bytes, (size_t)length);
 }
 
 ssize_t pwrite64(int file, const void *bytes, size_t count, off64_t at)
 {
-    return fails_on(WRITE, file) ? -1 : syscall(SYS_pwrite64, file, bytes, count, at);
+    ssize_t length = written(file, count);
+    return length < 0 ? -1 : syscall(SYS_pwrite64, file, bytes, (size_t)length, at);
 }
 
 int fsync(int file)
@@ -147,6 +184,16 @@ int ftruncate64(int file, off64_t length)
 int rename(const char *old, const char *new)
 {
     return fails(RENAME, old) ? -1 : (int)syscall(SYS_renameat2, AT_FDCWD, old, AT_FDCWD, new, 0);
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+    return fails(MAKE_DIRECTORY, path) ? -1 : (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
+}
+
+int unlink(const char *path)
+{
+    return fails(REMOVE, path) ? -1 : (int)syscall(SYS_unlinkat, AT_FDCWD, path, 0);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, program};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, extension_of, line, program};
 
 /// The end takes less than this, as the invariant has it.
 const END_LIMIT: Duration = Duration::from_secs(3);
@@ -150,7 +150,7 @@ fn a_worker_that_stays_away_for_seconds_is_waited_for() {
     let rig = Rig::start();
     let process = rig.pid();
     rig.osqueryd.kill_worker();
-    rig.said("osqueryd is gone, or has forgotten this extension");
+    rig.said("osqueryd's process is gone: waiting for the next one");
     // Longer than any of osqueryd's own timeouts would be dull here; that it waits at all is the point.
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
@@ -173,7 +173,7 @@ fn it_ends_when_no_worker_comes_back() {
         rig.osqueryd.wait("the end", LIMIT, || rig.osqueryd.exits().into_iter().find(|exit| exit.pid == process));
     assert_eq!(exit.status.code(), Some(0), "{exit:?}");
     assert!(exit.at.duration_since(gone) >= Duration::from_secs(2), "{exit:?}");
-    rig.said("osqueryd did not come back within 2s: ending");
+    rig.said("osqueryd did not come back within 2 s: ending");
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn wait_for_child(parent: u32, directory: &Path) -> u32 {
             let name = entry.file_name().to_string_lossy().into_owned();
             name.strip_prefix("osquery.em.").is_some_and(|uuid| uuid.parse::<u16>().is_ok())
         });
-        match child_of(parent) {
+        match extension_of(parent) {
             Some(child) if serves => return child,
             _ if Instant::now() > deadline => {
                 panic!("no extension:\n{}", fs::read_to_string(directory.join("log")).unwrap_or_default())

@@ -1,9 +1,6 @@
 //! What every test needs: an osqueryd stand-in that autoloads the real binary, and a server that it talks to.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -180,14 +177,14 @@ impl Rig {
         })
     }
 
-    /// Waits until no result line is in the buffer: the extension knows that the server has them all.
+    /// Waits until no result line is in the journal: the extension knows that the server has them all.
     pub(crate) fn settled(&self) {
-        let path = self.directory.path().join("remote_tls/results.sqlite");
-        self.osqueryd.wait("an empty buffer", LIMIT, || {
-            let buffer = rusqlite::Connection::open(&path).ok()?;
-            let count: i64 = buffer.query_row("SELECT count(*) FROM lines", [], |row| row.get(0)).ok()?;
-            (count == 0).then_some(())
-        });
+        self.osqueryd.wait("an empty journal", LIMIT, || self.waiting("results").is_empty().then_some(()));
+    }
+
+    /// The records of a journal that wait, as they lie on the disk, oldest first.
+    pub(crate) fn waiting(&self, journal: &str) -> Vec<String> {
+        waiting_in(&self.directory.path().join("remote_tls").join(journal))
     }
 
     /// Waits until the extension has written a line with this text on its stderr.
@@ -206,7 +203,7 @@ impl Rig {
         self.osqueryd.store_get("configurations", "nodeKey")
     }
 
-    /// The supervisor's child.
+    /// The front's child.
     pub(crate) fn worker_pid(&self) -> u32 {
         self.osqueryd.wait("a worker", LIMIT, || child_of(self.pid()))
     }
@@ -226,11 +223,26 @@ impl Drop for Rig {
 
 /// A process whose parent `parent` is.
 pub(crate) fn child_of(parent: u32) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|process| {
+    children_of(parent).into_iter().next()
+}
+
+/// The extension that an osqueryd of another process has started: its other child is its worker.
+pub(crate) fn extension_of(osqueryd: u32) -> Option<u32> {
+    let is_extension = |process: &u32| {
+        let command = std::fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        command.contains("remote_tls.ext")
+    };
+    children_of(osqueryd).into_iter().find(is_extension)
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_child = |process: &u32| {
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
         status.lines().any(|line| line == format!("PPid:\t{parent}"))
-    })
+    };
+    processes.filter(is_child).collect()
 }
 
 /// The lines' `n` members.
@@ -245,20 +257,30 @@ pub(crate) fn line(n: u64) -> String {
 
 /// A program of another member of the workspace, built when it isn't yet.
 pub(crate) fn program(package: &str, name: &str) -> PathBuf {
-    static BUILT: OnceLock<std::sync::Mutex<BTreeMap<String, PathBuf>>> = OnceLock::new();
-    let mut built = BUILT.get_or_init(Default::default).lock().unwrap();
-    let build = || {
-        let directory = Path::new(BINARY).parent().unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["build", "--quiet", "--locked", "-p", package, "--bin", name]);
-        cargo.arg("--target-dir").arg(directory.parent().unwrap());
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success(), "{name} could not be built");
-        directory.join(name)
-    };
-    built.entry(name.to_owned()).or_insert_with(build).clone()
+    testkit::programs::program(package, name).unwrap()
+}
+
+/// The records that wait in a journal's directory: those behind its cursor, read as anybody can read them.
+pub(crate) fn waiting_in(directory: &Path) -> Vec<String> {
+    let mut segments: Vec<PathBuf> = std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "ndjson"))
+        .collect();
+    segments.sort();
+    let cursor = std::fs::read_to_string(directory.join("cursor")).unwrap_or_default();
+    // A damaged one means nothing.
+    let mut cursor = cursor.split_ascii_whitespace().map_while(|number| number.parse::<u64>().ok());
+    let (file, offset) = (cursor.next().unwrap_or(0), cursor.next().unwrap_or(0));
+    let number = |path: &Path| path.file_stem().unwrap().to_str().unwrap().parse::<u64>().unwrap();
+    let mut waiting = Vec::new();
+    for segment in segments.into_iter().filter(|segment| number(segment) >= file) {
+        // One that is gone by now has nothing that waits.
+        let bytes = std::fs::read(&segment).unwrap_or_default();
+        let skipped = if number(&segment) == file { usize::try_from(offset).unwrap_or(usize::MAX) } else { 0 };
+        let text = String::from_utf8_lossy(bytes.get(skipped..).unwrap_or_default()).into_owned();
+        waiting.extend(text.lines().map(str::to_owned));
+    }
+    waiting
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::rig::{BINARY, LIMIT, child_of, program};
+use crate::rig::{BINARY, LIMIT, child_of, extension_of, program};
 
 fn soak(minutes: &str) -> Command {
     let mut soak = Command::new(program("testkit", "soak"));
@@ -19,8 +19,8 @@ fn a_short_soak_loses_nothing() {
     let output = soak("0.35").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && said.ends_with("verdict: ok\n"), "{}: {said}", output.status);
-    // The verdict is about something: lines were taken, a worker was killed, faults were there.
-    for nothing in ["results: 0 sent", "done: 0 kills", " 0 faults of the server"] {
+    // The verdict is about something: lines were taken, worker and front were killed, faults were there.
+    for nothing in ["results: 0 sent", "done: 0 kills", " 0 kills of the front", " 0 faults of the server"] {
         assert!(!said.contains(nothing), "{nothing} is in {said}");
     }
 }
@@ -32,14 +32,14 @@ fn an_interrupted_soak_ends_what_it_has_started() {
     // The first row of the table comes when the extension is up.
     let first = lines.find(|line| line.as_ref().unwrap().contains("| start |"));
     assert!(first.is_some(), "no row");
-    let supervisor = child_of(soak.id()).unwrap();
-    let worker = child_of(supervisor).unwrap();
+    let front = extension_of(soak.id()).unwrap();
+    let worker = child_of(front).unwrap();
     kill_process(Pid::from_child(&soak), Signal::INT).unwrap();
     let said: Vec<String> = lines.map(Result::unwrap).collect();
     assert_eq!(soak.wait().unwrap().code(), Some(130), "{said:?}");
     assert!(said.last().unwrap().starts_with("interrupted after"), "{said:?}");
     let deadline = Instant::now() + LIMIT;
-    for process in [supervisor, worker] {
+    for process in [front, worker] {
         let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
         while test_kill_process(process).is_ok() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

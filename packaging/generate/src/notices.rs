@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const HEAD: &str = "\
 osquery-remote-tls contains these crates, under the licences named; their texts follow, each once, as the crates
-bring them. SQLite, which libsqlite3-sys contains, is in the public domain.
+bring them.
 ";
 
 /// How the names of files begin that hold licences and notices.

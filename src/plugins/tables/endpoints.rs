@@ -2,8 +2,7 @@
 
 use super::{Rows, Sources, Value, bigint, integer, text};
 use crate::extension::registry::Table;
-use crate::remote::Endpoint;
-use crate::remote::node::shown_url;
+use crate::remote::{Endpoint, shown_url};
 use crate::settings::Settings;
 
 pub(super) const TABLE: Table = Table {
@@ -31,7 +30,7 @@ pub(super) fn rows(sources: &Sources) -> Rows {
 }
 
 fn row(sources: &Sources, settings: &Settings, endpoint: Endpoint) -> Vec<Value> {
-    let stats = sources.node.transport.stats.of(endpoint);
+    let stats = sources.node.requests.stats.of(endpoint);
     let backoff_until = stats.backing_off_until();
     vec![
         endpoint.to_string().into(),

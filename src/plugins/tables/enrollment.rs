@@ -25,7 +25,7 @@ pub(super) fn rows(sources: &Sources) -> Rows {
     let node = &sources.node;
     let settings = node.flags.current();
     let standing = node.enrollment.standing();
-    let expiries = &node.transport.expiries;
+    let expiries = &node.requests.transport.expiries;
     let enrolled = standing.enrolled && !settings.enroll.disabled;
     let since = if enrolled { standing.since } else { 0 };
     vec![vec![

@@ -8,20 +8,35 @@ mod endpoints;
 mod enrollment;
 mod rejected;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::buffer::Buffer;
 use crate::extension::registry::{Column, ColumnType, Plugin, RegistryName, Reply, StringMap, Table};
-use crate::remote::node::Node;
+use crate::journal::{Counts, Reader};
+use crate::line_count::LineCounter;
+use crate::remote::Node;
 use crate::secret::redact;
 
 /// Where the rows come from.
 pub struct Sources {
     /// Requests and the enrollment.
     pub node: Arc<Node>,
-    /// The streams' buffers.
-    pub buffers: Vec<Arc<Buffer>>,
+    /// The streams.
+    pub streams: Vec<Stream>,
+    /// The directory of their journals.
+    pub directory: PathBuf,
 }
+
+/// A stream of lines.
+pub struct Stream {
+    /// What waits.
+    pub journal: Arc<Reader<LineCounter>>,
+    /// What was written to it.
+    pub written: CountWritten,
+}
+
+/// What the writing side of a journal has counted since this worker began; `None` when it can't be asked.
+pub type CountWritten = Box<dyn Fn() -> Option<Counts> + Send + Sync>;
 
 /// A table's rows now: their values, in the order of its columns.
 type Rows = Vec<Vec<Value>>;

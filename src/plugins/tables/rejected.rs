@@ -1,10 +1,12 @@
 //! `remote_tls_rejected`: the lines that were set aside, newest first, with their beginnings.
 
 use super::{Rows, Sources, Value, bigint, text};
-use crate::buffer::Buffer;
-use crate::buffer::status::SetAside;
 use crate::extension::registry::Table;
+use crate::journal::inspect::{self, RejectedLine};
 use crate::secret::redact;
+
+/// Lines that are shown, the newest.
+const MOST: usize = 1000;
 
 /// Characters of a line that are shown.
 const SHOWN: usize = 200;
@@ -19,20 +21,16 @@ pub(super) const TABLE: Table = Table {
 };
 
 pub(super) fn rows(sources: &Sources) -> Rows {
-    sources.buffers.iter().flat_map(|buffer| rows_of(buffer)).collect()
-}
-
-fn rows_of(buffer: &Buffer) -> Rows {
-    let rejected = buffer.rejected(SHOWN + MARGIN).unwrap_or_else(|error| {
-        log::debug!("{error}");
+    let rejected = inspect::rejected(&sources.directory, MOST, SHOWN + MARGIN).unwrap_or_else(|error| {
+        log::debug!("the lines that were set aside can't be read: {error}");
         Vec::new()
     });
-    rejected.into_iter().map(|line| row(buffer.name(), line)).collect()
+    rejected.into_iter().map(row).collect()
 }
 
-fn row(stream: &str, line: SetAside) -> Vec<Value> {
+fn row(line: RejectedLine) -> Vec<Value> {
     let beginning = beginning(&line.beginning);
-    vec![stream.into(), line.time.into(), line.reason.into(), line.size.into(), beginning.into()]
+    vec![line.stream.into(), line.time.into(), line.reason.into(), line.size.into(), beginning.into()]
 }
 
 /// Masked before it is cut: the first half of a key would show. What is near the cut that was made in reading is not

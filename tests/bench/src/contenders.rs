@@ -1,5 +1,7 @@
 //! Who is measured: the floor, this extension, and loggers that others would write.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,9 +17,6 @@ use crate::thrift;
 
 /// No start takes longer, not even Python's.
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// Bytes of lines in a call, while a buffer is filled: few, so that the filling leaves no mark in the memory.
-const BYTES_A_CALL: usize = 50_000;
 
 /// The environment variable that names our own flag file.
 pub(crate) const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
@@ -72,7 +71,12 @@ impl Contender {
     pub(crate) fn ours(programs: &Programs, place: &Place, flags: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir_in(&programs.scratch).expect("a directory on disk");
         let options = our_options(directory.path(), place, flags);
-        Self::start("(b) ours", "remote_tls", &programs.extension, options, directory)
+        let ours = Self::start("(b) ours", "remote_tls", &programs.extension, options, directory);
+        // The front answers before its worker is there.
+        let processes = wait_for("our worker", || {
+            Some(Processes::family(ours.processes.first())).filter(|processes| processes.count() == 2)
+        });
+        Self { processes, ..ours }
     }
 
     /// The same under another name.
@@ -122,8 +126,13 @@ impl Contender {
         }
     }
 
-    /// The process that answers calls: of ours the worker, of others the only one.
-    pub(crate) fn answering(&self) -> u32 {
+    /// The process that takes lines: of ours the front, of others the only one.
+    pub(crate) fn taking(&self) -> u32 {
+        self.processes.first()
+    }
+
+    /// The process that delivers lines: our worker.
+    pub(crate) fn delivering(&self) -> u32 {
         self.processes.youngest()
     }
 
@@ -132,15 +141,18 @@ impl Contender {
         thrift::call("logger", self.plugin, &[("category", b"event"), ("string", line.as_bytes())])
     }
 
-    /// Puts `count` lines of a size into ours, in few calls.
+    /// Puts `count` lines of a size into ours, a call each, over one connection: osqueryd's habit would take longer.
+    ///
+    /// # Panics
+    /// When a call fails.
     pub(crate) fn fill(&self, count: u64, size: usize) {
-        let mut caller = Caller::new(&self.socket);
-        let at_once = (BYTES_A_CALL / size).max(1);
-        for first in (0..count).step_by(at_once) {
-            let lines: Vec<String> =
-                (first..count.min(first + at_once as u64)).map(|n| crate::lines::line(n, size)).collect();
-            let batch = serde_json::to_string(&lines).expect("strings are JSON");
-            caller.call(&thrift::call("logger", self.plugin, &[("string_batch", batch.as_bytes())]));
+        let mut stream = UnixStream::connect(&self.socket).expect("the extension listens");
+        let mut answer = Vec::new();
+        for n in 0..count {
+            let call = self.log(&crate::lines::line(n, size));
+            stream.write_all(&call).expect("the extension reads");
+            let length = thrift::read(&mut stream, &mut answer).expect("an answer").expect("an answer");
+            assert_eq!(thrift::code(&answer[..length]), Some(0), "a line is taken");
         }
     }
 }

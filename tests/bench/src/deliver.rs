@@ -1,4 +1,4 @@
-//! How fast a full buffer becomes an empty one, and what goes over the wire.
+//! How fast a full journal becomes an empty one, and what goes over the wire.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -67,7 +67,7 @@ impl Delivery {
 
 /// Measures deliveries, plain and compressed, and one of a million lines.
 pub(crate) fn run(bench: &mut Bench) {
-    bench.report.title("Deliver: a full buffer to a TLS server on loopback, until it is empty");
+    bench.report.title("Deliver: a full journal to a TLS server on loopback, until it is empty");
     bench.report.say(&format!(
         "{} lines of {SIZE} B, `logger_tls_max_lines` {LINES_A_REQUEST}. The server does little more than count lines, and \
          has one core. The floor sends the same bodies over one kept connection from a program that has them in memory \
@@ -87,7 +87,7 @@ pub(crate) fn run(bench: &mut Bench) {
         rows.push(row(&format!("ours, {name}"), pairs.iter().map(|(_, ours)| ours).collect(), ratio));
         if *encoding == Encoding::Plain {
             let rate = median(pairs.iter().map(|(_, ours)| ours.lines_per_second()));
-            bench.report.target("deliver: lines of 500 B, plain", Bound::AtLeast(50_000.0), "lines/s", rate);
+            bench.report.target("deliver: lines of 500 B, plain", Bound::AtLeast(500_000.0), "lines/s", rate);
         }
     }
     if !bench.quick {

@@ -1,5 +1,5 @@
 //! Our setting `logger_expand_events`: osqueryd hands a query's whole difference over in one call
-//! (`--logger_event_type=false`), and the extension makes the event lines of it.
+//! (`--logger_event_type=false`), and the extension makes the event lines of it when it sends them.
 
 use std::time::{Duration, Instant};
 
@@ -24,10 +24,10 @@ const SIZE: usize = 500;
 
 const FLAG: &str = "logger_expand_events";
 
-const WHAT: &str = "expand: intake of a query of 100,000 rows";
-const WANTED: Bound = Bound::AtLeast(130_000.0);
+const WHAT: &str = "expand: delivery of a query of 100,000 rows as event lines";
+const WANTED: Bound = Bound::AtLeast(400_000.0);
 
-/// Measures the intake of one query, in one call and line by line.
+/// Measures the delivery of one query that came in one call, and its intake beside that line by line.
 pub(crate) fn run(bench: &mut Bench) {
     bench.report.title("Expand: a whole query in one call (`logger_expand_events`)");
     if !bench.programs.knows_flag(FLAG) {
@@ -35,26 +35,33 @@ pub(crate) fn run(bench: &mut Bench) {
         bench.report.target(WHAT, WANTED, "lines/s", None);
         return;
     }
-    let rounds: Vec<(f64, f64)> = (0..bench.rounds()).map(|_| (at_once(bench), line_by_line(bench))).collect();
-    let whole = median(rounds.iter().map(|round| round.0));
+    let rounds: Vec<(Whole, f64)> = (0..bench.rounds()).map(|_| (at_once(bench), line_by_line(bench))).collect();
+    let delivery = median(rounds.iter().map(|round| round.0.delivery));
+    let whole = median(rounds.iter().map(|round| round.0.intake));
     let single = median(rounds.iter().map(|round| round.1));
-    let ratio = median(rounds.iter().map(|round| round.0 / round.1));
+    let ratio = median(rounds.iter().map(|round| round.0.intake / round.1));
     bench.report.say(&format!(
         "A difference of {} rows ({SIZE} B a line), sent in one call by the load generator, until the call is answered and so \
-         the lines are safe; each of them is then seen to be delivered. Beside it the same lines, a call each. osqueryd's own \
-         part (about 50 µs a call) comes on top of the second.",
+         the lines are safe. Beside it the same lines, a call each; osqueryd's own part (about 50 µs a call) comes on top \
+         of these. Then a server comes, and gets each row as an event line: from the first connection to the last answer.",
         figure(ROWS as f64)
     ));
     let rows = [
-        vec!["one call for all".to_owned(), figure(whole), format!("{ratio:.1} x")],
-        vec!["a call for each line".to_owned(), figure(single), "1.0 x".to_owned()],
+        vec!["intake, one call for all".to_owned(), figure(whole), format!("{ratio:.1} x")],
+        vec!["intake, a call for each line".to_owned(), figure(single), "1.0 x".to_owned()],
+        vec!["delivery of the one call as event lines".to_owned(), figure(delivery), String::new()],
     ];
     bench.report.table(&["", "lines/s", ""], &rows);
-    bench.report.target(WHAT, WANTED, "lines/s", whole);
+    bench.report.target(WHAT, WANTED, "lines/s", delivery);
 }
 
-/// Lines a second, when all of them come in one call.
-fn at_once(bench: &Bench) -> f64 {
+/// Lines a second of a query that comes in one call.
+struct Whole {
+    intake: f64,
+    delivery: f64,
+}
+
+fn at_once(bench: &Bench) -> Whole {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = Place::new(directory.path());
     let contender = Contender::ours(&bench.programs, &place, &[]);
@@ -64,7 +71,8 @@ fn at_once(bench: &Bench) -> f64 {
     let taken = began.elapsed();
     let counts = Sink::start(&place).wait(ROWS, PATIENCE);
     assert_eq!(counts.lines, ROWS, "each row makes one line");
-    ROWS as f64 / taken.as_secs_f64()
+    let rate = |time: Duration| ROWS as f64 / time.as_secs_f64();
+    Whole { intake: rate(taken), delivery: rate(counts.time) }
 }
 
 /// Lines a second, when each comes in a call of its own.

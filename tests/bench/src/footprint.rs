@@ -36,7 +36,7 @@ pub(crate) fn run(bench: &mut Bench) {
     let binary = std::fs::metadata(&bench.programs.extension).map_or(0, |file| file.len());
     let binary = mebibytes(binary as f64);
     bench.report.say(&format!("The binary has {} MiB.", figure(binary)));
-    bench.report.target("footprint: binary", Bound::AtMost(8.0), "MiB", binary);
+    bench.report.target("footprint: binary", Bound::AtMost(5.0), "MiB", binary);
     start(bench);
     memory(bench);
     idle(bench);
@@ -78,7 +78,7 @@ fn start(bench: &mut Bench) {
         figure(answering),
         figure(longest),
     ));
-    bench.report.target("footprint: registered and answering", Bound::AtMost(50.0), "ms", answering);
+    bench.report.target("footprint: registered and answering", Bound::AtMost(15.0), "ms", answering);
 }
 
 fn memory(bench: &mut Bench) {
@@ -102,8 +102,8 @@ fn memory(bench: &mut Bench) {
     bench.report.say("Memory of both processes together, in MiB. PSS counts a page that both have once; RSS twice.");
     bench.report.table(&["", "RSS", "PSS"], &rows);
     let proportional = |memory: Memory| mebibytes(memory.proportional as f64);
-    bench.report.target("footprint: memory idle", Bound::AtMost(12.0), "MiB (PSS)", proportional(idle));
-    bench.report.target("footprint: memory under load", Bound::AtMost(32.0), "MiB (PSS)", proportional(under_load));
+    bench.report.target("footprint: memory idle", Bound::AtMost(5.0), "MiB (PSS)", proportional(idle));
+    bench.report.target("footprint: memory under load", Bound::AtMost(10.0), "MiB (PSS)", proportional(under_load));
     let more = proportional(waiting[1]) - proportional(waiting[0]);
     let what = format!("footprint: {} lines waiting, over 1,000", figure(many as f64));
     bench.report.target(what, Bound::AtMost(4.0), "MiB (PSS)", more);

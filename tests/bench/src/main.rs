@@ -87,6 +87,7 @@ const PARTS: [Part; 5] = [
 const PROFILE: Part = ("profile", profile::run);
 
 fn main() -> ExitCode {
+    testkit::osqueryd::become_worker_if_asked();
     let cli = Cli::parse();
     let outcome = match cli.role {
         Some(Role::Floor { socket }) => floor::serve(&socket).map_err(|error| error.to_string()),

@@ -56,12 +56,25 @@ impl Processes {
         }
     }
 
+    /// The first process.
+    ///
+    /// # Panics
+    /// Never: there is one at least.
+    pub(crate) fn first(&self) -> u32 {
+        *self.0.first().expect("a process")
+    }
+
     /// The child that came last, or the process itself.
     ///
     /// # Panics
     /// Never: there is one at least.
     pub(crate) fn youngest(&self) -> u32 {
         *self.0.last().expect("a process")
+    }
+
+    /// How many they are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// User and system time so far, threads that have ended included. The kernel says it in steps of 10 ms.
@@ -78,7 +91,7 @@ impl Processes {
     }
 
     /// How often threads that run now have gone to sleep, and so have woken, by thread: of ours, whose first process is
-    /// the supervisor.
+    /// the front.
     pub(crate) fn wake_ups(&self) -> BTreeMap<String, u64> {
         let mut wake_ups = BTreeMap::new();
         for task in self.tasks() {
@@ -86,7 +99,7 @@ impl Processes {
             let name = status.lines().find_map(|line| line.strip_prefix("Name:")).unwrap_or_default().trim();
             let process = member(&status, "Tgid:");
             let role =
-                if self.0.first().is_some_and(|first| u64::from(*first) == process) { "supervisor" } else { "worker" };
+                if self.0.first().is_some_and(|first| u64::from(*first) == process) { "front" } else { "worker" };
             *wake_ups.entry(format!("{role}, {name}")).or_default() += member(&status, "voluntary_ctxt_switches:");
         }
         wake_ups

@@ -1,4 +1,4 @@
-//! Where the time goes: `perf` on the worker, while lines are logged and while they are delivered.
+//! Where the time goes: `perf` on the front while lines are logged, and on the worker while they are delivered.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -26,7 +26,7 @@ const SHOWN: usize = 40;
 
 /// Profiles both, and says why not when it can't.
 pub(crate) fn run(bench: &mut Bench) {
-    bench.report.title("Profile: where the worker's time goes");
+    bench.report.title("Profile: where the time goes");
     match profiles(bench) {
         Ok(profiles) => {
             for (what, profile) in profiles {
@@ -40,8 +40,8 @@ pub(crate) fn run(bench: &mut Bench) {
 
 fn profiles(bench: &Bench) -> Result<[(String, String); 2], String> {
     let programs = bench.programs.with_symbols()?;
-    let logging = format!("Lines of {SIZE} B from 1 thread, the server away");
-    let delivering = format!("Delivery of {DELIVERED} lines of {SIZE} B, plain");
+    let logging = format!("The front: lines of {SIZE} B from 1 thread, the server away");
+    let delivering = format!("The worker: delivery of {DELIVERED} lines of {SIZE} B, plain");
     Ok([(logging, while_logging(&programs)?), (delivering, while_delivering(&programs)?)])
 }
 
@@ -50,7 +50,7 @@ fn while_logging(programs: &Programs) -> Result<String, String> {
     let contender = Contender::ours(programs, &Place::new(directory.path()), &[]);
     let call = contender.log(&lines::line(0, SIZE));
     let amount = Amount { time: LOGGED, calls: usize::MAX };
-    recorded(programs, &contender, || load::drive(&contender.socket, &call, 1, Cores::Any, amount))
+    recorded(programs, contender.taking(), || load::drive(&contender.socket, &call, 1, Cores::Any, amount))
 }
 
 fn while_delivering(programs: &Programs) -> Result<String, String> {
@@ -58,11 +58,11 @@ fn while_delivering(programs: &Programs) -> Result<String, String> {
     let place = Place::new(directory.path());
     let contender = Contender::ours(programs, &place, &[]);
     contender.fill(DELIVERED, SIZE);
-    recorded(programs, &contender, || Sink::start(&place).wait(DELIVERED, PATIENCE))
+    recorded(programs, contender.delivering(), || Sink::start(&place).wait(DELIVERED, PATIENCE))
 }
 
-/// What `perf` finds in the worker during the work: symbols with their shares.
-fn recorded<T>(programs: &Programs, contender: &Contender, work: impl FnOnce() -> T) -> Result<String, String> {
+/// What `perf` finds in a process during the work: symbols with their shares.
+fn recorded<T>(programs: &Programs, process: u32, work: impl FnOnce() -> T) -> Result<String, String> {
     let data = programs.scratch.join("perf.data");
     let mut record = Command::new("perf");
     // All of the machine, and one process picked out afterwards: threads that come and go are all in it.
@@ -75,7 +75,7 @@ fn recorded<T>(programs: &Programs, contender: &Contender, work: impl FnOnce() -
     perf.0.wait().map_err(|error| format!("perf: {error}"))?;
     let mut report = Command::new("perf");
     report.args(["report", "--stdio", "--no-children", "--fields", "overhead,dso,symbol", "--percentage", "relative"]);
-    report.args(["--percent-limit", "0.5", "--pid", &contender.answering().to_string(), "-i"]).arg(&data);
+    report.args(["--percent-limit", "0.5", "--pid", &process.to_string(), "-i"]).arg(&data);
     let text = run_to_end(&mut report)?;
     let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
     // Long names of Rust's have nothing new at their ends.

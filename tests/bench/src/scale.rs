@@ -84,9 +84,9 @@ fn with_backlog(bench: &mut Bench) {
     let last = backlogs.len() - 1;
     let most = figure(backlogs[last] as f64);
     let cpu = ratio(last, |one| one.cpu);
-    bench.report.target(format!("scale: CPU a call, {most} lines waiting"), Bound::AtMost(1.25), "x with 1,000", cpu);
+    bench.report.target(format!("scale: CPU a call, {most} lines waiting"), Bound::AtMost(1.05), "x with 1,000", cpu);
     let rate = ratio(last, |one| one.rate);
-    bench.report.target(format!("scale: delivery, {most} lines waiting"), Bound::AtLeast(0.8), "x with 1,000", rate);
+    bench.report.target(format!("scale: delivery, {most} lines waiting"), Bound::AtLeast(0.95), "x with 1,000", rate);
 }
 
 fn with_size(bench: &mut Bench) {

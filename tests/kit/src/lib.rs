@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod osqueryd;
+pub mod programs;
 pub mod proxy;
 pub mod server;
 pub mod soak;

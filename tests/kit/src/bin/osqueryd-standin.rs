@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use testkit::osqueryd::{Options, Osqueryd};
+use testkit::osqueryd::{Options, Osqueryd, become_worker_if_asked};
 
 const USAGE: &str = "usage: osqueryd-standin [--flagfile PATH] [--FLAG=VALUE ...]\n\
     Takes osqueryd's flags. Paths of osqueryd's own (extensions_socket, database_path, extensions_autoload) are under\n\
     /var/osquery and /etc/osquery unless flags say otherwise; the database is a JSON file here.";
 
 fn main() -> ExitCode {
+    become_worker_if_asked();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
         println!("{USAGE}");
@@ -45,7 +46,7 @@ fn run(arguments: &[String]) -> Result<ExitCode, Box<dyn std::error::Error>> {
             eprintln!("osqueryd-standin: signal {signal}, stopping");
             break;
         }
-        if daemon.exit_code().is_some() {
+        if daemon.is_over() {
             break;
         }
         daemon.wait_briefly(Duration::from_millis(100));
@@ -73,7 +74,8 @@ fn options() -> Options {
     options.status_relay = true;
     options.distributed = true;
     options.allow_unsafe = false;
-    options.respawn_delay = Duration::from_secs(3);
+    options.watch_interval = Duration::from_secs(3);
+    options.restarts_worker = true;
     options.echo = true;
     options.capture = false;
     options

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use testkit::osqueryd::become_worker_if_asked;
 use testkit::soak::{self, Outcome, Plan};
 
 const EXIT_INTERRUPTED: u8 = 130;
@@ -38,6 +39,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    become_worker_if_asked();
     let args = Args::parse();
     match run(args) {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

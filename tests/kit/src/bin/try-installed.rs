@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use testkit::certs::default_authority;
-use testkit::osqueryd::{Options, Osqueryd};
+use testkit::osqueryd::{Options, Osqueryd, become_worker_if_asked};
 use testkit::server::{self, Server};
 
 const EXAMPLE: &str = "/usr/share/doc/osquery-remote-tls/examples/doorman.flags";
@@ -22,6 +22,7 @@ const FLAGFILE: &str = "/etc/osquery/osquery.flags";
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
+    become_worker_if_asked();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let server = start_server();
     write_flagfile(&server);

@@ -26,7 +26,7 @@ const PING: Duration = Duration::from_secs(10);
 pub(super) type Input = TBinaryInputProtocol<TBufferedReadTransport<ReadHalf<UnixStream>>>;
 pub(super) type Output = TBinaryOutputProtocol<TBufferedWriteTransport<WriteHalf<UnixStream>>>;
 
-/// The connections of one worker, in both directions, so that all of them can be cut at once.
+/// The connections of one worker in one direction, so that all of them can be cut at once.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     open: Mutex<Open>,
@@ -56,6 +56,11 @@ impl Connections {
         open.next += 1;
         open.streams.insert(id, stream.try_clone()?);
         Ok(Kept { connections: self, id })
+    }
+
+    /// Whether they are not cut.
+    pub(super) fn are_open(&self) -> bool {
+        !lock(&self.open).cut
     }
 
     /// Ends every connection, and refuses new ones.

@@ -6,7 +6,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,15 +15,25 @@ use super::database::{CONFIGURATIONS, Database};
 use super::flags::{Flags, Refused};
 use super::options::{Options, StartError};
 use super::registry::Registration;
+use super::respawns::{Next, Respawns};
 use super::transcript::Transcript;
 use super::watcher::{StopReport, Watcher};
 use super::worker::Worker;
-use super::{Row, calendar, client, lock};
+use super::{Row, calendar, lock, worker_process};
 
 /// The exit code of a daemon that cannot do its work.
 pub(super) const CATASTROPHIC: i32 = 78;
-/// How long the `shutdown()` calls have before SIGTERM follows.
-const SHUTDOWN_CALLS: Duration = Duration::from_millis(500);
+/// What the watcher keeps for itself of `alarm_timeout`: its children get the rest of it to end.
+const WATCHER_PART: Duration = Duration::from_secs(4);
+
+/// What the watcher knows of the deaths of workers.
+#[derive(Default)]
+pub(super) struct Replacement {
+    respawns: Respawns,
+    /// The last worker whose death was answered, and when the next one is due.
+    answered: usize,
+    due: Option<Instant>,
+}
 
 /// The daemon without its worker.
 pub(super) struct Core {
@@ -41,6 +51,11 @@ pub(super) struct Core {
     pub(super) remarks: AtomicBool,
     pub(super) worker: Mutex<Option<Arc<Worker>>>,
     pub(super) watcher: Watcher,
+    /// Calls that carried a line to a logger, and those of them that were not answered with 0.
+    pub(super) lines_logged: AtomicU64,
+    pub(super) lines_lost: AtomicU64,
+    /// Held while a worker is stopped to be replaced: that is no death.
+    pub(super) replacement: Mutex<Replacement>,
     exit: Mutex<Option<(i32, String)>>,
     report: Mutex<Option<StopReport>>,
 }
@@ -63,6 +78,8 @@ impl Core {
                 let _ = given.set(name, "true");
             }
         }
+        // Before any extension is started: it waits only seconds for the manager.
+        worker_process::program().map_err(|error| failed(error.to_string()))?;
         let prepared = prepare(&options, &given).map_err(|error| failed(error.to_string()))?;
         Ok(Arc::new(Core {
             options,
@@ -77,6 +94,9 @@ impl Core {
             remarks: AtomicBool::new(false),
             worker: Mutex::default(),
             watcher: Watcher::default(),
+            lines_logged: AtomicU64::new(0),
+            lines_lost: AtomicU64::new(0),
+            replacement: Mutex::default(),
             exit: Mutex::default(),
             report: Mutex::default(),
         }))
@@ -91,7 +111,68 @@ impl Core {
         lock(&self.exit).clone()
     }
 
-    /// Asks the daemon to end, as osqueryd's `requestShutdown`: the first code counts. Returns at once.
+    /// Starts a worker, which serves the manager and nothing more so far.
+    pub(super) fn new_worker(self: &Arc<Core>) -> Result<Arc<Worker>, StartError> {
+        let mut current = lock(&self.worker);
+        let failed = |code, message| StartError { code, message, transcript: self.transcript.render() };
+        if let Some((code, message)) = self.exit() {
+            return Err(failed(code, message));
+        }
+        let number = current.as_ref().map_or(1, |worker| worker.number + 1);
+        if let Some(dead) = current.as_ref().filter(|worker| worker.is_gone()) {
+            dead.process.reap();
+        }
+        let worker = Worker::start(self, number).map_err(|error| {
+            failed(1, format!("cannot start the extension manager ({}): {error}", self.socket().display()))
+        })?;
+        *current = Some(Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    /// Starts a worker that goes all the way up by itself.
+    pub(super) fn launch_worker(self: &Arc<Core>) -> Result<(), StartError> {
+        let worker = self.new_worker()?;
+        let core = Arc::clone(self);
+        worker.spawn("boot", move |worker| {
+            let Err((code, message)) = worker.boot() else { return };
+            // A worker that was killed or stopped on its way has not failed.
+            if worker.is_alive() && !worker.is_interrupted() {
+                core.request_shutdown(code, &message);
+            }
+        });
+        Ok(())
+    }
+
+    /// What the watcher does when it looks at its worker: one that has died is waited for, and followed by another.
+    pub(super) fn look_at_worker(self: &Arc<Core>) {
+        let Ok(mut replacement) = self.replacement.try_lock() else { return };
+        let Some(worker) = lock(&self.worker).clone().filter(|worker| worker.is_gone()) else { return };
+        worker.process.reap();
+        if !self.options.restarts_worker || self.exit().is_some() {
+            return;
+        }
+        if replacement.answered < worker.number {
+            replacement.answered = worker.number;
+            let second = self.options.watch_interval / 3;
+            match replacement.respawns.answer(worker.born.elapsed(), second) {
+                Next::GiveUp => return self.request_shutdown(0, "Too many worker restarts"),
+                Next::After(delay) => replacement.due = Some(Instant::now() + delay),
+            }
+            let deaths = replacement.respawns.early_deaths();
+            let message = format!("osqueryd worker {} has died; early deaths so far: {deaths}", worker.process.id());
+            self.transcript.print(1, "watcher.cpp", 666, &message);
+        }
+        if replacement.due.is_some_and(|due| Instant::now() >= due) {
+            replacement.due = None;
+            if let Err(error) = self.launch_worker() {
+                self.request_shutdown(error.code, &error.message);
+            }
+        }
+    }
+
+    /// Asks the daemon to end, as osqueryd's `requestShutdown` in its worker: the first code counts. Returns at once.
+    ///
+    /// The worker ends in order. The watcher sees that at its next look, and stops the extensions.
     pub(super) fn request_shutdown(self: &Arc<Core>, code: i32, message: &str) {
         let mut exit = lock(&self.exit);
         if exit.is_some() {
@@ -102,52 +183,52 @@ impl Core {
         let severity = if code == 0 { 0 } else { 2 };
         self.transcript.print(severity, "shutdown.cpp", 79, &format!("{message} (exit code {code})"));
         let core = Arc::clone(self);
-        spawn("shutdown", move || drop(core.end()));
+        spawn("shutdown", move || {
+            let worker = lock(&core.worker).clone();
+            if let Some(worker) = worker.filter(|worker| worker.is_alive()) {
+                worker.begin_end(code);
+                // The worker's own alarm ends it when its services don't.
+                if !worker.wait_gone(core.alarm()) {
+                    worker.kill();
+                }
+                core.watcher.wait_for_look();
+            }
+            core.end();
+        });
     }
 
-    /// Ends everything in osqueryd's order, once; later callers wait for the same report.
+    /// A clean stop by the watcher, once; later callers wait for the same report.
     pub(super) fn end(self: &Arc<Core>) -> StopReport {
         lock(&self.exit).get_or_insert((0, "stopped".to_owned()));
         let mut report = lock(&self.report);
         if let Some(report) = &*report {
             return report.clone();
         }
+        let limit = self.options.kill_after.unwrap_or_else(|| self.alarm().saturating_sub(WATCHER_PART));
         let worker = lock(&self.worker).clone();
-        if let Some(worker) = worker.as_ref().filter(|worker| worker.alive.load(Ordering::SeqCst)) {
-            worker.interrupt();
-            self.call_shutdown(worker);
-        }
-        let stopped = self.watcher.stop(self);
-        let socket = self.socket();
-        let sockets_left = sockets_beside(&socket);
-        if worker.is_some_and(|worker| worker.end()) {
-            let _ = fs::remove_file(&socket);
-            for path in &sockets_left {
-                let _ = fs::remove_file(path);
-            }
+        // Both get their SIGTERM in the same moment.
+        let stopping = worker.clone().map(|worker| thread::spawn(move || worker.stop(limit)));
+        let extensions = self.watcher.stop(self, limit);
+        let worker_stop = stopping.and_then(|stopping| stopping.join().ok().flatten());
+        if let Some(worker) = worker {
+            worker.process.reap();
         }
         lock(&self.database).save();
-        let done = StopReport { extensions: stopped, sockets_left };
+        let sockets_left = sockets_beside(&self.socket());
+        let done = StopReport { extensions, worker: worker_stop, sockets_left };
         *report = Some(done.clone());
         self.transcript.note("osqueryd is gone");
         done
     }
 
-    fn call_shutdown(self: &Arc<Core>, worker: &Arc<Worker>) {
-        let uuids: Vec<i64> = lock(&worker.registry).extensions().keys().copied().collect();
-        let calls = uuids.into_iter().map(|uuid| {
-            let worker = Arc::clone(worker);
-            spawn("shutdown-call", move || {
-                let path = worker.socket_of(uuid);
-                let called = client::shutdown(&worker.connections, &path, worker.core.options.kill_after);
-                worker.core.transcript.note(format!("shutdown() of {uuid}: {called:?}"));
-            })
-        });
-        let calls: Vec<_> = calls.collect();
-        let deadline = Instant::now() + SHUTDOWN_CALLS;
-        while Instant::now() < deadline && !calls.iter().all(thread::JoinHandle::is_finished) {
-            self.transcript.wait_for_change(Duration::from_millis(5));
-        }
+    /// Whether the end has come, for whatever reason it has.
+    pub(super) fn is_over(&self) -> bool {
+        self.report.try_lock().is_ok_and(|report| report.is_some())
+    }
+
+    /// `alarm_timeout`.
+    fn alarm(&self) -> Duration {
+        Duration::from_secs(lock(&self.given).number("alarm_timeout"))
     }
 
     /// The manager's socket.

@@ -11,7 +11,7 @@ use super::flagfile;
 use super::flags::{Flags, Refused};
 use super::options::{Options, StartError};
 use super::registry::Registration;
-use super::watcher::{Exit, StopReport};
+use super::watcher::{Exit, StopReport, WorkerStop};
 use super::worker::Worker;
 use super::{Row, lock};
 
@@ -40,7 +40,7 @@ impl Osqueryd {
     /// The same, without waiting: what goes wrong is then in [`Osqueryd::exit_code`].
     pub fn launch(options: Options) -> Result<Osqueryd, StartError> {
         let daemon = Osqueryd::prepare(options, Flags::default(), true)?;
-        daemon.launch_worker()?;
+        daemon.core.launch_worker()?;
         Ok(daemon)
     }
 
@@ -51,7 +51,7 @@ impl Osqueryd {
     /// When the directory or the flags are unusable.
     pub fn start_bare(options: Options) -> Osqueryd {
         let daemon = Osqueryd::prepare(options, Flags::default(), false).expect("a stand-in can be prepared");
-        daemon.new_worker().expect("the manager's socket can be bound");
+        daemon.core.new_worker().expect("the manager's socket can be bound");
         daemon
     }
 
@@ -65,7 +65,7 @@ impl Osqueryd {
             transcript: String::new(),
         })?;
         let daemon = Osqueryd::prepare(options, flags, true)?;
-        daemon.launch_worker()?;
+        daemon.core.launch_worker()?;
         Ok(daemon)
     }
 
@@ -80,7 +80,7 @@ impl Osqueryd {
     /// is known but the command line and the backing store. Returns as [`Osqueryd::start`] does, or once the socket
     /// is bound when this stand-in was started bare.
     pub fn start_worker(&self) -> Result<(), StartError> {
-        let worker = self.new_worker()?;
+        let worker = self.core.new_worker()?;
         if !self.boots {
             return Ok(());
         }
@@ -91,36 +91,11 @@ impl Osqueryd {
         })
     }
 
-    fn launch_worker(&self) -> Result<(), StartError> {
-        let worker = self.new_worker()?;
-        let core = Arc::clone(&self.core);
-        worker.spawn("boot", move |worker| {
-            let Err((code, message)) = worker.boot() else { return };
-            // A worker that was killed or stopped on its way has not failed.
-            if worker.alive.load(Ordering::SeqCst) && !worker.is_interrupted() {
-                core.request_shutdown(code, &message);
-            }
-        });
-        Ok(())
-    }
-
-    fn new_worker(&self) -> Result<Arc<Worker>, StartError> {
-        let mut current = lock(&self.core.worker);
-        let number = current.as_ref().map_or(1, |worker| worker.number + 1);
-        let worker = Worker::start(&self.core, number).map_err(|error| StartError {
-            code: 1,
-            message: format!("cannot start the extension manager ({}): {error}", self.core.socket().display()),
-            transcript: self.core.transcript.render(),
-        })?;
-        *current = Some(Arc::clone(&worker));
-        Ok(worker)
-    }
-
     /// As `kill -9` of the worker: every connection in both directions ends at once, nobody is told, and the
-    /// socket's file stays. The watcher and its children live on.
+    /// socket's file stays. The watcher and its extensions live on. The process is a zombie until the watcher looks.
     pub fn kill_worker(&self) {
         self.core.transcript.note("the worker is killed");
-        self.worker().end();
+        self.worker().kill();
     }
 
     /// As `kill -9` of both the worker and the watcher; children are sent nothing, and run on.
@@ -129,8 +104,21 @@ impl Osqueryd {
         self.kill_worker();
     }
 
-    /// A clean end: `shutdown()` to every extension, SIGTERM to every child, SIGKILL after
-    /// [`Options::kill_after`]. Returns when all of that is over.
+    /// As the watchdog's stop of the worker at one of its limits: SIGTERM, SIGKILL after
+    /// `watchdog_forced_shutdown_delay`, and no signal to extensions. The worker ends in order, with all the lines that
+    /// it has to log; then another one is started, and this returns as [`Osqueryd::start_worker`] does.
+    pub fn watchdog_stop(&self) -> Result<Option<WorkerStop>, StartError> {
+        let _replacing = lock(&self.core.replacement);
+        self.core.transcript.note("the watchdog stops the worker");
+        let seconds = lock(&self.core.given).number("watchdog_forced_shutdown_delay");
+        let stop = self.worker().stop(Duration::from_secs(seconds));
+        self.start_worker()?;
+        Ok(stop)
+    }
+
+    /// A clean stop, in osqueryd's way: SIGTERM to the worker and to every extension in the same moment, SIGKILL
+    /// after [`Options::kill_after`] for those that are still there. The worker hangs up, sweeps the sockets away,
+    /// finishes what it is at, which can be thousands of lines, and ends. Returns when all of them are gone.
     pub fn stop(&self) -> StopReport {
         self.core.end()
     }
@@ -183,17 +171,22 @@ impl Osqueryd {
         }
     }
 
-    /// The children that run now: their paths and process ids.
+    /// The worker's process. An extension sees it at the other end of its manager connections.
+    pub fn worker_pid(&self) -> u32 {
+        self.worker().process.id()
+    }
+
+    /// The extensions that run now: their paths and process ids.
     pub fn children(&self) -> Vec<(PathBuf, u32)> {
         self.core.watcher.children()
     }
 
-    /// Every exit of a child so far.
+    /// Every exit of an extension so far.
     pub fn exits(&self) -> Vec<Exit> {
         self.core.watcher.exits()
     }
 
-    /// Sends a signal, by its number, to a child that runs. Others are left alone.
+    /// Sends a signal, by its number, to an extension that runs. Others are left alone.
     ///
     /// # Panics
     /// When there is no signal of that number.
@@ -281,6 +274,11 @@ impl Osqueryd {
     /// stop.
     pub fn exit_code(&self) -> Option<i32> {
         self.core.exit().map(|(code, _)| code)
+    }
+
+    /// Whether all of osqueryd and its extensions has ended: some time after there is an exit code.
+    pub fn is_over(&self) -> bool {
+        self.core.is_over()
     }
 
     /// Whether the present worker went all the way up.

@@ -49,13 +49,13 @@ impl Worker {
 
     /// The plugin's answer to `getQueries`.
     pub(super) fn call_get_queries(&self) -> CallOutcome {
-        let plugin = lock(&self.flags).value("distributed_plugin");
+        let plugin = self.plugin_of("distributed");
         self.registry_call("distributed", &plugin, &[("action", b"getQueries")])
     }
 
     /// The plugin's answer to `writeResults`.
     pub(super) fn call_write_results(&self, results: &str) -> CallOutcome {
-        let plugin = lock(&self.flags).value("distributed_plugin");
+        let plugin = self.plugin_of("distributed");
         let request: [(&str, &[u8]); 2] = [("action", b"writeResults"), ("results", results.as_bytes())];
         self.registry_call("distributed", &plugin, &request)
     }

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use super::flag_table::{ALIASES, FLAGS};
 
+/// Seconds below which osqueryd takes no `alarm_timeout`.
+const SHORTEST_ALARM: u64 = 10;
+
 /// What sort of flag one is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -43,6 +46,9 @@ impl Flags {
         let name = real_name(name);
         let &(_, kind, _, _) = entry(name).ok_or(Refused::Unknown)?;
         let value = checked(kind, value).ok_or(Refused::Value)?;
+        if name == "alarm_timeout" && value.parse().is_ok_and(|seconds: u64| seconds < SHORTEST_ALARM) {
+            return Err(Refused::Value);
+        }
         self.set.insert(name.to_owned(), value);
         Ok(())
     }
@@ -150,6 +156,7 @@ mod tests {
         assert_eq!(flags.set("tls_hostnam", "x"), Err(Refused::Unknown));
         assert_eq!(flags.set("custom_x", "x"), Err(Refused::Unknown));
         assert_eq!(flags.set("logger_tls_period", "soon"), Err(Refused::Value));
+        assert_eq!(flags.set("alarm_timeout", "9"), Err(Refused::Value));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How osqueryd hands lines to its loggers.
 
+use std::sync::atomic::Ordering;
+
 use super::core::CATASTROPHIC;
 use super::lines::{StatusLine, status_parameter};
 use super::worker::{Worker, items};
@@ -46,7 +48,8 @@ impl Worker {
         self.relay_status();
     }
 
-    /// One result line to every logger; the last one's answer counts, and a failure ends osqueryd.
+    /// One result line to every logger; the last one's answer counts. Where it fails, nothing but the stand-in's own
+    /// count tells of it.
     pub(super) fn log_line(&self, kind: Line, line: &[u8]) -> CallOutcome {
         let loggers = lock(&self.flags).value("logger_plugin");
         let mut last = CallOutcome::default();
@@ -57,14 +60,26 @@ impl Worker {
             };
             last = self.registry_call("logger", logger, request);
         }
+        // A worker that has been killed has not failed to log.
+        if self.is_alive() {
+            self.core.lines_logged.fetch_add(1, Ordering::SeqCst);
+            if !last.is_ok() {
+                self.core.lines_lost.fetch_add(1, Ordering::SeqCst);
+            }
+        }
         last
     }
 
-    /// What osqueryd does about a failed logger call: it ends with 78, and its watcher, too.
+    /// What osqueryd does about a failed logger call: it ends with 78, and its watcher, too. A worker that is ending
+    /// already only says so.
     pub(super) fn give_up_when_failed(&self, query: &str, outcome: &CallOutcome) {
-        if outcome.code != 0 {
-            let message = format!("Error logging the results of query: {query}: {}", outcome.message);
-            self.core.request_shutdown(CATASTROPHIC, &message);
+        if outcome.code == 0 || !self.is_alive() {
+            return;
+        }
+        let message = format!("Error logging the results of query: {query}: {}", outcome.message);
+        match self.is_interrupted() {
+            true => self.core.transcript.print(2, "shutdown.cpp", 79, &message),
+            false => self.core.request_shutdown(CATASTROPHIC, &message),
         }
     }
 

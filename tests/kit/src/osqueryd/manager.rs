@@ -26,7 +26,7 @@ const HANG: Duration = Duration::from_millis(20);
 /// Accepts until the worker ends. Connections are served on threads of their own, for as many calls as they carry.
 pub(super) fn serve(worker: &Arc<Worker>, listener: &UnixListener) {
     while let Ok((stream, _)) = listener.accept() {
-        if !worker.alive.load(Ordering::SeqCst) {
+        if !worker.served.are_open() {
             return;
         }
         let worker = Arc::clone(worker);
@@ -35,13 +35,47 @@ pub(super) fn serve(worker: &Arc<Worker>, listener: &UnixListener) {
 }
 
 fn converse(worker: &Arc<Worker>, stream: UnixStream) -> thrift::Result<()> {
-    let _kept = worker.connections.keep(&stream)?;
+    let _kept = worker.served.keep(&stream)?;
     let peer = socket_peercred(&stream).ok().map(|credentials| credentials.pid.as_raw_nonzero().get() as u32);
     let processor = ExtensionManagerSyncProcessor::new(Manager { worker: Arc::clone(worker), peer });
     let (mut input, mut output) = protocols(stream)?;
     loop {
         processor.process(&mut input, &mut output)?;
     }
+}
+
+/// Columns that the tables' own code does not fill in; SQL answers them empty.
+const NOT_FILLED_IN: [&str; 12] = [
+    "build",
+    "platform_like",
+    "extra",
+    "hardware_vendor",
+    "hardware_version",
+    "hardware_serial",
+    "board_vendor",
+    "board_model",
+    "board_version",
+    "board_serial",
+    "emulated_cpu_type",
+    "firmware_type",
+];
+
+/// The rows of a table as `action=generate` answers them: whatever `disable_tables` says, with what the table's own code
+/// fills in, columns that SQL hides among it.
+fn generated(worker: &Worker, table: &tables::Table) -> Vec<Row> {
+    let columns: Vec<&str> = table.columns.split_whitespace().map(|column| column.trim_end_matches('#')).collect();
+    let row = |values: Vec<String>| {
+        let cells = columns.iter().zip(values).filter(|(column, _)| !NOT_FILLED_IN.contains(column));
+        let mut row: Row = cells.map(|(column, value)| ((*column).to_owned(), value)).collect();
+        if let Some(brand) = row.get_mut("cpu_brand") {
+            brand.push_str("\0\0");
+        }
+        if table.name == "os_version" {
+            row.insert("pid_with_namespace".to_owned(), "0".to_owned());
+        }
+        row
+    };
+    tables::rows(worker, table.name).into_iter().map(row).collect()
 }
 
 /// The manager as one connection sees it.
@@ -54,10 +88,10 @@ impl Manager {
     /// Notes a call, and keeps it waiting while the manager is to hang.
     fn enter(&self, call: &str) -> thrift::Result<()> {
         self.worker.core.transcript.note(format!("manager: {call}"));
-        while self.worker.core.hangs.load(Ordering::SeqCst) && self.worker.alive.load(Ordering::SeqCst) {
+        while self.worker.core.hangs.load(Ordering::SeqCst) && self.worker.served.are_open() {
             self.worker.core.transcript.wait_for_change(HANG);
         }
-        if self.worker.alive.load(Ordering::SeqCst) {
+        if self.worker.served.are_open() {
             return Ok(());
         }
         Err(thrift::Error::User("osqueryd's worker is gone".into()))
@@ -102,10 +136,15 @@ impl Manager {
 
     /// osqueryd's `ExtensionInterface::call`: an empty item means the active plugin.
     fn route(&self, registry: &str, item: &str, request: &Row) -> CallOutcome {
-        let flag = |name: &str| lock(&self.worker.flags).value(name);
+        if registry == "table"
+            && request.get("action").is_some_and(|action| action == "generate")
+            && let Some(table) = tables::TABLES.iter().find(|table| table.name == item)
+        {
+            return CallOutcome { rows: generated(&self.worker, table), ..CallOutcome::default() };
+        }
         let item = match (registry, item) {
             ("database", "") => "rocksdb".to_owned(),
-            ("config" | "logger" | "distributed", "") => flag(&format!("{registry}_plugin")),
+            ("config" | "logger" | "distributed", "") => self.worker.plugin_of(registry),
             (_, item) => item.to_owned(),
         };
         let bytes: Vec<(&str, &[u8])> = request.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();

@@ -1,13 +1,33 @@
-//! The stand-in osqueryd: osqueryd's side of the extension boundary, as threads of a test's own process.
+//! The stand-in osqueryd: osqueryd's side of the extension boundary.
 //!
 //! It is written from osquery's source and from what a running osqueryd did, and shares no code with the extension
-//! but the generated Thrift bindings. The *watcher* starts real extension binaries as child processes; the *worker*
-//! has the manager's socket, takes configurations, runs the schedule and calls the plugins. A test can kill the
-//! worker, start another, make the manager hang or forget, make every call by hand, and read what happened.
+//! but the generated Thrift bindings. The *watcher* starts real extension binaries, and a process for its worker, as
+//! child processes; the *worker* has the manager's socket, takes configurations, runs the schedule and calls the
+//! plugins. A test can kill the worker, start another, make the manager hang or forget, make every call by hand, and
+//! read what happened.
 //!
-//! What differs from osqueryd: the watcher and the worker are one process, so its death cannot be seen by the
-//! extension as that of its parent; there is no watchdog, and no event tables; tables are those in `tables.rs`.
+//! It ends as osqueryd does, and is no kinder: see `ending.rs`. A clean stop sends SIGTERM to worker and extensions in
+//! the same moment; the worker calls `shutdown()` of each extension, hangs up on all manager connections and sweeps the
+//! sockets' names away, and then the scheduler finishes the queries of its second, with a call for each line. Of a
+//! query's lines only the last one's status is looked at. [`Osqueryd::lines_lost`] counts what was lost, which osqueryd
+//! itself does not know.
+//!
+//! What differs from osqueryd:
+//!
+//! * The watcher is the test's process, and the worker's work is done by threads of it. The worker's own process
+//!   listens on the manager's socket, so that the extension finds its id at the other end of a connection, and it ends
+//!   when the worker ends; but it serves nothing itself. One that is stopped by SIGSTOP goes on: use
+//!   [`Osqueryd::hang`]. When the watcher's process is killed, the worker ends at once, and not within 3 s.
+//! * The watcher's looks at its children come more often ([`Options::watch_interval`]), and dead workers stay dead until a
+//!   test starts another one ([`Options::restarts_worker`]), unless a test wants osqueryd's own ways.
+//! * osqueryd's source gives up at the first death after four early ones. This one gives up at the fourth, as a running
+//!   osqueryd was seen to do.
+//! * There is no watchdog that measures; a test says when it strikes. It doesn't denylist the query that ran.
+//! * Status lines are relayed by a thread of their own, and what has not been relayed at the end is lost, as there.
+//! * There are no event tables; tables are those in `tables.rs`. A table's constraints are not looked at in a `generate`
+//!   that comes through the manager.
 
+mod autoload;
 mod calendar;
 mod client;
 mod config;
@@ -16,6 +36,7 @@ mod daemon;
 mod database;
 mod distributed;
 mod driving;
+mod ending;
 mod flag_table;
 mod flagfile;
 mod flags;
@@ -24,6 +45,7 @@ mod logger;
 mod manager;
 mod options;
 mod registry;
+mod respawns;
 mod rows;
 mod scheduler;
 mod sql;
@@ -35,6 +57,7 @@ mod transcript;
 mod updates;
 mod watcher;
 mod worker;
+mod worker_process;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,7 +66,8 @@ pub use self::daemon::Osqueryd;
 pub use self::lines::StatusLine;
 pub use self::options::{Options, StartError};
 pub use self::registry::Registration;
-pub use self::watcher::{Exit, StopReport, Stopped};
+pub use self::watcher::{Exit, StopReport, Stopped, WorkerStop};
+pub use self::worker_process::become_worker_if_asked;
 
 /// Strings by name: a row, a request, or `source → text`.
 pub type Row = BTreeMap<String, String>;

@@ -37,10 +37,15 @@ pub struct Options {
     pub version: String,
     /// Whether the table `platform_info` has its row.
     pub platform_info: bool,
-    /// How long after its exit an extension is started again; doubled at each quick exit, up to 3 s.
-    pub respawn_delay: Duration,
-    /// How long after SIGTERM the watcher sends SIGKILL.
-    pub kill_after: Duration,
+    /// How often the watcher looks at its children: osqueryd's every 3 s. What has exited is started again at the next
+    /// look, so that an extension comes back after 0 to 3 s. A third of it is a second of the watcher's clock, by which
+    /// a worker's death is early, and by which the next worker is delayed then.
+    pub watch_interval: Duration,
+    /// The watcher starts another worker when one has died, as osqueryd's does, and gives up after four early deaths.
+    /// Otherwise a test does, by [`super::Osqueryd::start_worker`].
+    pub restarts_worker: bool,
+    /// How long after SIGTERM the watcher sends SIGKILL; as in osqueryd, `alarm_timeout` less 4 s, when it is none.
+    pub kill_after: Option<Duration>,
     /// Prints osqueryd's log to standard error, and what is captured of the extensions.
     pub echo: bool,
     /// Captures what extensions write. Without it they inherit standard output and error, as osqueryd's do.
@@ -79,8 +84,9 @@ impl Options {
             allow_unsafe: true,
             version: "5.23.0".to_owned(),
             platform_info: true,
-            respawn_delay: Duration::from_millis(100),
-            kill_after: Duration::from_secs(4),
+            watch_interval: Duration::from_millis(100),
+            restarts_worker: false,
+            kill_after: None,
             echo: false,
             capture: true,
         }

@@ -14,7 +14,7 @@ use super::{CallOutcome, calendar, lock};
 
 impl Worker {
     /// A step is a second of osqueryd's clock; its count begins with the time of day, so that queries of one interval
-    /// run in the same step.
+    /// run in the same step. As in osqueryd, one that has begun is run to its end, with all of its queries.
     pub(super) fn run_schedule(&self) {
         let step = self.core.scaled(Duration::from_secs(1));
         let mut ran = BTreeSet::new();
@@ -30,7 +30,7 @@ impl Worker {
                 }
                 ran.insert(query.name.clone());
                 self.launch_query(&query);
-                if self.is_interrupted() || self.core.exit().is_some() {
+                if !self.is_alive() {
                     return;
                 }
             }
@@ -139,6 +139,9 @@ impl Worker {
         // As in osqueryd, a failure in the middle does not end the loop: the last line's status counts.
         for line in &lines {
             last = self.log_line(kind, line.as_bytes());
+            if !self.is_alive() {
+                return;
+            }
         }
         if last.is_ok() {
             let message = format!("logged {} lines of query {}", lines.len(), item.name);

@@ -33,12 +33,13 @@ impl Worker {
     fn prepared(&self, sql: &str) -> rusqlite::Result<Connection> {
         let connection = Connection::open_in_memory()?;
         let named = words(sql);
-        for table in tables::TABLES.iter().filter(|table| named.contains(table.name)) {
+        let attached = |table: &str| named.contains(&table.to_ascii_lowercase()) && !tables::is_disabled(self, table);
+        for table in tables::TABLES.iter().filter(|table| attached(table.name)) {
             let columns: Vec<Column> = table.columns.split_whitespace().map(built_in_column).collect();
             fill(&connection, table.name, &columns, tables::rows(self, table.name))?;
         }
         for (name, routes) in self.extension_tables() {
-            if named.contains(&name.to_ascii_lowercase()) {
+            if attached(&name) {
                 let columns: Vec<Column> = routes.iter().filter_map(extension_column).collect();
                 fill(&connection, &name, &columns, self.generate(&name, &columns))?;
             }

@@ -1,11 +1,10 @@
 //! The tables that the stand-in has: those about the host and osqueryd itself, and a few to query in tests.
 
 use std::fs;
-use std::sync::atomic::Ordering;
 
 use super::registry::built_in;
 use super::worker::Worker;
-use super::{calendar, lock};
+use super::{CallOutcome, Row, calendar, lock};
 
 /// A table: its name, and its columns with their types.
 pub(super) struct Table {
@@ -53,6 +52,40 @@ pub(super) fn names() -> Vec<&'static str> {
     TABLES.iter().map(|table| table.name).collect()
 }
 
+/// Whether the flags keep a table out of SQL. It can be called all the same.
+pub(super) fn is_disabled(worker: &Worker, table: &str) -> bool {
+    let (disabled, enabled) = {
+        let flags = lock(&worker.flags);
+        (flags.value("disable_tables"), flags.value("enable_tables"))
+    };
+    let lists = |list: &str| list.split(',').any(|name| name == table);
+    lists(&disabled) || (!enabled.is_empty() && !lists(&enabled))
+}
+
+/// A call of a built-in table. The context's constraints are not looked at.
+pub(super) fn call(worker: &Worker, table: &str, request: &Row) -> CallOutcome {
+    let columns = TABLES.iter().find(|known| known.name == table).map_or("", |known| known.columns);
+    let columns = columns.split_whitespace().map(|column| match column.strip_suffix('#') {
+        Some(name) => (name, "BIGINT"),
+        None => (column, "TEXT"),
+    });
+    let described = |(name, kind): (&str, &str)| {
+        let fields = [("id", "column"), ("name", name), ("type", kind), ("op", "0")];
+        fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    };
+    let rows: Vec<Row> = match request.get("action").map(String::as_str) {
+        Some("columns") => columns.map(described).collect(),
+        Some("generate") => {
+            let names: Vec<&str> = columns.map(|(name, _)| name).collect();
+            let row = |values: Vec<String>| names.iter().map(|name| (*name).to_owned()).zip(values).collect();
+            rows(worker, table).into_iter().map(row).collect()
+        }
+        Some(action) => return CallOutcome::failed(&format!("Unknown table plugin action: {action}")),
+        None => return CallOutcome::failed("Table plugins must include a request action"),
+    };
+    CallOutcome { rows, ..CallOutcome::default() }
+}
+
 /// A table's rows now, their values in the order of its columns.
 pub(super) fn rows(worker: &Worker, table: &str) -> Vec<Vec<String>> {
     match table {
@@ -95,12 +128,12 @@ fn texts(values: &[&str]) -> Vec<String> {
 
 fn osquery_info(worker: &Worker) -> Vec<String> {
     let valid = if lock(&worker.config).valid { "1" } else { "0" };
-    let pid = std::process::id().to_string();
+    let (pid, watcher) = (worker.process.id().to_string(), std::process::id().to_string());
     let started = worker.core.started.to_string();
     let (uuid, instance) = (worker.core.host_uuid(), worker.core.instance_uuid());
     let version = &worker.core.options.version;
-    let extensions = if worker.alive.load(Ordering::SeqCst) { "active" } else { "inactive" };
-    texts(&[&pid, &uuid, &instance, version, "", valid, extensions, "linux", "centos7", &started, "-1", "9"])
+    let extensions = if worker.served.are_open() { "active" } else { "inactive" };
+    texts(&[&pid, &uuid, &instance, version, "", valid, extensions, "linux", "centos7", &started, &watcher, "9"])
 }
 
 fn system_info(worker: &Worker) -> Vec<String> {
@@ -153,7 +186,7 @@ fn osquery_registry(worker: &Worker) -> Vec<Vec<String>> {
     let active = |registry: &str, plugin: &str| -> &'static str {
         let flag = match registry {
             "table" => return "1",
-            "config" | "logger" | "distributed" => lock(&worker.flags).value(&format!("{registry}_plugin")),
+            "config" | "logger" | "distributed" => worker.plugin_of(registry),
             _ => return "0",
         };
         if flag.split(',').any(|active| active == plugin) { "1" } else { "0" }

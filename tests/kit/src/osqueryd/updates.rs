@@ -44,7 +44,7 @@ impl Worker {
 
     /// Asks the active plugin, and takes what it answers. The outcome is the plugin's.
     pub(super) fn refresh_config(&self) -> CallOutcome {
-        let plugin = lock(&self.flags).value("config_plugin");
+        let plugin = self.plugin_of("config");
         let outcome = self.registry_call("config", &plugin, &[("action", b"genConfig")]);
         let (normal, accelerated) = {
             let flags = lock(&self.flags);
@@ -169,7 +169,7 @@ impl Worker {
     }
 
     fn gen_pack(&self, name: &str, value: &str) -> Option<Map<String, Value>> {
-        let plugin = lock(&self.flags).value("config_plugin");
+        let plugin = self.plugin_of("config");
         let request: [(&str, &[u8]); 3] =
             [("action", b"genPack"), ("name", name.as_bytes()), ("value", value.as_bytes())];
         let outcome = self.registry_call("config", &plugin, &request);

@@ -8,17 +8,19 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::client::{self, Connections};
 use super::config::Config;
 use super::core::{CATASTROPHIC, Core, random_uuid, sockets_beside, spawn};
 use super::distributed::Finished;
+use super::ending::Life;
 use super::flags::Flags;
 use super::lines::StatusLine;
 use super::registry::{self, Registry};
 use super::transcript::cut;
+use super::worker_process::WorkerProcess;
 use super::{CallOutcome, Row, lock, manager, tables};
 
 /// How often osqueryd looks whether a plugin it waits for is there.
@@ -28,7 +30,7 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(200);
 /// How long a ping may take.
 const PING: Duration = Duration::from_secs(10);
 
-/// One worker.
+/// One worker. How it ends is in `ending.rs`.
 pub(super) struct Worker {
     pub(super) core: Arc<Core>,
     /// The first one is 1.
@@ -44,14 +46,21 @@ pub(super) struct Worker {
     pub(super) sinks: Mutex<Vec<String>>,
     /// Distributed results that nobody took yet.
     pub(super) finished: Mutex<Vec<Finished>>,
+    /// The plugins that were activated on the way up, by registry.
+    pub(super) active: Mutex<BTreeMap<String, String>>,
+    /// The process that an extension takes it for.
+    pub(super) process: WorkerProcess,
+    pub(super) born: Instant,
+    /// The manager's connections.
+    pub(super) served: Connections,
+    /// Connections to extensions.
     pub(super) connections: Connections,
-    /// False once it was killed or has ended.
-    pub(super) alive: AtomicBool,
     pub(super) booted: AtomicBool,
+    pub(super) life: Life,
     interrupted: Mutex<bool>,
     bell: Condvar,
-    listener: Mutex<Option<UnixListener>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) listener: Mutex<Option<UnixListener>>,
+    pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     ephemeral: String,
 }
 
@@ -63,7 +72,7 @@ impl Worker {
         for stale in sockets_beside(&socket) {
             let _ = fs::remove_file(stale);
         }
-        let listener = UnixListener::bind(&socket)?;
+        let (process, listener) = WorkerProcess::start(&socket)?;
         let worker = Arc::new(Worker {
             core: Arc::clone(core),
             number,
@@ -75,16 +84,23 @@ impl Worker {
             sink: Mutex::default(),
             sinks: Mutex::default(),
             finished: Mutex::default(),
+            active: Mutex::default(),
+            process,
+            born: Instant::now(),
+            served: Connections::default(),
             connections: Connections::default(),
-            alive: AtomicBool::new(true),
             booted: AtomicBool::new(false),
+            life: Life::default(),
             interrupted: Mutex::new(false),
             bell: Condvar::new(),
             listener: Mutex::new(Some(listener.try_clone()?)),
             threads: Mutex::default(),
             ephemeral: random_uuid(),
         });
-        core.transcript.note(format!("worker {number} serves {}", worker.socket.display()));
+        let (pid, shown) = (worker.process.id(), worker.socket.display());
+        core.transcript.note(format!("worker {number} is process {pid} and serves {shown}"));
+        let heard = Arc::clone(&worker);
+        spawn("worker-process", move || heard.hear_process());
         worker.spawn("manager", move |worker| manager::serve(worker, &listener));
         worker.spawn("extension-pings", |worker| worker.watch_extensions());
         Ok(worker)
@@ -131,7 +147,10 @@ impl Worker {
         };
         let deadline = Instant::now() + Duration::from_secs(seconds).max(SHORTEST_WAIT);
         loop {
-            let Err(reason) = self.active(registry, &name) else { return Ok(()) };
+            let Err(reason) = self.is_active(registry, &name) else {
+                lock(&self.active).insert(registry.to_owned(), name);
+                return Ok(());
+            };
             let waits = self.core.watcher.has_extensions() && Instant::now() < deadline;
             if !waits || self.pause(STEP) {
                 return Err((CATASTROPHIC, format!("Cannot activate {name} {registry} plugin: {reason}")));
@@ -139,8 +158,15 @@ impl Worker {
         }
     }
 
+    /// The plugins that osqueryd calls in a registry: those that were activated on the way up, whatever has become of
+    /// the flag since. In a worker that does not go up, the flag's.
+    pub(super) fn plugin_of(&self, registry: &str) -> String {
+        let active = lock(&self.active).get(registry).cloned();
+        active.unwrap_or_else(|| lock(&self.flags).value(&format!("{registry}_plugin")))
+    }
+
     /// Whether every plugin of the list is there and answers.
-    fn active(&self, registry: &str, list: &str) -> Result<(), String> {
+    fn is_active(&self, registry: &str, list: &str) -> Result<(), String> {
         let mut owners = Vec::new();
         for item in items(list) {
             if registry::is_built_in(registry, item) {
@@ -159,7 +185,7 @@ impl Worker {
 
     /// osqueryd's `Registry::call`, wherever the plugin is. What goes wrong on the way is status code 1.
     pub(super) fn registry_call(&self, registry: &str, item: &str, request: &[(&str, &[u8])]) -> CallOutcome {
-        if registry::is_built_in(registry, item) {
+        if registry::is_built_in(registry, item) || (registry == "table" && tables::names().contains(&item)) {
             let fields =
                 |(name, value): &(&str, &[u8])| ((*name).to_owned(), String::from_utf8_lossy(value).into_owned());
             return self.built_in_call(registry, item, &request.iter().map(fields).collect());
@@ -200,6 +226,7 @@ impl Worker {
                 Err(message) => CallOutcome::failed(&message),
             },
             "config" => self.config_call(item, request),
+            "table" => tables::call(self, item, request),
             "logger" => CallOutcome::default(),
             _ => CallOutcome::failed("not in the stand-in"),
         }
@@ -233,13 +260,12 @@ impl Worker {
     }
 
     /// A single failed ping makes the manager drop the extension. One whose socket is not there yet has the autoload
-    /// timeout to bind it, the first time.
+    /// timeout to bind it, the first time. When the worker ends, every extension is asked to.
     fn watch_extensions(&self) {
         let mut seen = Vec::new();
         loop {
             let interval = lock(&self.flags).number("extensions_interval");
-            let uuids: Vec<i64> = lock(&self.registry).extensions().keys().copied().collect();
-            for uuid in uuids {
+            for uuid in self.extensions() {
                 let path = self.socket_of(uuid);
                 let patience = Duration::from_secs(lock(&self.flags).number("extensions_timeout"));
                 let deadline = Instant::now() + if seen.contains(&uuid) { Duration::ZERO } else { patience };
@@ -252,13 +278,29 @@ impl Worker {
                 }
             }
             if self.pause(Duration::from_secs(interval).max(SHORTEST_WAIT)) {
-                return;
+                return self.call_shutdown();
             }
         }
     }
 
-    /// Starts a thread that is joined when the worker ends.
+    /// Asks every extension to end, one after the other, and waits for the answers.
+    fn call_shutdown(&self) {
+        let timeout = Duration::from_secs(lock(&self.flags).number("thrift_timeout").max(1));
+        for uuid in self.extensions().into_iter().filter(|_| self.is_alive()) {
+            let called = client::shutdown(&self.connections, &self.socket_of(uuid), timeout);
+            self.core.transcript.note(format!("shutdown() of {uuid}: {called:?}"));
+        }
+    }
+
+    fn extensions(&self) -> Vec<i64> {
+        lock(&self.registry).extensions().keys().copied().collect()
+    }
+
+    /// Starts a thread that is joined when the worker ends. A worker that is ending starts none.
     pub(super) fn spawn(self: &Arc<Worker>, name: &str, run: impl FnOnce(&Arc<Worker>) + Send + 'static) {
+        if self.is_interrupted() {
+            return;
+        }
         let worker = Arc::clone(self);
         let handle = spawn(name, move || run(&worker));
         lock(&self.threads).push(handle);
@@ -288,25 +330,6 @@ impl Worker {
         *lock(&self.interrupted) = true;
         self.bell.notify_all();
         self.core.transcript.ring();
-    }
-
-    /// Cuts every connection, as the kernel does for a process that is gone, and waits for the threads. The sockets'
-    /// files are left alone. False when it had ended before.
-    pub(super) fn end(&self) -> bool {
-        let was_alive = self.alive.swap(false, Ordering::SeqCst);
-        self.interrupt();
-        self.connections.cut();
-        if let Some(listener) = lock(&self.listener).take() {
-            // Wakes the thread that accepts.
-            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
-        }
-        let threads = std::mem::take(&mut *lock(&self.threads));
-        for thread in threads {
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
-            }
-        }
-        was_alive
     }
 }
 

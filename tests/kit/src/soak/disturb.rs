@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::processes::children_of;
+use super::processes::{Usage, children_of};
 use super::schedule::Disturbance;
-use super::{PROCESS_LIMIT, Soak};
+use super::{PROCESS_LIMIT, Soak, lock};
 use crate::osqueryd::{Osqueryd, StartError};
 
 /// Between two looks whether a process is there.
@@ -20,6 +20,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 impl Soak<'_> {
     pub(super) fn disturb(&mut self, disturbance: Disturbance) {
         match disturbance {
+            Disturbance::KillFront(times) => {
+                for _ in 0..times {
+                    let pause = Duration::from_millis(self.random.u64(..1000));
+                    self.pass(Instant::now() + pause);
+                    self.kill_front();
+                }
+            }
             Disturbance::KillWorker(times) => {
                 for _ in 0..times {
                     let pause = Duration::from_millis(self.random.u64(..1000));
@@ -29,8 +36,8 @@ impl Soak<'_> {
             }
             Disturbance::Renew => {
                 self.done.renewals += 1;
-                if let (Some(osqueryd), Some(supervisor)) = (self.gate.osqueryd(), self.supervisor()) {
-                    osqueryd.signal(supervisor, Signal::HUP.as_raw());
+                if let (Some(osqueryd), Some(front)) = (self.gate.osqueryd(), self.front()) {
+                    osqueryd.signal(front, Signal::HUP.as_raw());
                 }
                 self.worker = self.other_worker_than(self.worker);
             }
@@ -56,20 +63,35 @@ impl Soak<'_> {
         }
     }
 
+    /// Kills the front, which only the calls that it is at may notice: the worker stands in for it until osqueryd has
+    /// started the next one.
+    fn kill_front(&mut self) {
+        let (Some(osqueryd), Some(front)) = (self.gate.osqueryd(), self.front()) else { return };
+        self.done.front_kills += 1;
+        self.killed_fronts.push(front);
+        let is_dead = self.gate.while_killing_front(|| {
+            lock(&self.books.calls).front_kills += 1;
+            osqueryd.signal(front, Signal::KILL.as_raw());
+            wait(PROCESS_LIMIT, || Usage::of(front).is_none())
+        });
+        if !is_dead {
+            self.trouble(format!("the front {front} was killed and is still there after {PROCESS_LIMIT:?}"));
+        }
+        self.worker = self.other_worker_than(self.worker);
+    }
+
+    /// Kills the worker, which no call may notice.
     fn kill_worker(&mut self) {
-        let (Some(worker), Some(supervisor)) = (self.worker, self.supervisor()) else { return };
+        let (Some(worker), Some(front)) = (self.worker, self.front()) else { return };
         // Its id may be another process's by now, should it have died.
-        if !children_of(supervisor).contains(&worker) {
+        if !children_of(front).contains(&worker) {
             return;
         }
         self.done.worker_kills += 1;
-        let gate = self.gate;
-        self.worker = gate.while_killing(|| {
-            if let Some(worker) = i32::try_from(worker).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(worker, Signal::KILL);
-            }
-            self.other_worker_than(Some(worker))
-        });
+        if let Some(worker) = i32::try_from(worker).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(worker, Signal::KILL);
+        }
+        self.worker = self.other_worker_than(Some(worker));
     }
 
     /// osqueryd is there again, or will never be.
@@ -105,19 +127,32 @@ impl Soak<'_> {
         file.write_all(osqueryd.stderr_of_extensions().as_bytes())
     }
 
-    /// Waits until the supervisor has exactly one worker, and another than this one.
+    /// Waits until the front has exactly one worker, and another than this one.
     pub(super) fn other_worker_than(&mut self, predecessor: Option<u32>) -> Option<u32> {
-        let deadline = Instant::now() + PROCESS_LIMIT;
-        while Instant::now() < deadline {
-            let workers = self.supervisor().map(children_of).unwrap_or_default();
-            if let [worker] = workers[..]
-                && Some(worker) != predecessor
-            {
-                return Some(worker);
-            }
-            thread::sleep(LOOK_AGAIN);
+        let mut found = None;
+        let is_there = wait(PROCESS_LIMIT, || {
+            let workers = self.front().map(children_of).unwrap_or_default();
+            found = if let [worker] = workers[..] { Some(worker) } else { None };
+            found.is_some() && found != predecessor
+        });
+        if !is_there {
+            self.trouble(format!("there is no other worker than {predecessor:?} after {PROCESS_LIMIT:?}"));
+            return None;
         }
-        self.trouble(format!("there is no other worker than {predecessor:?} after {PROCESS_LIMIT:?}"));
-        None
+        found
+    }
+}
+
+/// Waits for a condition: whether it came true within the limit.
+fn wait(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(LOOK_AGAIN);
     }
 }

@@ -8,8 +8,8 @@ use super::ledger::{Books, Circumstances, Fate, Promise};
 use super::schedule::Pace;
 use crate::osqueryd::Osqueryd;
 
-/// For so long after a kill osqueryd may not know the extension: it may have been killed in the middle of osqueryd's
-/// own ping, and registers again.
+/// For so long after the front was killed osqueryd may not know the extension: the front may have been killed in the
+/// middle of osqueryd's own ping, and the next one registers again.
 const AFTERMATH: Duration = Duration::from_secs(10);
 
 /// The gate. Calls wait while it is shut or the pace is [`Pace::Off`].
@@ -110,8 +110,8 @@ impl Gate {
         self.change(|state| state.over = true);
     }
 
-    /// Runs `kill`, which kills a worker and waits for its successor: calls that break off meanwhile are excused.
-    pub(super) fn while_killing<T>(&self, kill: impl FnOnce() -> T) -> T {
+    /// Runs `kill`, which kills the front and waits until it is dead: calls that are under way then may break off.
+    pub(super) fn while_killing_front<T>(&self, kill: impl FnOnce() -> T) -> T {
         self.change(|state| state.kills.begun += 1);
         let outcome = kill();
         self.change(|state| {
@@ -128,11 +128,6 @@ impl Gate {
         let outcome = restart();
         self.change(|state| state.ends.done += 1);
         outcome
-    }
-
-    /// Whether a worker was killed some seconds ago.
-    pub(super) fn is_after_kill(&self) -> bool {
-        self.state().is_after_kill()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -198,7 +193,7 @@ mod tests {
         let (gate, _directory) = gate();
         let before = gate.enter().unwrap();
         assert_eq!(before.circumstances(), Circumstances::Calm);
-        gate.while_killing(|| assert_eq!(gate.enter().unwrap().circumstances(), Circumstances::Killed));
+        gate.while_killing_front(|| assert_eq!(gate.enter().unwrap().circumstances(), Circumstances::Killed));
         assert_eq!(before.circumstances(), Circumstances::Killed);
         assert_eq!(gate.enter().unwrap().circumstances(), Circumstances::AfterKill);
         gate.while_osqueryd_is_gone(|| {

@@ -121,9 +121,9 @@ impl Ledger {
 pub(super) enum Circumstances {
     /// Nothing that excuses a failure.
     Calm,
-    /// The worker was killed some seconds ago.
+    /// The front was killed some seconds ago.
     AfterKill,
-    /// The worker was killed meanwhile.
+    /// The front was killed meanwhile.
     Killed,
     /// osqueryd, in whose name it was made, was ended or killed meanwhile.
     OsquerydGone,
@@ -138,8 +138,10 @@ pub(super) enum Fate {
     Refused,
     /// osqueryd had dropped the extension, after a kill in the middle of its own ping.
     Forgotten,
-    /// It broke off in the middle, since one of its two ends was killed.
+    /// It broke off in the middle, since the front was killed.
     Broken,
+    /// It failed while the osqueryd in whose name it was made ended.
+    Orphaned,
     /// It broke off for no reason that is known.
     Unexplained,
 }
@@ -149,7 +151,7 @@ impl Fate {
     pub(super) fn of(outcome: &Result<CallOutcome, String>, circumstances: Circumstances) -> Fate {
         match (outcome, circumstances) {
             (Ok(outcome), _) => Fate::Answered(outcome.code),
-            (Err(_), Circumstances::OsquerydGone) => Fate::Broken,
+            (Err(_), Circumstances::OsquerydGone) => Fate::Orphaned,
             (Err(error), _) if error.contains("cannot connect") => Fate::Refused,
             (Err(error), Circumstances::Killed | Circumstances::AfterKill)
                 if error.contains("Cannot call registry item") =>
@@ -169,7 +171,10 @@ pub(super) struct Calls {
     /// Refused, or a logger call answered by another code than 0.
     pub(super) refused: u64,
     pub(super) forgotten: u64,
+    /// Each kill of the front may break those that are under way, and no other.
     pub(super) broken: u64,
+    pub(super) orphaned: u64,
+    pub(super) front_kills: u64,
     pub(super) unexplained: u64,
     /// Of those that were refused or unexplained.
     pub(super) reasons: Vec<String>,
@@ -196,6 +201,7 @@ impl Calls {
         self.refused += u64::from(is_refused);
         self.forgotten += u64::from(fate == Fate::Forgotten);
         self.broken += u64::from(fate == Fate::Broken);
+        self.orphaned += u64::from(fate == Fate::Orphaned);
         self.unexplained += u64::from(fate == Fate::Unexplained);
         if (is_refused || fate == Fate::Unexplained) && self.reasons.len() < REASONS {
             self.reasons.push(outcome.as_ref().map_or_else(Clone::clone, |outcome| outcome.message.clone()));
@@ -278,13 +284,13 @@ mod tests {
             (outcome(0), Calm, Fate::Answered(0)),
             (outcome(1), Killed, Fate::Answered(1)),
             (connect.clone(), Killed, Fate::Refused),
-            (connect, OsquerydGone, Fate::Broken),
+            (connect, OsquerydGone, Fate::Orphaned),
             (forgotten.clone(), Killed, Fate::Forgotten),
             (forgotten.clone(), AfterKill, Fate::Forgotten),
             (forgotten, Calm, Fate::Unexplained),
             (cut.clone(), Killed, Fate::Broken),
             (cut.clone(), AfterKill, Fate::Unexplained),
-            (cut.clone(), OsquerydGone, Fate::Broken),
+            (cut.clone(), OsquerydGone, Fate::Orphaned),
             (cut, Calm, Fate::Unexplained),
         ] {
             assert_eq!(Fate::of(&outcome, circumstances), fate, "{outcome:?} {circumstances:?}");
@@ -301,7 +307,8 @@ mod tests {
         assert!(!calls.count(Promise::Answer, &failure("x"), Fate::Refused));
         assert!(!calls.count(Promise::Zero, &failure("y"), Fate::Broken));
         assert!(!calls.count(Promise::Zero, &failure("z"), Fate::Unexplained));
-        assert_eq!((calls.refused, calls.broken, calls.unexplained), (2, 1, 1));
+        assert!(!calls.count(Promise::Zero, &failure("o"), Fate::Orphaned));
+        assert_eq!((calls.refused, calls.broken, calls.orphaned, calls.unexplained), (2, 1, 1, 1));
         assert_eq!(calls.reasons, ["m", "x", "z"]);
     }
 }

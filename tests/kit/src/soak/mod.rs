@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use self::buffers::Buffers;
 use self::gate::Gate;
 use self::ledger::{Books, Ledger};
-use self::processes::{Usage, children_of};
+use self::processes::Usage;
 use self::schedule::{Disturbance, Mood, Pace, Phase, Schedule};
 use self::verdict::QuietMoment;
 use crate::osqueryd::{self, Osqueryd};
@@ -55,7 +55,7 @@ const BACKLOG_LIMIT: Duration = Duration::from_secs(180);
 /// At the end distributed results are waited for as well: their attempts are up to 300 s apart.
 const LAST_LIMIT: Duration = Duration::from_secs(420);
 
-/// Between the last delivery and a measurement: the file shrinks, spare threads end.
+/// Between the last delivery and a measurement: spare threads end.
 const SETTLING: Duration = Duration::from_secs(2);
 
 const STREAMS: [&str; 3] = ["results", "statuses", "distributed"];
@@ -125,6 +125,7 @@ impl Drop for Finish<'_> {
 /// What has been done so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
+    front_kills: u32,
     worker_kills: u32,
     renewals: u32,
     osqueryd_worker_kills: u32,
@@ -153,7 +154,9 @@ struct Soak<'a> {
     quiet: Vec<QuietMoment>,
     troubles: Vec<String>,
     done: Done,
-    /// The largest number of lines that waited, and bytes of `results.sqlite`.
+    /// The front processes that were killed here.
+    killed_fronts: Vec<u32>,
+    /// The largest number of lines that waited, and bytes of the journal of results.
     largest_backlog: (u64, u64),
     random: Rng,
     /// Last: the processes that use it are gone when it is removed.
@@ -195,6 +198,7 @@ impl<'a> Soak<'a> {
             quiet: Vec::new(),
             troubles: Vec::new(),
             done: Done::default(),
+            killed_fronts: Vec::new(),
             largest_backlog: (0, 0),
             random: Rng::with_seed(!plan.seed),
             _directory: directory,
@@ -277,18 +281,13 @@ impl<'a> Soak<'a> {
     }
 
     fn measure(&mut self) {
-        let (Some(supervisor), Some(worker)) = (self.usage(self.supervisor()), self.usage(self.worker)) else {
+        let (Some(front), Some(worker)) = (self.usage(self.front()), self.usage(self.worker)) else {
             return;
         };
-        let files = STREAMS.map(|stream| self.buffers.sizes(stream));
-        // Nobody writes now: a look that fails is no matter of chance.
-        match self.buffers.bytes_set_aside() {
-            Some(set_aside) => {
-                let part = self.schedule.part(self.began.elapsed());
-                self.quiet.push(QuietMoment { part, supervisor, worker, files, set_aside });
-            }
-            None => self.trouble("results.sqlite can't be read".to_owned()),
-        }
+        let files = STREAMS.map(|stream| self.buffers.size(stream));
+        let others = self.buffers.size_of_others();
+        let part = self.schedule.part(self.began.elapsed());
+        self.quiet.push(QuietMoment { part, front, worker, files, others });
     }
 
     /// The server is healthy from now on.
@@ -338,19 +337,15 @@ impl<'a> Soak<'a> {
     /// What changes without being asked for, and what doesn't stay.
     fn look(&mut self) {
         self.enter_set_aside();
-        let backlog = (self.buffers.waiting("results").unwrap_or(0), self.buffers.sizes("results").0);
+        let backlog = (self.buffers.waiting("results").unwrap_or(0), self.buffers.size("results"));
         self.largest_backlog = (self.largest_backlog.0.max(backlog.0), self.largest_backlog.1.max(backlog.1));
         let Some(osqueryd) = self.gate.osqueryd() else { return };
         self.look_at_exits(&osqueryd);
-        if let (Some(worker), Some(supervisor)) = (self.worker, self.supervisor())
-            && !children_of(supervisor).contains(&worker)
+        if let (Some(worker), Some(front)) = (self.worker, self.front())
+            && !processes::children_of(front).contains(&worker)
         {
             self.worker = self.other_worker_than(Some(worker));
-            // Killed in the middle of osqueryd's own ping, its predecessor had osqueryd drop the extension, which
-            // registers again with another worker.
-            if !self.gate.is_after_kill() {
-                self.trouble(format!("the worker {worker} was replaced by {:?} without being asked for", self.worker));
-            }
+            self.trouble(format!("the worker {worker} was replaced by {:?} without being asked for", self.worker));
         }
     }
 
@@ -362,6 +357,9 @@ impl<'a> Soak<'a> {
 
     fn look_at_exits(&mut self, osqueryd: &Osqueryd) {
         for exit in osqueryd.exits() {
+            if self.killed_fronts.contains(&exit.pid) {
+                continue;
+            }
             let text = format!("the extension {} ended by itself: {}", exit.pid, exit.status);
             if !self.troubles.contains(&text) {
                 self.trouble(text);
@@ -369,7 +367,8 @@ impl<'a> Soak<'a> {
         }
     }
 
-    fn supervisor(&self) -> Option<u32> {
+    /// The process that osqueryd has started.
+    fn front(&self) -> Option<u32> {
         self.gate.osqueryd()?.extension_pid("remote_tls")
     }
 

@@ -7,9 +7,9 @@ use super::processes::Usage;
 /// What the columns are called.
 pub(super) const HEADER: &str = "\
 |     time |     taken |  received | waiting |  aside | dropped |   twice | refused | broken | requests \
-| supervisor RSS/PSS | worker RSS/PSS | threads | files | results + WAL | others | phase |\n\
+| front RSS/PSS | worker RSS/PSS | threads | files | results | others | phase |\n\
 | -------: | --------: | --------: | ------: | -----: | ------: | ------: | ------: | -----: | -------: \
-| -----------------: | -------------: | ------: | ----: | ------------: | -----: | :---- |";
+| ------------: | -------------: | ------: | ----: | ------: | -----: | :---- |";
 
 /// What is reported of a moment.
 #[derive(Clone, Debug, Default)]
@@ -27,11 +27,11 @@ pub(super) struct Row {
     pub(super) broken: u64,
     pub(super) requests: u64,
     /// `None` while there is none.
-    pub(super) supervisor: Option<Usage>,
+    pub(super) front: Option<Usage>,
     pub(super) worker: Option<Usage>,
-    /// Bytes of `results.sqlite` and of its write-ahead log.
-    pub(super) results: (u64, u64),
-    /// Bytes of the other buffers, with their logs.
+    /// Bytes of the journal of results.
+    pub(super) results: u64,
+    /// Bytes of the other journals, and of the lines set aside.
     pub(super) others: u64,
     pub(super) phase: String,
 }
@@ -41,12 +41,11 @@ impl Row {
     pub(super) fn render(&self) -> String {
         let memory = |usage: Option<Usage>| pair(usage, |usage| [mib(usage.rss << 10), mib(usage.pss << 10)].join("/"));
         let both = |number: fn(Usage) -> u64| {
-            [self.supervisor, self.worker].map(|usage| pair(usage, |usage| number(usage).to_string())).join("/")
+            [self.front, self.worker].map(|usage| pair(usage, |usage| number(usage).to_string())).join("/")
         };
-        let (database, log) = self.results;
         format!(
             "| {:>8} | {:>9} | {:>9} | {:>7} | {:>6} | {:>7} | {:>7} | {:>7} | {:>6} | {:>8} \
-             | {:>18} | {:>14} | {:>7} | {:>5} | {:>13} | {:>6} | {} |",
+             | {:>13} | {:>14} | {:>7} | {:>5} | {:>7} | {:>6} | {} |",
             clock(self.elapsed),
             self.taken,
             self.received,
@@ -57,11 +56,11 @@ impl Row {
             self.refused,
             self.broken,
             self.requests,
-            memory(self.supervisor),
+            memory(self.front),
             memory(self.worker),
             both(|usage| usage.threads),
             both(|usage| usage.descriptors),
-            [mib(database), mib(log)].join(" + "),
+            mib(self.results),
             mib(self.others),
             self.phase
         )
@@ -93,8 +92,8 @@ mod tests {
         let row = Row {
             elapsed: Duration::from_secs(3723),
             taken: 42,
-            supervisor: Some(usage),
-            results: (3 << 19, 4 << 20),
+            front: Some(usage),
+            results: 3 << 19,
             phase: "outage".to_owned(),
             ..Row::default()
         };
@@ -104,7 +103,7 @@ mod tests {
             assert_eq!(columns(line), columns(&text), "{line}\n{text}");
             assert_eq!(line.rfind(" | "), text.rfind(" | "), "{line}\n{text}");
         }
-        for shown in ["|  1:02:03 |        42 |", "5.0/3.0", " 6/- ", " 12/- ", "1.5 + 4.0", " ? |"] {
+        for shown in ["|  1:02:03 |        42 |", "5.0/3.0", " 6/- ", " 12/- ", " 1.5 | ", " ? |"] {
             assert!(text.contains(shown), "{shown} is not in {text}");
         }
     }

@@ -81,6 +81,8 @@ pub(super) enum Pace {
 /// What happens to processes at the beginning of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Disturbance {
+    /// The extension's first process, the front, is killed so often.
+    KillFront(u32),
     /// The extension's worker is killed so often.
     KillWorker(u32),
     /// SIGHUP: a new worker takes over.
@@ -169,6 +171,8 @@ impl Schedule {
             let kills = self.random.u32(1..=5);
             let mut pause = || self.random.u64(..2000);
             self.disturbances = vec![
+                Disturbance::KillFront(1),
+                Disturbance::KillFront(2),
                 Disturbance::KillWorker(1),
                 Disturbance::KillWorker(kills),
                 Disturbance::Renew,
@@ -227,8 +231,9 @@ mod tests {
         for undisturbed in [0, 14, 30, 44, 45, 61] {
             assert_eq!(disturbances(&phases(1, undisturbed, 40)), []);
         }
-        let drawn = disturbances(&phases(1, 20, 7));
-        assert_eq!(drawn.len(), 6, "{drawn:?}");
+        let drawn = disturbances(&phases(1, 20, 9));
+        assert_eq!(drawn.len(), 7, "{drawn:?}");
+        assert!(drawn.iter().any(|one| matches!(one, Disturbance::KillFront(_))), "{drawn:?}");
         assert!(drawn.contains(&Disturbance::Renew), "{drawn:?}");
         assert!(drawn.iter().any(|one| matches!(one, Disturbance::KillWorker(2..))), "{drawn:?}");
         assert!(drawn.iter().any(|one| matches!(one, Disturbance::KillOsquerydWorker(_))), "{drawn:?}");

@@ -8,20 +8,20 @@ use super::{Done, Outcome, STREAMS, Soak, lock, verdict};
 impl Soak<'_> {
     /// A row of the table.
     pub(super) fn report(&mut self) {
-        let sizes = STREAMS.map(|stream| self.buffers.sizes(stream));
+        let [results, statuses, distributed] = STREAMS.map(|stream| self.buffers.size(stream));
         let mut row = Row {
             elapsed: self.began.elapsed(),
             waiting: Some(0),
             requests: self.books.requests(),
-            supervisor: self.usage(self.supervisor()),
+            front: self.usage(self.front()),
             worker: self.usage(self.worker),
-            results: sizes[0],
-            others: sizes[1..].iter().map(|(file, log)| file + log).sum(),
+            results,
+            others: statuses + distributed + self.buffers.size_of_others(),
             phase: self.phase.clone(),
             ..Row::default()
         };
         for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
-            // In this order, what is missing and doesn't wait is gone: a line leaves the buffer after it was received
+            // In this order, what is missing and doesn't wait is gone: a line leaves the journal after it was received
             // or set aside.
             let before = lock(ledger).clone();
             let waiting = self.buffers.waiting(stream);
@@ -69,20 +69,22 @@ impl Soak<'_> {
         }
         let calls = lock(&self.books.calls);
         (self.say)(&format!(
-            "calls: {} made, {} refused, {} broken in the middle of a kill, {} while osqueryd had dropped the \
-             extension after one, {} broken without a kill",
-            calls.made, calls.refused, calls.broken, calls.forgotten, calls.unexplained
+            "calls: {} made, {} refused, {} broken in the middle of a kill of the front, {} while osqueryd had dropped \
+             the extension after one, {} while osqueryd ended, {} broken for no reason",
+            calls.made, calls.refused, calls.broken, calls.forgotten, calls.orphaned, calls.unexplained
         ));
-        let Done { worker_kills, renewals, osqueryd_worker_kills, osqueryd_restarts, outages, faults } = self.done;
+        let Done { front_kills, worker_kills, renewals, osqueryd_worker_kills, osqueryd_restarts, outages, faults } =
+            self.done;
         (self.say)(&format!(
-            "done: {worker_kills} kills of the worker, {renewals} renewals, {osqueryd_worker_kills} kills of osqueryd's \
-             worker, {osqueryd_restarts} restarts of osqueryd, {outages} outages, {faults} faults of the server"
+            "done: {worker_kills} kills of the worker, {front_kills} kills of the front, {renewals} renewals, \
+             {osqueryd_worker_kills} kills of osqueryd's worker, {osqueryd_restarts} restarts of osqueryd, {outages} \
+             outages, {faults} faults of the server"
         ));
         let (lines, bytes) = self.largest_backlog;
-        (self.say)(&format!("largest backlog seen: {lines} lines, results.sqlite {} MiB", report::mib(bytes)));
+        (self.say)(&format!("largest backlog seen: {lines} lines, {} MiB of results", report::mib(bytes)));
         if let Some(last) = self.quiet.last() {
-            let [file, set_aside] = [last.files[0].0, last.set_aside].map(report::mib);
-            (self.say)(&format!("at the end: results.sqlite {file} MiB, {set_aside} of them lines set aside"));
+            let [results, others] = [last.files[0], last.others].map(report::mib);
+            (self.say)(&format!("at the end: {results} MiB of results, {others} MiB of lines set aside"));
         }
         for trend in verdict::describe_trends(&self.quiet) {
             (self.say)(&trend);
@@ -106,6 +108,7 @@ pub(super) fn phase_name(mood: Mood, pace: Pace, disturbance: Option<Disturbance
     }
     match disturbance {
         None => {}
+        Some(Disturbance::KillFront(times)) => name.push_str(&format!(", {times}x kill -9 of the front")),
         Some(Disturbance::KillWorker(times)) => name.push_str(&format!(", {times}x kill -9 of the worker")),
         Some(Disturbance::Renew) => name.push_str(", SIGHUP"),
         Some(Disturbance::KillOsquerydWorker(_)) => name.push_str(", osqueryd's worker killed"),

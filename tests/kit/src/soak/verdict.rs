@@ -10,14 +10,15 @@ use super::{STREAMS, lock};
 /// Fewer quiet moments in a part of the run prove nothing.
 const LEAST_MOMENTS: usize = 3;
 
-/// Bytes that a drained database may have, besides the lines that are kept aside: 256 free pages stay.
-const FLOOR: u64 = 2 << 20;
+/// Bytes that a journal may have when nothing waits in it: its newest segment stays, which has 4 MiB at most when a
+/// record is begun, and no record of the load has more than one.
+const FLOOR: u64 = 5 << 20;
 
-/// Bytes that a write-ahead log may have: SQLite writes it back after 1000 pages, and begins it anew.
-const LOG_FLOOR: u64 = 6 << 20;
+/// Bytes of the lines set aside: two files of 8 MiB.
+const MOST_SET_ASIDE: u64 = 16 << 20;
 
-/// Lines set aside take more than their bytes: pages are not filled to the last byte.
-const FILLING: f64 = 1.1;
+/// Threads that call: each kill of the front breaks one call of each at most.
+const CALLERS: u64 = 6;
 
 /// Line numbers that a problem names.
 const NAMED: usize = 5;
@@ -26,12 +27,12 @@ const NAMED: usize = 5;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct QuietMoment {
     pub(super) part: Part,
-    pub(super) supervisor: Usage,
+    pub(super) front: Usage,
     pub(super) worker: Usage,
-    /// Bytes of each stream's database and of its write-ahead log.
-    pub(super) files: [(u64, u64); STREAMS.len()],
-    /// Bytes of lines set aside, of results: the only stream that has such lines.
-    pub(super) set_aside: u64,
+    /// Bytes of each stream's journal.
+    pub(super) files: [u64; STREAMS.len()],
+    /// Bytes of the lines set aside, and of status calls that wait for a worker.
+    pub(super) others: u64,
 }
 
 /// A figure that must not grow.
@@ -46,11 +47,11 @@ struct Figure {
 /// Memory is in KiB. Allocators keep what bursts have taken, which is no leak; the bounds are what a leak of some
 /// dozens of bytes a line would exceed in half an hour.
 const FIGURES: [Figure; 6] = [
-    Figure { name: "PSS of the supervisor (KiB)", of: |moment| moment.supervisor.pss, percent: 10, more: 512 },
+    Figure { name: "PSS of the front (KiB)", of: |moment| moment.front.pss, percent: 10, more: 1024 },
     Figure { name: "PSS of the worker (KiB)", of: |moment| moment.worker.pss, percent: 10, more: 2048 },
-    Figure { name: "threads of the supervisor", of: |moment| moment.supervisor.threads, percent: 0, more: 0 },
+    Figure { name: "threads of the front", of: |moment| moment.front.threads, percent: 0, more: 1 },
     Figure { name: "threads of the worker", of: |moment| moment.worker.threads, percent: 0, more: 1 },
-    Figure { name: "files of the supervisor", of: |moment| moment.supervisor.descriptors, percent: 0, more: 1 },
+    Figure { name: "files of the front", of: |moment| moment.front.descriptors, percent: 0, more: 4 },
     Figure { name: "files of the worker", of: |moment| moment.worker.descriptors, percent: 0, more: 4 },
 ];
 
@@ -115,7 +116,7 @@ pub(super) fn problems(books: &Books, buffers: &Buffers, moments: &[QuietMoment]
     problems.extend(of_calls(&lock(&books.calls)));
     problems.extend(lock(&books.losses).iter().map(|loss| format!("the extension says: {loss}")));
     if buffers.unseen > 0 {
-        problems.push(format!("{} lines set aside went before the soak looked: nobody knows which", buffers.unseen));
+        problems.push(format!("{} files of lines set aside went before the soak looked", buffers.unseen));
     }
     problems.extend(of_memory(moments));
     problems.extend(of_files(moments));
@@ -149,12 +150,19 @@ fn of_lines(name: &str, ledger: &Ledger) -> Vec<String> {
 }
 
 fn of_calls(calls: &Calls) -> Vec<String> {
-    let count = calls.refused + calls.unexplained;
-    if count == 0 {
-        return Vec::new();
+    let Calls { refused, unexplained, broken, front_kills, .. } = calls;
+    let mut problems = Vec::new();
+    if refused + unexplained > 0 {
+        problems.push(format!(
+            "{refused} calls were refused, {unexplained} broke off without a kill of the front: {:?}",
+            calls.reasons
+        ));
     }
-    let (refused, unexplained) = (calls.refused, calls.unexplained);
-    vec![format!("{refused} calls were refused, {unexplained} broke off without a kill: {:?}", calls.reasons)]
+    if *broken > CALLERS * front_kills {
+        problems
+            .push(format!("{broken} calls broke off in {front_kills} kills of the front: more than were under way"));
+    }
+    problems
 }
 
 fn of_memory(moments: &[QuietMoment]) -> Vec<String> {
@@ -165,15 +173,13 @@ fn of_memory(moments: &[QuietMoment]) -> Vec<String> {
 fn of_files(moments: &[QuietMoment]) -> Vec<String> {
     let Some(last) = moments.last() else { return vec!["there was no quiet moment".to_owned()] };
     let mut problems = Vec::new();
-    for (stream, (file, log)) in STREAMS.into_iter().zip(last.files) {
-        let set_aside = if stream == "results" { last.set_aside } else { 0 };
-        if file > FLOOR + (set_aside as f64 * FILLING) as u64 || log > LOG_FLOOR {
-            let [file, log, set_aside] = [file, log, set_aside].map(mib);
-            problems.push(format!(
-                "{stream}.sqlite is not back at its floor: {file} MiB, {set_aside} of them lines set aside, and {log} \
-                 of write-ahead log"
-            ));
+    for (stream, size) in STREAMS.into_iter().zip(last.files) {
+        if size > FLOOR {
+            problems.push(format!("the journal of {stream} is not back at its floor: {} MiB", mib(size)));
         }
+    }
+    if last.others > MOST_SET_ASIDE {
+        problems.push(format!("{} MiB of lines set aside are more than are to be kept", mib(last.others)));
     }
     problems
 }
@@ -211,8 +217,8 @@ mod tests {
     }
 
     fn flat() -> Vec<QuietMoment> {
-        let files = [(1 << 20, 4 << 20); 3];
-        moments(|_| QuietMoment { supervisor: usage(3000), worker: usage(9000), files, ..QuietMoment::default() })
+        let files = [4 << 20; 3];
+        moments(|_| QuietMoment { front: usage(3000), worker: usage(9000), files, ..QuietMoment::default() })
     }
 
     #[test]
@@ -239,10 +245,17 @@ mod tests {
         lock(&books.results).set_aside(n);
         lock(&books.results).receive(99);
         lock(&books.calls).refused = 1;
+        lock(&books.calls).broken = 13;
+        lock(&books.calls).front_kills = 2;
         lock(&books.losses).push("3 results lines dropped so far".to_owned());
         let told = judged(&books, &flat());
-        for problem in ["1 result lines were set aside", "came from nowhere", "1 calls were refused", "3 results lines"]
-        {
+        for problem in [
+            "1 result lines were set aside",
+            "came from nowhere",
+            "1 calls were refused",
+            "13 calls broke off in 2 kills",
+            "3 results lines",
+        ] {
             assert!(told.contains(problem), "{problem} is not in {told}");
         }
         let silent = judged(&Books::default(), &flat());
@@ -274,19 +287,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_keep_its_free_pages_and_the_lines_set_aside() {
-        let judged = |stream: usize, sizes: (u64, u64), set_aside: u64| {
-            let mut files = [(0, 0); 3];
-            files[stream] = sizes;
-            judged(&fine(), &moments(|_| QuietMoment { files, set_aside, ..QuietMoment::default() }))
+    fn a_journal_may_keep_its_newest_segment_and_lines_set_aside_their_two_files() {
+        let judged = |files: [u64; 3], others: u64| {
+            judged(&fine(), &moments(|_| QuietMoment { files, others, ..QuietMoment::default() }))
         };
-        assert_eq!(judged(0, (17 << 20, 4 << 20), 16 << 20), "");
-        assert_eq!(
-            judged(0, (20 << 20, 0), 1 << 20),
-            "results.sqlite is not back at its floor: 20.0 MiB, 1.0 of them lines set aside, and 0.0 of write-ahead log"
-        );
-        assert!(judged(1, (17 << 20, 0), 16 << 20).starts_with("statuses.sqlite is not back"));
-        assert!(judged(2, (0, 7 << 20), 0).starts_with("distributed.sqlite is not back"));
+        assert_eq!(judged([5 << 20, 0, 5 << 20], 16 << 20), "");
+        assert_eq!(judged([0, 9 << 20, 0], 0), "the journal of statuses is not back at its floor: 9.0 MiB");
+        assert_eq!(judged([0; 3], 17 << 20), "17.0 MiB of lines set aside are more than are to be kept");
         assert_eq!(problems(&fine(), &Buffers::new("/nowhere".as_ref()), &[], &[]), ["there was no quiet moment"]);
     }
 }

@@ -23,7 +23,7 @@ const CONFIG: &str = r#"{
 }"#;
 
 /// Options whose watcher has something to wait for: an extension that never registers.
-fn with_sleeper(dir: &std::path::Path) -> Options {
+pub(super) fn with_sleeper(dir: &std::path::Path) -> Options {
     let script = dir.join("sleeper.ext");
     fs::write(&script, "#!/bin/sh\necho \"own $OSQUERY_EXTENSION $$ $*\" >&2\nexec sleep 1000\n").unwrap();
     fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -52,8 +52,10 @@ fn a_worker_comes_up_in_osquerys_order_and_runs_the_schedule() {
         let relayed = fake.values("log");
         relayed.iter().any(|log| log.contains("Error executing scheduled query c_bad: no such table")).then_some(true)
     }));
-    assert!(daemon.stop().sockets_left.contains(&fake.socket));
+    let report = daemon.stop();
     assert_eq!((fake.shutdowns(), daemon.exit_code()), (1, Some(0)));
+    assert_eq!(report.worker.unwrap().status.unwrap().code(), Some(0));
+    assert!(!fake.socket.exists() && !daemon.socket().exists() && report.sockets_left.is_empty());
 }
 
 #[test]

@@ -146,6 +146,75 @@ fn the_manager_answers_sql_the_store_and_lists() {
 }
 
 #[test]
+fn a_disabled_table_is_gone_from_sql_and_answers_calls() {
+    for (flag, gone, there) in [
+        ("disable_tables", vec!["uptime", "fake_table"], vec!["time", "users"]),
+        ("enable_tables", vec!["time", "users"], vec!["uptime", "fake_table"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = Osqueryd::start_bare(Options::new(dir.path()).flag(flag, "uptime,fake_table"));
+        let mut fake = Fake::start(&daemon.socket(), usual(CONFIG)).unwrap();
+        for table in &there {
+            assert!(daemon.query(&format!("select * from {table}")).is_ok(), "{flag} {table}");
+        }
+        for table in &gone {
+            let error = daemon.query(&format!("select * from {table}")).unwrap_err();
+            assert_eq!(error, format!("no such table: {table}"), "{flag}");
+        }
+        let mut call = |table: &str, action: &str| {
+            let request = row(&[("action", action), ("context", "{}")]);
+            let answer = fake.manager.call("table".into(), table.into(), request).unwrap();
+            (answer.status.unwrap(), answer.response.unwrap())
+        };
+        for table in gone.iter().chain(&there) {
+            let (status, rows) = call(table, "generate");
+            assert!(status.code == Some(0) && !rows.is_empty(), "{flag} {table}: {status:?}");
+        }
+        assert!(call("uptime", "generate").1[0].contains_key("total_seconds"));
+        let column = row(&[("id", "column"), ("name", "days"), ("type", "BIGINT"), ("op", "0")]);
+        assert_eq!(call("uptime", "columns").1[0], column);
+        let (status, _) = call("nosuch", "generate");
+        assert_eq!((status.code, status.message.as_deref()), (Some(1), Some("Cannot call registry item: nosuch")));
+    }
+}
+
+#[test]
+fn a_server_s_first_configuration_chooses_the_distributed_plugin_and_a_later_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("sleeper.ext");
+    std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let daemon = Osqueryd::launch(Options::new(dir.path()).extension(&script)).unwrap();
+    let taken = r#"{"options": {"distributed_plugin": "tls", "logger_event_type": false}}"#;
+    let mut fake = Fake::start(&daemon.socket(), usual(taken)).unwrap();
+    daemon.wait("the way up", LIMIT, || daemon.is_up().then_some(()));
+    let listed = fake.manager.options().unwrap();
+    assert_eq!(listed["distributed_plugin"].value.as_deref(), Some("tls"));
+    assert_eq!(listed["distributed_plugin"].default_value.as_deref(), Some("tls"));
+    assert_eq!(listed["logger_event_type"].value.as_deref(), Some("false"));
+    assert!(daemon.poll_distributed().is_err());
+    assert!(!fake.calls().iter().any(|call| call.starts_with("distributed")), "{:?}", fake.calls());
+    // What was activated stays active, whatever is in the flag from now on.
+    let given = taken.replace("\"tls\"", "\"remote_tls\"");
+    let request = row(&[("action", "update"), ("source", "s"), ("data", &given)]);
+    assert_eq!(fake.manager.call("config".into(), "update".into(), request).unwrap().status.unwrap().code, Some(0));
+    assert_eq!(daemon.option("distributed_plugin"), "remote_tls");
+    assert!(daemon.poll_distributed().is_err());
+    assert!(!fake.calls().iter().any(|call| call.starts_with("distributed")), "{:?}", fake.calls());
+}
+
+#[test]
+fn a_distributed_plugin_that_nobody_has_ends_osqueryd() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("osquery.conf");
+    std::fs::write(&config, r#"{"options": {"distributed_plugin": "nosuch"}}"#).unwrap();
+    let options = Options::new(dir.path()).flag("config_plugin", "filesystem").flag("logger_plugin", "filesystem");
+    let error = Osqueryd::start(options).map(drop).unwrap_err();
+    assert_eq!(error.code, 78);
+    assert_eq!(error.message, "Cannot activate nosuch distributed plugin: Unknown registry plugin: nosuch");
+}
+
+#[test]
 fn registering_twice_is_refused_until_the_first_is_forgotten() {
     let (_dir, daemon) = bare();
     let mut fake = Fake::start(&daemon.socket(), usual(CONFIG)).unwrap();

@@ -1,0 +1,76 @@
+//! What time it is: by the host's clock, which may be wrong or change, and as the host itself has lived it.
+
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// The kernel makes up another one at each boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+// The clock that a sleeping host doesn't stop.
+#[cfg(target_os = "linux")]
+const SINCE_BOOT: ClockId = ClockId::Boottime;
+#[cfg(not(target_os = "linux"))]
+const SINCE_BOOT: ClockId = ClockId::Monotonic;
+
+/// The seconds since 1970 by the host's clock; 0 when that is before.
+#[must_use]
+pub fn unix_time() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+/// A moment, by the boot that it was in and the seconds since then; what the host slept through counts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Moment {
+    boot: String,
+    uptime: u64,
+}
+
+impl Moment {
+    /// This moment. Where the kernel doesn't say which boot this is, all are taken for one.
+    #[must_use]
+    pub fn now() -> Self {
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
+        let uptime = u64::try_from(clock_gettime(SINCE_BOOT).tv_sec).unwrap_or(0);
+        Self { boot: boot.trim().to_owned(), uptime }
+    }
+
+    /// How much time has passed since an earlier moment, at least: from another boot it counts from this one's
+    /// beginning, since nothing but a clock that may be wrong could tell how long the host was off.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Duration {
+        let same = self.boot == earlier.boot && self.uptime >= earlier.uptime;
+        Duration::from_secs(if same { self.uptime - earlier.uptime } else { self.uptime })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(boot: &str, uptime: u64) -> Moment {
+        Moment { boot: boot.to_owned(), uptime }
+    }
+
+    #[test]
+    fn time_within_a_boot_is_exact_and_time_from_another_one_counts_from_the_boot() {
+        let now = moment("b", 100);
+        assert_eq!(now.since(&moment("b", 40)), Duration::from_secs(60));
+        assert_eq!(now.since(&moment("a", 40)), Duration::from_secs(100));
+        // No boot is known, and there was one between.
+        assert_eq!(moment("", 100).since(&moment("", 5000)), Duration::from_secs(100));
+    }
+
+    #[test]
+    fn this_boot_is_known_and_its_time_goes_on() {
+        let then = Moment::now();
+        assert_eq!(then.boot.len(), 36, "{then:?}");
+        assert!(then.uptime > 0);
+        let now = Moment::now();
+        assert_eq!(now.boot, then.boot);
+        assert!(now.since(&then) < Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,357 @@
+//! One works, many wait: a piece of work that a thread of its own does for whoever asks for it.
+//!
+//! A caller asks, which gives it a [`Ticket`], and waits for the outcome, at most until its deadline. The worker does the
+//! work once for all who had asked when it began, and goes on when nobody waits any longer. The end of the process
+//! ends all waits.
+//!
+//! ```text
+//! caller:  let ticket = errand.ask();           worker:  while let Next::Asked(ticket) = errand.next(None) {
+//!          errand.wait(ticket, deadline)                     errand.done(ticket, work());
+//!                                                        }
+//! ```
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::shutdown::Shutdown;
+
+/// The work, whose outcome is a `T`.
+pub struct Errand<T> {
+    state: Mutex<State<T>>,
+    /// Callers wait for it.
+    changed: Condvar,
+    /// The worker waits for it.
+    bell: Condvar,
+}
+
+/// Stands for all who have asked so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+struct State<T> {
+    asked: Ticket,
+    done: Ticket,
+    outcome: Option<T>,
+    /// The callers that are waiting.
+    waiting: Vec<Ticket>,
+    /// The worker goes on only then.
+    not_before: Option<Instant>,
+    /// The worker is to look at something else.
+    woken: bool,
+    ending: bool,
+}
+
+/// What the worker is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The work, for all up to this ticket.
+    Asked(Ticket),
+    /// Its time is over, or it was woken: to look at whatever else there is.
+    Look,
+    /// The end.
+    End,
+}
+
+/// Whether an outcome has reached a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// At least one was waiting for it.
+    BySomebody,
+    /// All who asked have given up.
+    ByNobody,
+}
+
+/// Why a caller has no outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// Its deadline is over, or the worker won't be at it by then.
+    Late,
+    /// The process is ending.
+    Ending,
+}
+
+impl<T: Clone + Send + 'static> Errand<T> {
+    /// Nobody has asked yet. The end asked for by `shutdown` ends all waits.
+    #[must_use]
+    pub fn new(shutdown: &Shutdown) -> Arc<Self> {
+        let (nobody, outcome) = (Ticket(0), None);
+        let state = State {
+            asked: nobody,
+            done: nobody,
+            outcome,
+            waiting: Vec::new(),
+            not_before: None,
+            woken: false,
+            ending: false,
+        };
+        let errand = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), bell: Condvar::new() });
+        let ended = Arc::downgrade(&errand);
+        shutdown.on_request(move || {
+            if let Some(errand) = ended.upgrade() {
+                errand.state().ending = true;
+                errand.changed.notify_all();
+                errand.bell.notify_all();
+            }
+        });
+        errand
+    }
+
+    /// Asks for the work, which begins after now.
+    pub fn ask(&self) -> Ticket {
+        let mut state = self.state();
+        state.asked.0 += 1;
+        self.bell.notify_one();
+        state.asked
+    }
+
+    /// Waits for the work that this ticket asked for, until `deadline`. Work that began later will do, too.
+    pub fn wait(&self, ticket: Ticket, deadline: Instant) -> Result<T, NotDone> {
+        let mut state = self.state();
+        loop {
+            if state.done >= ticket
+                && let Some(outcome) = &state.outcome
+            {
+                return Ok(outcome.clone());
+            }
+            if state.ending {
+                return Err(NotDone::Ending);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.not_before.is_some_and(|at| at > deadline) {
+                return Err(NotDone::Late);
+            }
+            state.waiting.push(ticket);
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            if let Some(index) = state.waiting.iter().position(|waiting| *waiting == ticket) {
+                state.waiting.swap_remove(index);
+            }
+        }
+    }
+
+    /// The worker waits until somebody has asked, it is woken, or `until` is over.
+    pub fn next(&self, until: Option<Instant>) -> Next {
+        let mut state = self.state();
+        loop {
+            if state.ending {
+                return Next::End;
+            }
+            if state.done < state.asked {
+                return Next::Asked(state.asked);
+            }
+            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+            if std::mem::take(&mut state.woken) || left.is_some_and(|left| left.is_zero()) {
+                return Next::Look;
+            }
+            state = self.sleep(state, left);
+        }
+    }
+
+    /// The worker waits until `until`, whoever asks: whether the end has come meanwhile. Callers whose deadline is
+    /// before that don't wait any longer.
+    pub fn pause(&self, until: Instant) -> bool {
+        let mut state = self.state();
+        state.not_before = Some(until);
+        self.changed.notify_all();
+        while !state.ending {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.sleep(state, Some(left));
+        }
+        state.not_before = None;
+        state.ending
+    }
+
+    /// Has the worker look at whatever else there is, once it is at [`Self::next`].
+    pub fn wake(&self) {
+        self.state().woken = true;
+        self.bell.notify_one();
+    }
+
+    /// Everybody who has asked by now.
+    #[must_use]
+    pub fn everybody(&self) -> Ticket {
+        self.state().asked
+    }
+
+    /// The work is done for all up to this ticket: whether anybody was still waiting, and takes the outcome.
+    pub fn done(&self, ticket: Ticket, outcome: T) -> Taken {
+        let mut state = self.state();
+        state.done = state.done.max(ticket);
+        state.outcome = Some(outcome);
+        self.changed.notify_all();
+        let done = state.done;
+        if state.waiting.iter().any(|waiting| *waiting <= done) { Taken::BySomebody } else { Taken::ByNobody }
+    }
+
+    fn sleep<'a>(
+        &self,
+        state: MutexGuard<'a, State<T>>,
+        left: Option<std::time::Duration>,
+    ) -> MutexGuard<'a, State<T>> {
+        match left {
+            None => self.bell.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(left) => self.bell.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(50);
+
+    fn in_a_while() -> Instant {
+        Instant::now() + LONG
+    }
+
+    #[test]
+    fn the_work_is_done_once_for_all_who_wait() {
+        let errand = Errand::new(&Shutdown::default());
+        let tickets: Vec<Ticket> = (0..5).map(|_| errand.ask()).collect();
+        thread::scope(|scope| {
+            let waiting = tickets.iter().map(|&ticket| {
+                let errand = &errand;
+                scope.spawn(move || errand.wait(ticket, in_a_while()))
+            });
+            let waiting: Vec<_> = waiting.collect();
+            let Next::Asked(all) = errand.next(None) else { panic!("somebody has asked") };
+            errand.done(all, 7);
+            assert!(waiting.into_iter().all(|caller| caller.join().unwrap() == Ok(7)));
+        });
+        assert_eq!(errand.next(Some(Instant::now())), Next::Look, "nothing is left to be done");
+    }
+
+    #[test]
+    fn who_asks_while_the_work_goes_on_waits_for_the_next() {
+        let errand = Errand::new(&Shutdown::default());
+        errand.ask();
+        let Next::Asked(first) = errand.next(None) else { panic!("somebody has asked") };
+        let late = errand.ask();
+        errand.done(first, 1);
+        assert_eq!(errand.wait(late, Instant::now() + SHORT), Err(NotDone::Late));
+        let Next::Asked(second) = errand.next(None) else { panic!("somebody has asked") };
+        errand.done(second, 2);
+        assert_eq!(errand.wait(late, in_a_while()), Ok(2));
+        assert_eq!(errand.wait(first, in_a_while()), Ok(2), "later work will do");
+    }
+
+    #[test]
+    fn work_for_everybody_counts_for_those_who_asked_while_it_went_on() {
+        let errand = Errand::new(&Shutdown::default());
+        errand.ask();
+        assert!(matches!(errand.next(None), Next::Asked(_)));
+        let late = errand.ask();
+        errand.done(errand.everybody(), 1);
+        assert_eq!(errand.wait(late, in_a_while()), Ok(1));
+    }
+
+    #[test]
+    fn a_caller_that_gave_up_keeps_nobody_from_the_outcome() {
+        let errand = Errand::new(&Shutdown::default());
+        let ticket = errand.ask();
+        assert_eq!(errand.wait(ticket, Instant::now()), Err(NotDone::Late));
+        let Next::Asked(all) = errand.next(None) else { panic!("it is still to be done") };
+        errand.done(all, 1);
+        assert_eq!(errand.wait(ticket, Instant::now()), Ok(1));
+    }
+
+    #[test]
+    fn the_worker_learns_whether_anybody_takes_the_outcome() {
+        let errand = Errand::new(&Shutdown::default());
+        let first = errand.ask();
+        assert_eq!(errand.done(first, 1), Taken::ByNobody);
+        let second = errand.ask();
+        thread::scope(|scope| {
+            let caller = scope.spawn(|| errand.wait(second, in_a_while()));
+            // Until the caller waits.
+            while errand.state().waiting.is_empty() {
+                thread::yield_now();
+            }
+            assert_eq!(errand.done(first, 2), Taken::ByNobody, "it waits for something else");
+            assert_eq!(errand.done(second, 3), Taken::BySomebody);
+            assert_eq!(caller.join().unwrap(), Ok(3));
+        });
+    }
+
+    #[test]
+    fn a_pause_beyond_its_deadline_is_not_waited_for() {
+        let shutdown = Shutdown::default();
+        let errand = Errand::<()>::new(&shutdown);
+        let ticket = errand.ask();
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| errand.pause(in_a_while()));
+            let asked = Instant::now();
+            assert_eq!(errand.wait(ticket, asked + LONG / 2), Err(NotDone::Late));
+            assert!(asked.elapsed() < LONG / 2);
+            shutdown.request();
+            assert!(worker.join().unwrap(), "the end has come");
+        });
+        assert!(!Errand::<()>::new(&Shutdown::default()).pause(Instant::now() + SHORT));
+    }
+
+    #[test]
+    fn the_worker_is_woken_for_other_things_also_while_it_works() {
+        let errand = Errand::<()>::new(&Shutdown::default());
+        errand.wake();
+        errand.ask();
+        let Next::Asked(ticket) = errand.next(None) else { panic!("who waits comes first") };
+        errand.done(ticket, ());
+        assert_eq!(errand.next(None), Next::Look);
+        assert_eq!(errand.next(Some(Instant::now() + SHORT)), Next::Look, "its time is over");
+    }
+
+    #[test]
+    fn the_end_ends_all_waits_and_those_after_it() {
+        let shutdown = Shutdown::default();
+        let errand = Errand::<()>::new(&shutdown);
+        let (begun, begins) = mpsc::channel();
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| errand.next(None));
+            let caller = scope.spawn(|| {
+                begun.send(()).unwrap();
+                errand.wait(Ticket(1), in_a_while())
+            });
+            begins.recv().unwrap();
+            shutdown.request();
+            assert_eq!((worker.join().unwrap(), caller.join().unwrap()), (Next::End, Err(NotDone::Ending)));
+        });
+        assert_eq!((errand.next(None), errand.wait(errand.ask(), in_a_while())), (Next::End, Err(NotDone::Ending)));
+    }
+
+    #[test]
+    fn of_many_callers_each_gets_an_outcome_of_work_that_began_after_it_asked() {
+        let shutdown = Shutdown::default();
+        let errand = Errand::<Ticket>::new(&shutdown);
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                while let Next::Asked(ticket) = errand.next(None) {
+                    errand.done(ticket, ticket);
+                }
+            });
+            let callers: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..500).all(|_| {
+                            let mine = errand.ask();
+                            errand.wait(mine, in_a_while()).is_ok_and(|outcome| outcome >= mine)
+                        })
+                    })
+                })
+                .collect();
+            assert!(callers.into_iter().all(|caller| caller.join().unwrap()));
+            shutdown.request();
+            worker.join().unwrap();
+        });
+    }
+}

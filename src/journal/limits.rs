@@ -1,0 +1,133 @@
+//! What a reader drops so that a journal stays within its limits.
+
+use std::io;
+
+use super::backstop::free_bytes;
+use super::place::{Outcome, Place, beginning_of};
+use super::reader::{Reader, State};
+use super::walk::Walk;
+use super::{Limits, Position, Weigher, chain, chunk};
+
+/// The disk's free space is looked at after records have grown by so many bytes: a journal that doesn't grow gives nothing
+/// up for a disk that others fill.
+const LOOK_EVERY: u64 = 256 << 10;
+
+impl<W: Weigher> Reader<W> {
+    /// Drops the oldest lines that exceed the limits: how many. It may be called while records are on their way to the
+    /// server; acknowledging those that were dropped does nothing then.
+    ///
+    /// Lines and bytes are kept exactly, as of the records that are there now; a batch is entered in its middle. When the
+    /// disk is short of space, whole segments go, with a tenth of the lines at least, since only that gives space back; and
+    /// never the newest.
+    pub fn keep_within(&self, limits: &Limits) -> u64 {
+        let mut state = self.state.lock();
+        let outcome = self.keep(&mut state, limits);
+        drop(state);
+        outcome.unwrap_or_else(|error| {
+            log::debug!("the {} journal can't be kept within its limits now: {}", self.name(), chain(&error));
+            0
+        })
+    }
+
+    fn keep(&self, state: &mut State, limits: &Limits) -> Outcome<u64> {
+        if !self.look(state)? {
+            return Ok(0);
+        }
+        let mut dropped = 0;
+        let mut note = |lines: u64, reason: &str| {
+            self.tally.drop(lines, reason);
+            dropped += lines;
+        };
+        let place = &mut state.place;
+        if let Some(surplus) = limits.lines.and_then(|most| place.waiting_lines().checked_sub(most)) {
+            let lines = place.drop_lines::<W>(surplus);
+            note(lines, "more of them wait than buffered_log_max allows");
+        }
+        if let Some(surplus) = place.waiting_bytes().checked_sub(limits.bytes) {
+            let lines = place.drop_bytes::<W>(surplus);
+            note(lines, "they take more bytes than buffer_max_bytes allows");
+        }
+        if place.has_grown_by(LOOK_EVERY) && free_bytes(&self.directory).is_some_and(|free| free < limits.free_bytes) {
+            let lines = place.drop_segments();
+            note(lines, "less of the disk is free than buffer_min_free_bytes");
+        }
+        self.note_missing(state);
+        Ok(dropped)
+    }
+}
+
+impl Place {
+    /// Drops so many of the oldest lines: how many it were.
+    fn drop_lines<W: Weigher>(&mut self, lines: u64) -> u64 {
+        let line = self.position().line.saturating_add(lines);
+        self.drop_with(|place| {
+            while let Some(next) = place.next_segment().filter(|&next| next <= line) {
+                place.pass(beginning_of(next));
+            }
+            place.pass_records::<W>(|_, behind| behind.line <= line)?;
+            let rest = line.saturating_sub(place.position().line);
+            if rest > 0 && place.is_before_a_record() {
+                place.pass(place.position().after_lines(rest));
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops the oldest records that have so many bytes together, or somewhat more: how many lines it were.
+    fn drop_bytes<W: Weigher>(&mut self, bytes: u64) -> u64 {
+        let mut left = bytes;
+        self.drop_with(|place| {
+            while let Some(next) = place.next_segment() {
+                let Some(rest) = left.checked_sub(place.bytes_left_in_segment()) else { break };
+                left = rest;
+                place.pass(beginning_of(next));
+            }
+            let start = place.position().offset;
+            place.pass_records::<W>(|at, _| at.offset.saturating_sub(start) < left)
+        })
+    }
+
+    /// Drops the oldest segments, with a tenth of the lines at least, but for the newest: how many lines it were.
+    fn drop_segments(&mut self) -> u64 {
+        let line = self.position().line.saturating_add(self.waiting_lines().div_ceil(10));
+        self.drop_with(|place| {
+            while let Some(next) = place.next_segment().filter(|_| place.position().line < line) {
+                place.pass(beginning_of(next));
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops what `pass` goes past, also when it fails on the way: how many lines it were.
+    fn drop_with(&mut self, pass: impl FnOnce(&mut Self) -> io::Result<()>) -> u64 {
+        let before = self.position();
+        if let Err(error) = pass(self) {
+            // The rest is dropped as soon as it can be read, or its whole segment is to go.
+            log::debug!("segment {} can't be read for dropping lines: {error}", self.position().file);
+        }
+        let after = self.position();
+        if let Err(error) = self.settle() {
+            log::debug!("{}", chain(&error));
+        }
+        after.line.saturating_sub(before.line)
+    }
+
+    /// Goes past whole records of the position's segment, as long as `goes` says so of the place before and the place
+    /// behind one.
+    fn pass_records<W: Weigher>(&mut self, goes: impl Fn(Position, Position) -> bool) -> io::Result<()> {
+        let file = self.open_segment()?;
+        let Some(mut record) = self.record::<W>(&file)? else { return Ok(()) };
+        let mut walk = Walk::<W>::new(&file, record.end);
+        while record.is_whole {
+            let behind = chunk::behind(self.position(), record.end - record.start, record.lines);
+            if !goes(self.position(), behind) {
+                break;
+            }
+            self.pass(behind);
+            let Some(next) = walk.step()? else { break };
+            record = next;
+            self.note_record(record);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,338 @@
+//! The reading side: hands out what waits, and forgets what is done with.
+
+use std::fs::File;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::chunk::{LargeRecord, Waiting};
+use super::inspect::{self, Oldest};
+use super::place::Place;
+use super::rejected::{LINE_BYTES, Rejected};
+use super::segments::{self, PREDECESSOR_LIMIT, READER_LOCK};
+use super::tally::Tally;
+use super::{Chunk, Counts, Held, JournalError, Overflow, Position, Weigher, chain};
+
+/// Reads a journal. One thread peeks, acknowledges and sets aside; the other methods are for any thread.
+pub struct Reader<W> {
+    name: &'static str,
+    pub(super) directory: PathBuf,
+    rejected: Arc<Rejected>,
+    overflow: Option<Arc<dyn Overflow>>,
+    pub(super) state: Mutex<State>,
+    pub(super) tally: Tally,
+    /// Lines that waited when it was opened.
+    found: AtomicU64,
+    /// Where the reader is, for those who must not wait for it.
+    position: Mutex<Option<Position>>,
+    weigher: PhantomData<fn() -> W>,
+}
+
+/// What reading needs, under one lock.
+pub(super) struct State {
+    /// Whether it was tried before to open it.
+    was_tried: bool,
+    /// The lock, while the journal is open.
+    lock: Option<File>,
+    pub(super) place: Place,
+    /// Up to where records in memory are done with.
+    in_memory: Position,
+    /// Records from memory are, or may be, on their way to the server.
+    lent: bool,
+    /// Lines set aside since the last acknowledgement.
+    set_aside: u64,
+}
+
+/// How a journal stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// What became of lines on this side: delivered, set aside and dropped.
+    pub counts: Counts,
+    /// Lines that wait, on disk and in memory.
+    pub waiting_lines: u64,
+    /// Bytes of their records.
+    pub waiting_bytes: u64,
+    /// Bytes of the journal's files.
+    pub file_bytes: u64,
+    /// The oldest record on disk; `None` when none waits there.
+    pub oldest: Option<Oldest>,
+}
+
+impl<W: Weigher> Reader<W> {
+    /// Reads the journal in this directory, which is called `name` in messages. What its writer has in memory comes by way
+    /// of `overflow`; what is set aside goes to `rejected`. The disk isn't touched before the first use.
+    #[must_use]
+    pub fn new(
+        directory: PathBuf,
+        name: &'static str,
+        rejected: Arc<Rejected>,
+        overflow: Option<Arc<dyn Overflow>>,
+    ) -> Self {
+        let state = State {
+            was_tried: false,
+            lock: None,
+            place: Place::new(&directory),
+            in_memory: Position { file: Position::MEMORY, ..Position::default() },
+            lent: overflow.is_some(),
+            set_aside: 0,
+        };
+        Self {
+            name,
+            directory,
+            rejected,
+            overflow,
+            state: Mutex::new(state),
+            tally: Tally::new(name),
+            found: AtomicU64::new(0),
+            position: Mutex::default(),
+            weigher: PhantomData,
+        }
+    }
+
+    /// The oldest records that wait: as many whole ones as have at most `max_bytes` together with their newlines, or one
+    /// that is larger. What was peeked before and not acknowledged is peeked again. What waits in memory comes when nothing
+    /// waits on disk, or that can't be read.
+    pub fn peek(&self, max_bytes: usize) -> Result<Waiting, JournalError> {
+        let mut state = self.state.lock();
+        self.give_back(&mut state);
+        let on_disk = self.peek_on_disk(&mut state, max_bytes);
+        if matches!(on_disk, Ok(Waiting::Records(_) | Waiting::Large(_))) {
+            return on_disk;
+        }
+        match self.peek_in_memory(&mut state, max_bytes) {
+            Ok(Some(chunk)) => Ok(Waiting::Records(chunk)),
+            // The disk may just have taken what waited there.
+            Ok(None) if self.overflow.is_some() && on_disk.is_ok() => self.peek_on_disk(&mut state, max_bytes),
+            Ok(None) => on_disk,
+            Err(source) => on_disk.and(Err(JournalError::Overflow { source })),
+        }
+    }
+
+    /// The server has everything up to this place, but for what was set aside: forgets it. A place that lies before what is
+    /// forgotten already means nothing.
+    pub fn acknowledge(&self, until: Position) {
+        let mut state = self.state.lock();
+        let done = self.forget(&mut state, until);
+        let set_aside = std::mem::take(&mut state.set_aside);
+        drop(state);
+        self.tally.deliver(done.saturating_sub(set_aside));
+    }
+
+    /// Nobody is to have anything up to this place: forgets it, uncounted.
+    pub fn discard(&self, until: Position) {
+        let mut state = self.state.lock();
+        state.set_aside = 0;
+        self.forget(&mut state, until);
+    }
+
+    /// Keeps a record that the server is never to get, or one of its lines, among the rejected ones, and counts it as so
+    /// many lines. To be called when it is certain, right before the acknowledgement that goes past it.
+    pub fn set_aside(&self, line: &[u8], lines: u64, reason: &str) {
+        self.note_set_aside(line.get(..LINE_BYTES + 1).unwrap_or(line), line.len() as u64, lines, reason);
+    }
+
+    /// The same for a large record: what is left of its lines.
+    pub fn set_aside_large(&self, record: &LargeRecord, reason: &str) {
+        let beginning = record.beginning(LINE_BYTES + 1).unwrap_or_else(|error| {
+            log::debug!("a large record can't be read for setting it aside: {error}");
+            Vec::new()
+        });
+        self.note_set_aside(&beginning, record.len(), record.lines(), reason);
+    }
+
+    /// Nothing is on its way to the server: what waits in memory can be written once the disk accepts it.
+    pub fn take_back(&self) {
+        self.give_back(&mut self.state.lock());
+    }
+
+    /// Where the records on disk end now.
+    pub fn end(&self) -> Result<Position, JournalError> {
+        let mut state = self.state.lock();
+        self.look(&mut state)?;
+        Ok(state.place.end())
+    }
+
+    /// Whether nothing waits; not when that can't be known.
+    pub fn is_empty(&self) -> bool {
+        let mut state = self.state.lock();
+        let on_disk = self.look(&mut state).map(|_| state.place.is_at_end());
+        drop(state);
+        on_disk.is_ok_and(|is_at_end| is_at_end) && self.held().is_some_and(|held| held.lines == 0)
+    }
+
+    /// How many lines wait, on disk and in memory, as far as that can be known.
+    pub fn waiting_lines(&self) -> u64 {
+        let mut state = self.state.lock();
+        if let Err(error) = self.look(&mut state) {
+            log::debug!("{}", chain(&error));
+        }
+        let on_disk = state.place.waiting_lines();
+        drop(state);
+        on_disk.saturating_add(self.held().unwrap_or_default().lines)
+    }
+
+    /// How many lines waited on disk when the journal was opened; 0 before that.
+    #[must_use]
+    pub fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// Gives the lock to a successor. A later use opens the journal again.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        self.give_back(&mut state);
+        if state.lock.is_some() {
+            state.place.write_refused_cursor();
+        }
+        state.lock = None;
+        *self.position.lock() = None;
+    }
+
+    /// How it stands, for tables. Waits for nobody but the disk; what can't be read is missing, and said at DEBUG.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let position = *self.position.lock();
+        let look = inspect::look_from::<W>(&self.directory, position);
+        look.problems.iter().for_each(|problem| log::debug!("{problem}"));
+        let held = self.held().unwrap_or_default();
+        Status {
+            counts: self.counts(),
+            waiting_lines: look.waiting_lines.saturating_add(held.lines),
+            waiting_bytes: look.waiting_bytes.saturating_add(held.bytes),
+            file_bytes: look.file_bytes,
+            oldest: look.oldest,
+        }
+    }
+
+    /// What became of lines on this side: delivered, set aside and dropped.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.tally.counts()
+    }
+
+    /// What was said of losses on both sides since the last time this was asked.
+    pub fn take_losses(&self) -> Vec<String> {
+        let mut losses = self.tally.take_losses();
+        losses.extend(self.overflow.iter().flat_map(|overflow| overflow.take_losses()));
+        losses
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn peek_on_disk(&self, state: &mut State, max_bytes: usize) -> Result<Waiting, JournalError> {
+        if !self.open(state)? {
+            return Ok(Waiting::Nothing);
+        }
+        let waiting = state.place.peek::<W>(max_bytes);
+        self.note_missing(state);
+        waiting
+    }
+
+    fn peek_in_memory(&self, state: &mut State, max_bytes: usize) -> std::io::Result<Option<Chunk>> {
+        let Some(overflow) = &self.overflow else { return Ok(None) };
+        let Some(borrowed) = overflow.peek(max_bytes)? else { return Ok(None) };
+        state.lent = true;
+        let records = memchr::memchr_iter(b'\n', &borrowed.bytes).count() as u64;
+        let first = borrowed.through.saturating_sub(records);
+        if state.in_memory.offset != first {
+            state.in_memory = Position { offset: first, part: 0, ..state.in_memory };
+        }
+        Ok(Chunk::new::<W>(borrowed.bytes, state.in_memory))
+    }
+
+    /// Moves past everything up to a place: so many lines.
+    fn forget(&self, state: &mut State, until: Position) -> u64 {
+        if until.is_in_memory() {
+            let Some(overflow) = self.overflow.as_ref().filter(|_| until > state.in_memory) else { return 0 };
+            let done = until.line.saturating_sub(state.in_memory.line);
+            state.in_memory = until;
+            overflow.remove(until.offset);
+            state.lent = false;
+            return done;
+        }
+        if state.lock.is_none() || until <= state.place.position() {
+            return 0;
+        }
+        let done = state.place.move_to(until);
+        if let Err(error) = state.place.settle() {
+            log::debug!("{}", chain(&error));
+        }
+        self.note_missing(state);
+        done
+    }
+
+    /// Opens the journal if need be, and finds out where its records end: whether there is a journal.
+    pub(super) fn look(&self, state: &mut State) -> Result<bool, JournalError> {
+        let exists = self.open(state)?;
+        if exists {
+            let looked = state.place.look::<W>();
+            self.note_missing(state);
+            looked?;
+        }
+        Ok(exists)
+    }
+
+    /// Opens the journal if need be: whether there is one.
+    fn open(&self, state: &mut State) -> Result<bool, JournalError> {
+        if state.lock.is_some() {
+            return Ok(true);
+        }
+        if !exists(&self.directory) {
+            return Ok(false);
+        }
+        let patience = if state.was_tried { Duration::ZERO } else { PREDECESSOR_LIMIT };
+        state.was_tried = true;
+        let lock = segments::lock(&self.directory.join(READER_LOCK), patience)?;
+        state.place.open::<W>()?;
+        state.lock = Some(lock);
+        if let Err(error) = state.place.look::<W>() {
+            log::debug!("{}", chain(&error));
+        }
+        self.note_missing(state);
+        let found = state.place.waiting_lines();
+        self.found.store(found, Ordering::Relaxed);
+        if found > 0 {
+            log::info!("{found} {} lines wait in the journal", self.name);
+        }
+        Ok(true)
+    }
+
+    /// Counts lines that are missing, and tells those who don't wait where the reader is.
+    pub(super) fn note_missing(&self, state: &mut State) {
+        self.tally.drop(state.place.take_missing(), "their files are gone or damaged");
+        *self.position.lock() = Some(state.place.position());
+    }
+
+    fn note_set_aside(&self, beginning: &[u8], size: u64, lines: u64, reason: &str) {
+        self.rejected.add(self.name, reason, beginning, size);
+        self.tally.set_aside(lines, reason);
+        let mut state = self.state.lock();
+        state.set_aside = state.set_aside.saturating_add(lines);
+    }
+
+    fn give_back(&self, state: &mut State) {
+        if let Some(overflow) = self.overflow.as_ref().filter(|_| state.lent) {
+            overflow.give_back();
+            state.lent = false;
+        }
+    }
+
+    /// What waits in memory; `None` when that can't be known.
+    fn held(&self) -> Option<Held> {
+        let Some(overflow) = &self.overflow else { return Some(Held::default()) };
+        overflow.held().inspect_err(|error| log::debug!("what waits in the writer's memory isn't known: {error}")).ok()
+    }
+}
+
+/// Whether a journal's directory is there. One that can't be looked at counts: its use will say why.
+fn exists(directory: &Path) -> bool {
+    !matches!(directory.try_exists(), Ok(false))
+}

@@ -1,0 +1,114 @@
+//! Lines that no server takes, beside the journals: with time and reason, in two files of a bounded size.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::segments;
+
+/// The file that is written, in the directory of the buffers.
+pub(super) const FILE: &str = "rejected.ndjson";
+
+/// What it becomes when it is full; what had that name before is gone.
+pub(super) const OLDER_FILE: &str = "rejected.1.ndjson";
+
+/// How large a file becomes.
+const FILE_BYTES: u64 = 8 << 20;
+
+/// So much of a line is kept.
+pub(super) const LINE_BYTES: usize = 64 << 10;
+
+/// So many characters of a reason are kept.
+const REASON_CHARACTERS: usize = 1000;
+
+/// Takes lines of every journal of the process; one is enough.
+///
+/// Each is a line `{"time":1795407125,"stream":"results","reason":"it is no JSON","size":7,"line":"no JSON"}`: `time` in
+/// Unix seconds, `size` in bytes, and of a line longer than 64 KiB its beginning. Never fails: what the disk refuses here
+/// is said, and counted by the journal all the same.
+pub struct Rejected {
+    directory: PathBuf,
+    file_bytes: u64,
+    /// Held while a line is added.
+    adding: Mutex<()>,
+    is_refused: AtomicBool,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    time: u64,
+    stream: &'a str,
+    reason: &'a str,
+    size: u64,
+    line: &'a str,
+}
+
+impl Rejected {
+    /// Keeps lines in this directory. The disk isn't touched before the first one.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self::with_files_of(FILE_BYTES, directory)
+    }
+
+    /// With files of another size.
+    pub(super) fn with_files_of(file_bytes: u64, directory: PathBuf) -> Self {
+        Self { directory, file_bytes, adding: Mutex::default(), is_refused: AtomicBool::new(false) }
+    }
+
+    /// Adds a line of which this is the beginning, or all.
+    pub(super) fn add(&self, stream: &str, reason: &str, beginning: &[u8], size: u64) {
+        let line = String::from_utf8_lossy(beginning_of(beginning));
+        let reason_end = reason.char_indices().nth(REASON_CHARACTERS).map_or(reason.len(), |(end, _)| end);
+        let reason = reason.get(..reason_end).unwrap_or_default();
+        let entry = Entry { time: segments::unix_time(), stream, reason, size, line: &line };
+        let _adding = self.adding.lock();
+        match serde_json::to_vec(&entry).map_err(io::Error::from).and_then(|entry| self.write(entry)) {
+            Ok(()) => self.is_refused.store(false, Ordering::Relaxed),
+            Err(error) if !self.is_refused.swap(true, Ordering::Relaxed) => {
+                log::error!("lines can't be set aside in {}: {error}", self.directory.join(FILE).display());
+            }
+            Err(error) => log::debug!("lines still can't be set aside: {error}"),
+        }
+    }
+
+    fn write(&self, mut entry: Vec<u8>) -> io::Result<()> {
+        entry.push(b'\n');
+        let path = self.directory.join(FILE);
+        if fs::metadata(&path).is_ok_and(|file| file.len() + entry.len() as u64 > self.file_bytes) {
+            fs::rename(&path, self.directory.join(OLDER_FILE))?;
+        }
+        let mut file = segments::open_or_replace(&path, OpenOptions::new().read(true).append(true).create(true))?;
+        if !ends_in_newline(&file)? {
+            // A kill or a full disk has left half a line.
+            entry.insert(0, b'\n');
+        }
+        file.write_all(&entry)
+    }
+}
+
+fn ends_in_newline(file: &fs::File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.read_exact_at(&mut last, length - 1)?;
+    }
+    Ok(last == [b'\n'])
+}
+
+/// As much of a line as is kept, not cut within a character.
+fn beginning_of(line: &[u8]) -> &[u8] {
+    let Some(cut) = line.get(..LINE_BYTES) else { return line };
+    let is_middle = |byte: Option<&u8>| byte.is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
+    let back = (0..4).find(|back| !is_middle(line.get(LINE_BYTES - back))).unwrap_or(0);
+    cut.get(..LINE_BYTES - back).unwrap_or(cut)
+}
+
+/// The files' paths, the older one first.
+pub(super) fn files(directory: &Path) -> [PathBuf; 2] {
+    [directory.join(OLDER_FILE), directory.join(FILE)]
+}

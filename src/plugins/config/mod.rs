@@ -1,0 +1,280 @@
+//! The config plugin: what the server gives, when it is a configuration; the last good one while the server can't be
+//! reached at the start.
+//!
+//! osqueryd's start waits for the first genConfig, so a call waits at most [`KEPT_LIMIT`] where there is a kept
+//! configuration to give, and [`CALL_LIMIT`] where there is none. The fetching is done by a thread of its own, which goes
+//! on when the call doesn't wait any longer, and tries again until it succeeds; what it gets then is pushed to osqueryd.
+
+mod kept;
+mod operator;
+mod options;
+mod whole_queries;
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+pub use self::kept::FILE;
+use self::kept::Kept;
+pub use self::operator::arguments_of;
+pub use self::whole_queries::WholeQueries;
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::errand::{Errand, Next, NotDone, Taken, Ticket};
+use crate::extension::manager::Manager;
+use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
+use crate::logging::Streak;
+use crate::remote::api::{self, ConfigLimits, Payload};
+use crate::remote::{Endpoint, Node, RemoteError, key_place};
+use crate::settings::Settings;
+use crate::shutdown::Shutdown;
+
+/// The name that the built-in plugin gives its one source; another one would be a second configuration.
+const SOURCE: &str = "tls_plugin";
+
+/// The longest that a genConfig waits, enrollment and all attempts included.
+pub const CALL_LIMIT: Duration = Duration::from_secs(45);
+
+/// The same while the last good configuration can be given instead: the schedule of a host whose server hangs begins no
+/// later than a healthy one's by more than this.
+pub const KEPT_LIMIT: Duration = Duration::from_secs(4);
+
+/// Waits between attempts that no call waits for.
+const RETRY_STEP: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Gives osqueryd its configuration.
+pub struct Config {
+    node: Arc<Node>,
+    manager: Arc<Manager>,
+    whole_queries: Arc<WholeQueries>,
+    announce: Announce,
+    kept: Kept,
+    /// Done by [`Config::run`].
+    fetching: Arc<Errand<Fetched>>,
+    state: Mutex<State>,
+    streaks: Streaks,
+}
+
+/// Tells those who go by the configuration that osqueryd has another one, as the server gave it.
+pub type Announce = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Failures in a row of each kind.
+#[derive(Default)]
+struct Streaks {
+    /// Answers that were no configuration.
+    unusable: Streak,
+    /// Configurations that osqueryd did not take.
+    not_taken: Streak,
+    /// Calls that got the last good configuration in place of the server's.
+    stale: Streak,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether osqueryd has a configuration of the server's, from this worker.
+    delivered: bool,
+    /// A genConfig was answered without one: what comes later is pushed.
+    owed: bool,
+}
+
+/// The server's document, or why there is none.
+type Fetched = Result<Arc<str>, Arc<RemoteError>>;
+
+impl Config {
+    /// Asks as this node; keeps the last good configuration in `directory`. `announce` is told of each configuration that
+    /// osqueryd has. [`Self::run`] must be running.
+    #[must_use]
+    pub fn new(
+        node: Arc<Node>,
+        manager: Arc<Manager>,
+        whole_queries: Arc<WholeQueries>,
+        announce: Announce,
+        directory: &Path,
+        shutdown: &Shutdown,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            manager,
+            whole_queries,
+            announce,
+            kept: Kept::new(directory),
+            fetching: Errand::new(shutdown),
+            state: Mutex::default(),
+            streaks: Streaks::default(),
+        })
+    }
+
+    /// Another osqueryd runs now: it may be given the last good configuration again.
+    pub fn osqueryd_was_replaced(&self) {
+        self.state().delivered = false;
+    }
+
+    /// The fetching thread's work, until the end is asked for.
+    pub fn run(&self) {
+        let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
+        let mut retry_at: Option<Instant> = None;
+        loop {
+            let owed = self.state().owed;
+            let ticket = match (self.fetching.next(retry_at.filter(|_| owed)), retry_at) {
+                (Next::End, _) => return,
+                (Next::Asked(ticket), _) => ticket,
+                (Next::Look, _) if !self.state().owed => continue,
+                (Next::Look, Some(at)) if Instant::now() >= at => self.fetching.everybody(),
+                (Next::Look, Some(_)) => continue,
+                // A call has just been answered without one.
+                (Next::Look, None) => {
+                    retry_at = Some(Instant::now() + backoff.failed_in_a_fleet());
+                    continue;
+                }
+            };
+            retry_at = match self.fetch_for(ticket) {
+                Owed::Nothing => {
+                    backoff.succeeded();
+                    None
+                }
+                Owed::Configuration => Some(Instant::now() + backoff.failed_in_a_fleet()),
+            };
+        }
+    }
+
+    /// Fetches for all up to this ticket, and pushes what no call waits for any longer.
+    fn fetch_for(&self, ticket: Ticket) -> Owed {
+        let fetched = self.fetch();
+        if let Ok(document) = &fetched {
+            self.kept.keep(document);
+        }
+        let taken = self.fetching.done(ticket, fetched.clone());
+        match fetched {
+            _ if !self.state().owed => Owed::Nothing,
+            // The call that waited hands it on.
+            Ok(_) if taken == Taken::BySomebody => Owed::Nothing,
+            Ok(document) => self.push(&document),
+            Err(_) => Owed::Configuration,
+        }
+    }
+
+    fn push(&self, document: &str) -> Owed {
+        match self.manager.push_config(SOURCE, &self.for_osqueryd(document)) {
+            Ok(()) => {
+                self.has(document);
+                log::info!("the configuration has come, and osqueryd has it");
+                Owed::Nothing
+            }
+            Err(error) => {
+                let level = self.streaks.not_taken.failed(Level::Warn);
+                log::log!(level, "the configuration has come, and osqueryd can't be given it: {}", chain(&error));
+                Owed::Configuration
+            }
+        }
+    }
+
+    fn gen_config(&self) -> Reply {
+        let kept = if self.state().delivered { None } else { self.kept_configuration() };
+        let limit = if kept.is_some() { KEPT_LIMIT } else { CALL_LIMIT };
+        let error = match self.fetching.wait(self.fetching.ask(), Instant::now() + limit) {
+            Ok(Ok(document)) => {
+                self.has(&document);
+                return self.reply(&document);
+            }
+            Ok(Err(error)) => chain(&*error).to_string(),
+            Err(NotDone::Late) => format!("config: no answer within {limit:?}; still asking"),
+            Err(NotDone::Ending) => "config: the extension is ending".to_owned(),
+        };
+        // With code 1 the running schedule stays. Without one, the last good configuration is better.
+        if !self.now_owes() {
+            return Reply::failed(error);
+        }
+        self.fetching.wake();
+        let Some(document) = kept else { return Reply::failed(error) };
+        let level = self.streaks.stale.failed(Level::Warn);
+        log::log!(level, "giving osqueryd the last good configuration, the server's comes later: {error}");
+        (self.announce)(&document);
+        self.reply(&document)
+    }
+
+    /// A call is answered without the server's configuration: whether that is to be pushed, since osqueryd has none.
+    fn now_owes(&self) -> bool {
+        let mut state = self.state();
+        state.owed |= !state.delivered;
+        !state.delivered
+    }
+
+    /// osqueryd has this configuration of the server's now.
+    fn has(&self, document: &str) {
+        *self.state() = State { delivered: true, owed: false };
+        self.streaks.not_taken.succeeded();
+        self.streaks.stale.succeeded();
+        (self.announce)(document);
+    }
+
+    fn reply(&self, document: &str) -> Reply {
+        Reply::row(SOURCE, self.for_osqueryd(document))
+    }
+
+    /// A configuration as osqueryd is given it: every way leads through here.
+    fn for_osqueryd<'a>(&self, document: &'a str) -> Cow<'a, str> {
+        let settings = self.node.flags.current();
+        self.whole_queries.hand_on(document, settings.logger.expand_events, self.limits().bytes)
+    }
+
+    fn fetch(&self) -> Fetched {
+        let judge = |settings: &Settings, answer| api::configuration(answer, key_place(settings), self.limits());
+        match self.node.send_with_attempts(Endpoint::Config, Payload::None, judge) {
+            Ok(document) => {
+                if let Some(failures) = self.streaks.unusable.succeeded() {
+                    log::info!("the server gives a usable configuration again, after {failures} others");
+                }
+                Ok(document.into())
+            }
+            Err(error) => {
+                if error.is_unusable_configuration() {
+                    let level = self.streaks.unusable.failed(Level::Error);
+                    log::log!(level, "the server gives no configuration that osqueryd could use: {}", chain(&error));
+                }
+                Err(Arc::new(error))
+            }
+        }
+    }
+
+    fn limits(&self) -> ConfigLimits {
+        ConfigLimits::of_version(self.node.host.version().as_deref())
+    }
+
+    /// What lies on the disk is no more to be trusted than what comes over the network.
+    fn kept_configuration(&self) -> Option<String> {
+        api::configuration(self.kept.read()?, api::KeyPlace::Body, self.limits()).ok()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether osqueryd still waits for a configuration.
+enum Owed {
+    Nothing,
+    Configuration,
+}
+
+impl Plugin for Arc<Config> {
+    fn registry(&self) -> RegistryName {
+        RegistryName::Config
+    }
+
+    fn call(&self, request: StringMap) -> Reply {
+        match request.get("action").map(String::as_str) {
+            Some("genConfig") => self.gen_config(),
+            Some("genPack") => {
+                let name = request.get("name").map_or("", String::as_str);
+                Reply::failed(format!(
+                    "the pack {name} is only named in the configuration: the remote API has no packs to fetch, give it inline"
+                ))
+            }
+            other => Reply::failed(format!("the config plugin has no action {other:?}")),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A configuration's `options`, changed in place: every byte of the document but those of the change stays. Pure.
+//!
+//! osqueryd and serde read duplicate members differently (the first counts for the one, the last for the other), so a
+//! change is made at each of them: whoever reads the document then finds it.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use crate::members::Members;
+
+/// The member's name, as osquery has it.
+const OPTIONS: &str = "options";
+
+/// The value, as JSON, that the document's `options` give to `name`: the last one. `None` where they don't mention it.
+pub(super) fn option<'a>(document: &'a str, name: &str) -> Option<&'a str> {
+    let Members(members) = Members::of(document)?;
+    let objects = members.into_iter().filter(|(member, _)| is(member, OPTIONS));
+    let mut options = objects.filter_map(|(_, object)| Members::of(object)).flat_map(|Members(options)| options);
+    options.rfind(|(member, _)| is(member, name)).map(|(_, value)| value)
+}
+
+/// The document with `name` set to `value`, which is JSON, in its `options`, which are created where there are none.
+///
+/// `None` for a text that is no JSON object, and where `options` is something else than an object.
+pub(super) fn with_option(document: &str, name: &str, value: &str) -> Option<String> {
+    let member = format!("{}:{value}", Value::from(name));
+    let Members(members) = Members::of(document)?;
+    let objects: Vec<&str> =
+        members.iter().filter(|(member, _)| is(member, OPTIONS)).map(|(_, object)| *object).collect();
+    let mut edits = Vec::new();
+    if objects.is_empty() {
+        let options = format!("{}:{{{member}}}", Value::from(OPTIONS));
+        edits.push(insertion(document, document, &options, members.is_empty())?);
+    }
+    for object in objects {
+        let Members(options) = Members::of(object)?;
+        let empty = options.is_empty();
+        let present: Vec<Range<usize>> =
+            options.iter().filter(|(member, _)| is(member, name)).map(|(_, value)| place(document, value)).collect();
+        if present.is_empty() {
+            edits.push(insertion(document, object, &member, empty)?);
+        }
+        edits.extend(present.into_iter().map(|range| (range, value.to_owned())));
+    }
+    apply(document, edits)
+}
+
+/// Puts a member in front of an object's others.
+fn insertion(document: &str, object: &str, member: &str, empty: bool) -> Option<(Range<usize>, String)> {
+    let at = place(document, object).start + object.find('{')? + 1;
+    Some((at..at, if empty { member.to_owned() } else { format!("{member},") }))
+}
+
+/// Makes changes, which are in the document's order.
+fn apply(document: &str, edits: Vec<(Range<usize>, String)>) -> Option<String> {
+    let mut changed = String::with_capacity(document.len() + 64);
+    let mut done = 0;
+    for (range, text) in edits {
+        changed.push_str(document.get(done..range.start)?);
+        changed.push_str(&text);
+        done = range.end;
+    }
+    changed.push_str(document.get(done..)?);
+    Some(changed)
+}
+
+/// Where a piece of the document stands in it.
+fn place(document: &str, piece: &str) -> Range<usize> {
+    let start = (piece.as_ptr() as usize).saturating_sub(document.as_ptr() as usize);
+    start..start + piece.len()
+}
+
+/// Whether a name as it is written, with quotes and escapes, is this one.
+fn is(written: &str, name: &str) -> bool {
+    serde_json::from_str::<String>(written).is_ok_and(|read| read == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastrand::Rng;
+
+    const NAME: &str = "logger_event_type";
+
+    fn set(document: &str) -> Option<String> {
+        with_option(document, NAME, "false")
+    }
+
+    #[test]
+    fn a_member_is_put_behind_the_opening_brace_and_every_other_byte_stays() {
+        for (document, expected) in [
+            (
+                "{\n \"options\" : {\n  \"verbose\": true } , \"schedule\":{}}\n",
+                "{\n \"options\" : {\"logger_event_type\":false,\n  \"verbose\": true } , \"schedule\":{}}\n",
+            ),
+            (r#"{"options":{}}"#, r#"{"options":{"logger_event_type":false}}"#),
+            ("{\"options\":{ \t}}", "{\"options\":{\"logger_event_type\":false \t}}"),
+            (" {\"a\":1.50e1}", " {\"options\":{\"logger_event_type\":false},\"a\":1.50e1}"),
+            ("{}", r#"{"options":{"logger_event_type":false}}"#),
+            ("{ }\r\n", "{\"options\":{\"logger_event_type\":false} }\r\n"),
+        ] {
+            assert_eq!(set(document).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_there_gets_the_value() {
+        assert_eq!(
+            set(r#"{"options":{"logger_event_type" : "true" ,"a":[1]}}"#).as_deref(),
+            Some(r#"{"options":{"logger_event_type" : false ,"a":[1]}}"#)
+        );
+        // However its name is written.
+        assert_eq!(
+            set(r#"{"\u006fptions":{"logger\u005fevent_type":1}}"#).as_deref(),
+            Some(r#"{"\u006fptions":{"logger\u005fevent_type":false}}"#)
+        );
+    }
+
+    #[test]
+    fn of_duplicates_each_gets_the_value() {
+        assert_eq!(
+            set(r#"{"options":{"a":1},"options":{"logger_event_type":1,"logger_event_type":2}}"#).as_deref(),
+            Some(
+                r#"{"options":{"logger_event_type":false,"a":1},"options":{"logger_event_type":false,"logger_event_type":false}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn options_elsewhere_are_something_else() {
+        let document = r#"{"packs":{"p":{"options":{"logger_event_type":true}}},"x":"\"options\":{"}"#;
+        assert_eq!(option(document, NAME), None);
+        assert_eq!(
+            set(document).as_deref(),
+            Some(format!(r#"{{"options":{{"logger_event_type":false}},{}"#, &document[1..]).as_str())
+        );
+        let nested = r#"{"options":{"custom_a":{"logger_event_type":true},"b":"\"logger_event_type\":1"}}"#;
+        assert_eq!(option(nested, NAME), None);
+        assert!(set(nested).unwrap().starts_with(r#"{"options":{"logger_event_type":false,"custom_a""#));
+    }
+
+    #[test]
+    fn what_has_no_place_for_options_is_not_changed() {
+        for document in
+            ["", "[]", "null", "{", r#"{"options":[]}"#, r#"{"options":null}"#, r#"{"options":"{}"}"#, "{}x"]
+        {
+            assert_eq!(set(document), None, "{document}");
+        }
+        // A comment is no JSON: osqueryd strips such lines, and whoever wrote them has to set the option.
+        assert_eq!(set("{\n# a comment\n\"options\":{}}"), None);
+    }
+
+    #[test]
+    fn bytes_that_serde_s_strings_refuse_stay_too() {
+        let document = r#"{"a":"\udce9","\udce9":1,"options":{"\udce9":"\udce9"}}"#;
+        let expected = r#"{"a":"\udce9","\udce9":1,"options":{"logger_event_type":false,"\udce9":"\udce9"}}"#;
+        assert_eq!(set(document).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn the_last_mention_counts_and_is_found_however_it_is_written() {
+        assert_eq!(option(r#"{"options":{"logger_event_type":true}}"#, NAME), Some("true"));
+        assert_eq!(option(r#"{"options":{"\u006cogger_event_type": "f"}}"#, NAME), Some("\"f\""));
+        assert_eq!(option(r#"{"options":{"logger_event_type":1,"logger_event_type":0}}"#, NAME), Some("0"));
+        assert_eq!(option(r#"{"options":[],"schedule":{}}"#, NAME), None);
+        assert_eq!(option("<html>", NAME), None);
+    }
+
+    /// Some JSON, with names that matter in all places.
+    fn value(random: &mut Rng, depth: usize) -> String {
+        let scalar = ["1", "-0.50e+3", "true", "null", "\"\"", r#""{\"options\":{}}""#, r#""\u00e9\\""#];
+        match random.usize(..if depth == 0 { 7 } else { 9 }) {
+            8 => object(random, depth - 1),
+            7 => {
+                let items: Vec<String> = (0..random.usize(..3)).map(|_| value(random, depth - 1)).collect();
+                format!("[{}{}]", blank(random), items.join(","))
+            }
+            chosen => scalar[chosen].to_owned(),
+        }
+    }
+
+    fn object(random: &mut Rng, depth: usize) -> String {
+        let names = [
+            "\"options\"",
+            r#""\u006fptions""#,
+            "\"logger_event_type\"",
+            r#""logger\u005fevent_type""#,
+            "\"a\"",
+            r#""\"""#,
+            "\"\"",
+        ];
+        let members: Vec<String> = (0..random.usize(..5))
+            .map(|_| {
+                let name = names[random.usize(..names.len())];
+                format!("{}{name}{}:{}{}", blank(random), blank(random), blank(random), value(random, depth))
+            })
+            .collect();
+        format!("{{{}{}}}", members.join(","), blank(random))
+    }
+
+    fn blank(random: &mut Rng) -> &'static str {
+        ["", "", " ", "\n\t", "\r\n "][random.usize(..5)]
+    }
+
+    #[test]
+    fn the_result_reads_as_the_original_with_the_change() {
+        let mut changed = 0;
+        for seed in 0..20_000 {
+            let mut random = Rng::with_seed(seed);
+            let document = format!("{}{}{}", blank(&mut random), object(&mut random, 3), blank(&mut random));
+            let mut expected: Value = serde_json::from_str(&document).unwrap();
+            let Some(result) = set(&document) else {
+                let Members(members) = Members::of(&document).unwrap();
+                let other = |(name, value): &(&str, &str)| is(name, OPTIONS) && !value.starts_with('{');
+                assert!(members.iter().any(other), "seed {seed}: {document}");
+                continue;
+            };
+            expected[OPTIONS][NAME] = Value::Bool(false);
+            let read: Value = serde_json::from_str(&result).unwrap_or_else(|error| panic!("{seed}: {error}: {result}"));
+            assert_eq!(read, expected, "seed {seed}: {document} became {result}");
+            assert_eq!(option(&result, NAME), Some("false"), "seed {seed}: {result}");
+            assert_eq!(set(&result).as_ref(), Some(&result), "seed {seed}: again");
+            changed += 1;
+        }
+        assert!(changed > 10_000, "{changed}");
+    }
+}

@@ -1,0 +1,257 @@
+//! Whole queries in one call: whether osqueryd is asked for them, by `"logger_event_type": false` in the `options` of
+//! the configuration that it is handed.
+//!
+//! osqueryd spends more on a call than on a line, so a query's whole difference in one call is many times cheaper
+//! (docs/performance.md), and the server gets the same lines, since we make them. It is asked for where nobody else
+//! would notice: with another logger beside ours, its lines would change.
+
+use std::borrow::Cow;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use super::operator::{FlagSources, Unread, flagfile_of};
+use super::options::{option, with_option};
+use crate::extension::registry::NAME;
+use crate::settings::{ExpandEvents, Options};
+
+/// osqueryd's flag, true by default: each row is a line, and a call, of its own.
+const FLAG: &str = "logger_event_type";
+
+/// What somebody wants of `logger_event_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// A line for each row.
+    EventLines,
+    /// A line for a query's whole difference, also at the server.
+    Batches,
+}
+
+impl Word {
+    /// What a flag's value, or an option's as text, means.
+    fn of(value: &str) -> Self {
+        match value {
+            "true" | "1" | "t" | "yes" | "y" => Self::EventLines,
+            _ => Self::Batches,
+        }
+    }
+
+    /// What the server says in a configuration.
+    fn of_server(document: &str) -> Option<Self> {
+        let value = serde_json::from_str(option(document, FLAG)?).unwrap_or_default();
+        Some(match &value {
+            Value::String(text) => Self::of(text),
+            value => Self::of(&value.to_string()),
+        })
+    }
+}
+
+/// Decides, and knows what was decided.
+pub struct WholeQueries {
+    osqueryd: Mutex<Osqueryd>,
+    /// The last good configuration: osqueryd doesn't ask a worker that takes another one's place for one.
+    kept: PathBuf,
+    /// What is said of the flag while osqueryd has the last configuration that was handed on; `None` before the first.
+    said: Mutex<Option<Option<Word>>>,
+}
+
+/// What counts of a running osqueryd; nothing can change it before another one runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Osqueryd {
+    /// The flag `logger_plugin`.
+    loggers: String,
+    /// What the operator said of our flag.
+    operator: Option<Word>,
+}
+
+impl WholeQueries {
+    /// For an osqueryd with these flags; `command_line` are its process's arguments, where they are known. Looks for a
+    /// configuration in the file `kept` when none was handed on.
+    #[must_use]
+    pub fn new(options: &Options, command_line: Option<Vec<String>>, kept: PathBuf) -> Self {
+        Self { osqueryd: Mutex::new(Osqueryd::of(options, command_line)), kept, said: Mutex::new(None) }
+    }
+
+    /// Another osqueryd runs now, with these flags.
+    pub fn osqueryd_was_replaced(&self, options: &Options, command_line: Option<Vec<String>>) {
+        let osqueryd = Osqueryd::of(options, command_line);
+        *lock(&self.osqueryd) = osqueryd;
+        *lock(&self.said) = None;
+    }
+
+    /// A configuration of the server's as osqueryd is to have it; with more than `most_bytes` it stays as it is.
+    pub(super) fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, most_bytes: usize) -> Cow<'a, str> {
+        let osqueryd = lock(&self.osqueryd).clone();
+        *lock(&self.said) = Some(osqueryd.word(document));
+        osqueryd.hand_on(document, expand, most_bytes)
+    }
+
+    /// Whether batch lines are to be made event lines: by [`ExpandEvents::Auto`] those that nobody but ourselves asked
+    /// for. Some may still come, or wait, when nobody asks for them any more.
+    pub fn expands(&self, expand: ExpandEvents) -> bool {
+        match expand {
+            ExpandEvents::Always => true,
+            ExpandEvents::Never => false,
+            ExpandEvents::Auto => self.said() != Some(Word::Batches),
+        }
+    }
+
+    fn said(&self) -> Option<Word> {
+        let osqueryd = lock(&self.osqueryd).clone();
+        *lock(&self.said).get_or_insert_with(|| {
+            // Without one osqueryd has none either, as far as anybody knows.
+            osqueryd.word(&fs::read_to_string(&self.kept).unwrap_or_default())
+        })
+    }
+}
+
+impl Osqueryd {
+    fn of(options: &Options, command_line: Option<Vec<String>>) -> Self {
+        let flag = |name: &str| options.get(name).cloned().unwrap_or_default();
+        // gflags' own flags are not in osqueryd's list of flags: where it is named, that is on the command line.
+        let flagfile = command_line.as_deref().and_then(flagfile_of);
+        let operator = match (FlagSources { command_line, flagfile }).value_of(FLAG) {
+            Ok(value) => value.as_deref().map(Word::of),
+            // The flag's value may be of a configuration's making: it is believed only where there is nothing better.
+            Err(Unread) => {
+                Some(Word::of(&flag(FLAG))).filter(|word| *word == Word::Batches && options.contains_key(FLAG))
+            }
+        };
+        Self { loggers: flag("logger_plugin"), operator }
+    }
+
+    fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, most_bytes: usize) -> Cow<'a, str> {
+        let wanted = expand == ExpandEvents::Auto && self.has_only_ours() && self.word(document).is_none();
+        let changed = wanted.then(|| with_option(document, FLAG, "false")).flatten();
+        match changed.filter(|changed| changed.len() <= most_bytes) {
+            Some(changed) => Cow::Owned(changed),
+            None => Cow::Borrowed(document),
+        }
+    }
+
+    /// The server's word counts more than the operator's, as osqueryd has it.
+    fn word(&self, document: &str) -> Option<Word> {
+        Word::of_server(document).or(self.operator)
+    }
+
+    fn has_only_ours(&self) -> bool {
+        self.loggers.trim() == NAME
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = r#"{"schedule":{"q":{"query":"select 1","interval":60}},"options":{"verbose":true}}"#;
+    const CHANGED: &str =
+        r#"{"schedule":{"q":{"query":"select 1","interval":60}},"options":{"logger_event_type":false,"verbose":true}}"#;
+    const AUTO: ExpandEvents = ExpandEvents::Auto;
+    const MOST: usize = 1 << 20;
+
+    fn options(loggers: &str) -> Options {
+        [("logger_plugin", loggers), (FLAG, "true")].map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    }
+
+    fn arguments(more: &[&str]) -> Option<Vec<String>> {
+        Some(["osqueryd"].iter().chain(more).map(|&argument| argument.to_owned()).collect())
+    }
+
+    fn with(loggers: &str, command_line: &[&str]) -> WholeQueries {
+        WholeQueries::new(&options(loggers), arguments(command_line), PathBuf::from("/no/such/configuration"))
+    }
+
+    #[test]
+    fn whole_queries_are_asked_for_where_nobody_said_otherwise() {
+        let alone = with("remote_tls", &[]);
+        assert!(alone.expands(AUTO), "lines of an osqueryd that another worker gave its configuration");
+        assert_eq!(alone.hand_on(DOCUMENT, AUTO, MOST), CHANGED);
+        assert!(alone.expands(AUTO));
+    }
+
+    #[test]
+    fn with_another_logger_nothing_is_asked_for() {
+        for loggers in ["filesystem,remote_tls", "remote_tls,filesystem", "tls", "", "remote_tls,"] {
+            assert_eq!(with(loggers, &[]).hand_on(DOCUMENT, AUTO, MOST), DOCUMENT, "{loggers}");
+        }
+    }
+
+    #[test]
+    fn the_setting_switches_it_off() {
+        for (expand, expands) in [(ExpandEvents::Always, true), (ExpandEvents::Never, false)] {
+            let alone = with("remote_tls", &[]);
+            assert_eq!(alone.hand_on(DOCUMENT, expand, MOST), DOCUMENT);
+            assert_eq!(alone.expands(expand), expands);
+        }
+    }
+
+    #[test]
+    fn what_the_server_says_stays() {
+        for (value, expands) in
+            [("true", true), ("\"true\"", true), ("1", true), ("false", false), ("\"f\"", false), ("null", false)]
+        {
+            let document = format!(r#"{{"options":{{"logger_event_type":{value}}}}}"#);
+            let alone = with("remote_tls", &[]);
+            assert_eq!(alone.hand_on(&document, AUTO, MOST), document);
+            assert_eq!(alone.expands(AUTO), expands, "{value}");
+            assert_eq!(alone.hand_on(DOCUMENT, AUTO, MOST), CHANGED, "it says nothing any more");
+            assert!(alone.expands(AUTO));
+        }
+    }
+
+    #[test]
+    fn what_the_operator_says_stays_and_the_server_s_word_counts_more() {
+        for (argument, expands) in [("--logger_event_type=true", true), ("--nologger_event_type", false)] {
+            let operated = with("remote_tls", &[argument]);
+            assert_eq!(operated.hand_on(DOCUMENT, AUTO, MOST), DOCUMENT);
+            assert_eq!(operated.expands(AUTO), expands);
+            let document = r#"{"options":{"logger_event_type":true}}"#;
+            assert_eq!(operated.hand_on(document, AUTO, MOST), document);
+            assert!(operated.expands(AUTO));
+        }
+    }
+
+    #[test]
+    fn the_flag_s_value_counts_only_where_its_sources_can_t_be_read() {
+        let mut options = options("remote_tls");
+        options.insert(FLAG.to_owned(), "false".to_owned());
+        let kept = || PathBuf::from("/no/such/configuration");
+        let known = WholeQueries::new(&options, arguments(&[]), kept());
+        assert_eq!(known.hand_on(DOCUMENT, AUTO, MOST), CHANGED, "false since we said so before");
+        let unknown = WholeQueries::new(&options, None, kept());
+        assert_eq!(unknown.hand_on(DOCUMENT, AUTO, MOST), DOCUMENT);
+        options.insert(FLAG.to_owned(), "true".to_owned());
+        assert_eq!(WholeQueries::new(&options, None, kept()).hand_on(DOCUMENT, AUTO, MOST), CHANGED);
+    }
+
+    #[test]
+    fn another_osqueryd_has_other_flags() {
+        let queries = with("remote_tls", &["--nologger_event_type"]);
+        assert!(!queries.expands(AUTO));
+        queries.osqueryd_was_replaced(&options("remote_tls"), arguments(&[]));
+        assert!(queries.expands(AUTO));
+        assert_eq!(queries.hand_on(DOCUMENT, AUTO, MOST), CHANGED);
+    }
+
+    #[test]
+    fn before_the_first_configuration_the_kept_one_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("config.json");
+        fs::write(&kept, r#"{"options":{"logger_event_type":false}}"#).unwrap();
+        let queries = WholeQueries::new(&options("remote_tls"), arguments(&[]), kept);
+        assert!(!queries.expands(AUTO), "the server wants batches");
+    }
+
+    #[test]
+    fn a_document_that_would_become_too_large_stays() {
+        let alone = with("remote_tls", &[]);
+        assert_eq!(alone.hand_on(DOCUMENT, AUTO, CHANGED.len()), CHANGED);
+        assert_eq!(alone.hand_on(DOCUMENT, AUTO, CHANGED.len() - 1), DOCUMENT);
+    }
+}

@@ -1,0 +1,266 @@
+//! Puts the lines that wait in a journal into requests: a request's data is the file's bytes with commas for newlines,
+//! line by line looked at and never rebuilt.
+//!
+//! Batch records become the lines that they stand for here, when they are sent. Bytes that are no UTF-8 become U+FFFD
+//! here, and the line says so. What has no place in any request is handed back, to be set aside.
+
+use std::borrow::Cow;
+use std::io::{self, Cursor, Read, Seek};
+
+use super::batch::{self, Outline, Place};
+use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting};
+use crate::line_count::LineCounter;
+use crate::remote::api;
+
+/// The member that a result line gets when it held invalid UTF-8, whose bytes are U+FFFD now.
+const REPAIRED_MARK: &str = "invalid_utf8";
+
+/// Of a line that is too long to be sent and to be read whole, this much is kept.
+const BEGINNING: u64 = 64 << 10;
+
+/// What one request may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Lines.
+    pub(crate) lines: usize,
+    /// Bytes of them and the commas between them, unless the first alone has more.
+    pub(crate) bytes: usize,
+    /// Bytes of one line.
+    pub(crate) line_bytes: usize,
+    /// What becomes of batch records.
+    pub(crate) batches: Batches,
+}
+
+/// What becomes of a query's whole difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Batches {
+    /// It becomes the event lines that it stands for.
+    Expand,
+    /// It is a line like any other.
+    Keep,
+}
+
+/// One request's lines.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Bundle {
+    /// The lines with commas between them, JSON.
+    pub(crate) data: String,
+    /// How many there are.
+    pub(crate) lines: usize,
+    /// Where the first of them was.
+    pub(crate) start: Position,
+    /// Where the next request begins.
+    pub(crate) end: Position,
+    /// Lines among them that have no place in any request.
+    pub(crate) rejected: Vec<Rejected>,
+    /// Nothing more fits in, though more waits.
+    pub(crate) is_full: bool,
+}
+
+/// A line, or its beginning, and why it can't be sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rejected {
+    pub(crate) line: Vec<u8>,
+    /// For how many lines it stands: a batch that is kept whole is one text.
+    pub(crate) lines: u64,
+    pub(crate) reason: String,
+}
+
+/// Makes requests of what waits, and remembers where it is in a batch record.
+#[derive(Default)]
+pub(crate) struct Bundler {
+    /// The batch at hand.
+    batch: Option<InBatch>,
+}
+
+/// A batch record some of whose lines were handed out.
+struct InBatch {
+    /// Where the record begins.
+    file: u64,
+    offset: u64,
+    outline: Outline,
+    /// Where the lines of the last request begin, and where those behind them do, by the number of lines before.
+    places: [(u64, Place); 2],
+}
+
+impl InBatch {
+    fn is_at(&self, position: Position) -> bool {
+        (self.file, self.offset) == (position.file, position.offset)
+    }
+
+    /// The nearest known place, and how many lines must be passed over behind it.
+    fn place_of(&self, part: u64) -> (Place, u64) {
+        let mut known = self.places.iter().rev();
+        let nearest = known.find(|(lines, _)| *lines <= part);
+        nearest.map_or((Place::default(), part), |(lines, place)| (*place, part - lines))
+    }
+}
+
+impl Bundler {
+    /// The next request; `None` when nothing waits. Until it is acknowledged, the same lines are handed out again.
+    ///
+    /// # Errors
+    /// The journal can't be read.
+    pub(crate) fn next(&mut self, reader: &Reader<LineCounter>, room: &Room) -> Result<Option<Bundle>, JournalError> {
+        match reader.peek(room.bytes)? {
+            Waiting::Nothing => Ok(None),
+            Waiting::Records(chunk) => {
+                let mut filling = Filling::new(chunk.start(), room);
+                for record in chunk.records() {
+                    let mut source = Cursor::new(record.bytes);
+                    let filled = if batch::may_be_batch(record.bytes) {
+                        self.fill_from_batch(&mut filling, record.start, record.end, &mut source)
+                    } else {
+                        Ok(None)
+                    };
+                    // A record in memory is read without errors; a batch whose lines are unreadable is no batch.
+                    let room_left = filled.ok().flatten().unwrap_or_else(|| filling.push_record(&record));
+                    if !room_left {
+                        break;
+                    }
+                }
+                // What didn't fit into the look at the journal is more.
+                filling.bundle.is_full |= chunk.bytes().len() >= room.bytes - room.bytes / 4;
+                Ok(Some(filling.bundle))
+            }
+            Waiting::Large(record) => self.next_of_large(record, room).map(Some).map_err(JournalError::unreadable),
+        }
+    }
+
+    fn next_of_large(&mut self, mut record: LargeRecord, room: &Room) -> io::Result<Bundle> {
+        let (start, end) = (record.start(), record.end());
+        let mut filling = Filling::new(start, room);
+        let beginning = read(&mut record, BEGINNING)?;
+        if batch::may_be_batch(&beginning) && self.fill_from_batch(&mut filling, start, end, &mut record)?.is_some() {
+            return Ok(filling.bundle);
+        }
+        if record.len() > room.line_bytes as u64 {
+            filling.reject(&beginning, record.lines(), too_long(room));
+            filling.bundle.end = end;
+        } else {
+            record.rewind()?;
+            let line = read(&mut record, room.line_bytes as u64)?;
+            filling.push_record(&Record { start, end, bytes: &line });
+        }
+        Ok(filling.bundle)
+    }
+
+    /// Fills in the lines of a batch: whether there is room behind them. `None` for any other record, and for one that is
+    /// to be kept whole.
+    fn fill_from_batch<R: Read + Seek>(
+        &mut self,
+        filling: &mut Filling<'_>,
+        start: Position,
+        end: Position,
+        record: &mut R,
+    ) -> io::Result<Option<bool>> {
+        let known = self.batch.take().filter(|known| known.is_at(start));
+        let (outline, (place, passed)) = match known {
+            Some(known) => {
+                let place = known.place_of(start.part);
+                (known.outline, place)
+            }
+            None => match Outline::of(&mut *record)? {
+                Some(outline) => (outline, (Place::default(), start.part)),
+                None => return Ok(None),
+            },
+        };
+        if filling.room.batches == Batches::Keep && outline.is_difference() {
+            return Ok(None);
+        }
+        let mut lines = outline.lines_from(record, place)?;
+        for _ in 0..passed {
+            lines.next_line()?;
+        }
+        let first = lines.place();
+        let (mut next, mut position, mut is_over) = (first, start, false);
+        while !is_over && filling.has_room() {
+            match lines.next_line()? {
+                Some(line) if filling.fits(line.len()) => {
+                    filling.push(line, 1);
+                    position = position.after_lines(1);
+                    next = lines.place();
+                }
+                Some(_) => filling.bundle.is_full = true,
+                None => is_over = true,
+            }
+        }
+        filling.bundle.end = if is_over { end } else { position };
+        let places = [(start.part, first), (position.part, next)];
+        self.batch = Some(InBatch { file: start.file, offset: start.offset, outline, places });
+        Ok(Some(is_over))
+    }
+}
+
+/// A request that is being filled.
+struct Filling<'r> {
+    room: &'r Room,
+    bundle: Bundle,
+}
+
+impl<'r> Filling<'r> {
+    fn new(start: Position, room: &'r Room) -> Self {
+        let bundle = Bundle { data: String::new(), lines: 0, start, end: start, rejected: Vec::new(), is_full: false };
+        Self { room, bundle }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.bundle.is_full
+    }
+
+    /// Whether a line of this length still goes in.
+    fn fits(&self, length: usize) -> bool {
+        let bundle = &self.bundle;
+        bundle.lines == 0 || (bundle.lines < self.room.lines && bundle.data.len() + 1 + length <= self.room.bytes)
+    }
+
+    /// A whole record as one line: whether there is room behind it.
+    fn push_record(&mut self, record: &Record<'_>) -> bool {
+        if !self.has_room() || !self.fits(record.bytes.len()) {
+            self.bundle.is_full = true;
+            return false;
+        }
+        self.push(record.bytes, record.lines());
+        self.bundle.end = record.end;
+        true
+    }
+
+    /// A line, which stands for so many.
+    fn push(&mut self, line: &[u8], lines: u64) {
+        if line.len() > self.room.line_bytes {
+            return self.reject(line, lines, too_long(self.room));
+        }
+        let text = match std::str::from_utf8(line) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => repaired(line),
+        };
+        if !api::is_json(&text) {
+            return self.reject(line, lines, "it is no JSON".to_owned());
+        }
+        if self.bundle.lines > 0 {
+            self.bundle.data.push(',');
+        }
+        self.bundle.data.push_str(&text);
+        self.bundle.lines += 1;
+        self.bundle.is_full = self.bundle.lines >= self.room.lines;
+    }
+
+    fn reject(&mut self, line: &[u8], lines: u64, reason: String) {
+        self.bundle.rejected.push(Rejected { line: line.to_vec(), lines, reason });
+    }
+}
+
+fn repaired(line: &[u8]) -> Cow<'_, str> {
+    let text = String::from_utf8_lossy(line);
+    if api::is_object(&text) { Cow::Owned(api::with_member(&text, REPAIRED_MARK, "true")) } else { text }
+}
+
+fn too_long(room: &Room) -> String {
+    format!("it has more than {} bytes (logger_tls_max_linesize)", room.line_bytes)
+}
+
+fn read(record: &mut LargeRecord, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    record.by_ref().take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

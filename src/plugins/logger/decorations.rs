@@ -1,0 +1,415 @@
+//! Decorations of status lines: what the configuration's decorators find, by osqueryd's own SQL.
+//!
+//! osqueryd decorates result lines itself; status lines are decorated by the logger plugin, and an extension has to run
+//! the decorators once more for that. As in osqueryd (plugins/config/parsers/decorators.cpp), each column of a
+//! decorator's first row is a decoration, which stays until another one of that name or another configuration comes.
+//! Load decorators run once a configuration. The others run when status lines come: always decorators each time
+//! (osqueryd runs them before each query of its schedule), interval decorators when their time is over (osqueryd
+//! runs them by the clock). Decorators within packs, which osquery's documentation doesn't know, are not run.
+//!
+//! A status call comes from a thread of osqueryd's, and a query can make osqueryd write a status line. Therefore:
+//!
+//! * A thread of its own makes the queries, on a manager connection of its own: nothing but the lines waits for them.
+//! * A call waits at most [`ROUND_LIMIT`] and then takes what was found before. Once one has waited in vain, none
+//!   waits until a round was in time again.
+//! * Only a line younger than the end of the last round begins another one. What the queries make osqueryd write is
+//!   older, so a round never begins the next one.
+//! * A decorator that fails is left alone for a time that grows with its failures.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::Level;
+use serde::Deserialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::status_line::Decoration;
+use crate::backoff::Backoff;
+use crate::chain::chain;
+use crate::errand::{Errand, Next, NotDone, Ticket};
+use crate::extension::manager::{Manager, ManagerError};
+use crate::extension::registry::StringMap;
+use crate::logging::Streak;
+use crate::settings::Placement;
+use crate::shutdown::Shutdown;
+
+/// The longest that status lines wait for their decorations. osqueryd's own queries for them take milliseconds.
+pub const ROUND_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a decorator is left alone after its first failure, and at most.
+const PAUSE_STEP: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs the decorators of the configuration that osqueryd has, and knows what they found.
+pub struct Decorations {
+    manager: Manager,
+    /// The last good configuration: osqueryd doesn't ask a worker that takes another one's place for one.
+    kept: PathBuf,
+    state: Mutex<State>,
+    /// Made by [`Decorations::run`].
+    rounds: Arc<Errand<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The configuration, by its hash; `None` while there is none.
+    configuration: Option<u64>,
+    decorators: Vec<Decorator>,
+    found: Arc<BTreeMap<String, String>>,
+    /// When the last round ended, in Unix seconds; 0 before the first one of a configuration.
+    ended: i64,
+    /// Whether lines have waited for a round in vain.
+    late: bool,
+}
+
+/// When a decorator runs; the order is that in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Moment {
+    Load,
+    Interval(Duration),
+    Always,
+}
+
+/// One query, and when it is due.
+struct Decorator {
+    moment: Moment,
+    sql: String,
+    /// `None` when it has done its work for this configuration.
+    due: Option<Instant>,
+    pauses: Backoff,
+    failures: Streak,
+}
+
+impl Decorations {
+    /// Queries osqueryd by `manager`, which nobody else should use; looks for a configuration in the file `kept` when
+    /// it is not told one. [`Self::run`] must be running.
+    #[must_use]
+    pub fn new(manager: Manager, kept: PathBuf, shutdown: &Shutdown) -> Arc<Self> {
+        let decorations = Arc::new(Self { manager, kept, state: Mutex::default(), rounds: Errand::new(shutdown) });
+        let ended = Arc::downgrade(&decorations);
+        shutdown.on_request(move || {
+            if let Some(decorations) = ended.upgrade() {
+                decorations.manager.close();
+            }
+        });
+        decorations
+    }
+
+    /// The querying thread's work, until the end is asked for.
+    pub fn run(&self) {
+        loop {
+            match self.rounds.next(None) {
+                Next::Asked(ticket) => {
+                    self.take_kept();
+                    self.round(ticket);
+                }
+                Next::Look => {}
+                Next::End => return,
+            }
+        }
+    }
+
+    /// osqueryd has this configuration now. The same one again is no change, as in osqueryd.
+    pub fn configure(&self, document: &str) {
+        let configuration = hash(document);
+        if self.state().configuration == Some(configuration) {
+            return;
+        }
+        let decorators = decorators_of(document);
+        self.state().begin(configuration, decorators);
+    }
+
+    /// What goes into status lines of which the youngest is of `newest` (Unix seconds); nothing where `placement` is
+    /// `None`. Waits at most [`ROUND_LIMIT`].
+    pub fn decoration(&self, newest: i64, placement: Option<Placement>) -> Decoration {
+        placement.map_or_else(Decoration::default, |placement| Decoration { values: self.values(newest), placement })
+    }
+
+    fn values(&self, newest: i64) -> Arc<BTreeMap<String, String>> {
+        let (wants_round, late) = {
+            let state = self.state();
+            (state.wants_round(newest), state.late)
+        };
+        if wants_round {
+            let ticket = self.rounds.ask();
+            if !late && self.rounds.wait(ticket, Instant::now() + ROUND_LIMIT) == Err(NotDone::Late) {
+                let mut state = self.state();
+                // Unless it ended in this moment.
+                state.late = self.rounds.wait(ticket, Instant::now()).is_err();
+            }
+        }
+        Arc::clone(&self.state().found)
+    }
+
+    /// Begins with the last good configuration when none has come: that is the one that osqueryd has.
+    fn take_kept(&self) {
+        if self.state().configuration.is_some() {
+            return;
+        }
+        let document = fs::read_to_string(&self.kept).unwrap_or_default();
+        let decorators = decorators_of(&document);
+        let mut state = self.state();
+        if state.configuration.is_none() {
+            state.begin(hash(&document), decorators);
+        }
+    }
+
+    /// Runs what is due, without the lock. What was found for a configuration that has gone meanwhile is thrown away, and
+    /// the round is still to be made.
+    fn round(&self, ticket: Ticket) {
+        let began = Instant::now();
+        let (configuration, due) = {
+            let state = self.state();
+            (state.configuration, state.due(began))
+        };
+        let mut outcomes = Vec::new();
+        for (index, sql) in due {
+            let outcome = self.manager.query(&sql);
+            let answered = matches!(outcome, Ok(_) | Err(ManagerError::Refused { .. }));
+            outcomes.push((index, outcome));
+            if !answered {
+                break;
+            }
+        }
+        let mut state = self.state();
+        if state.configuration == configuration {
+            for (index, outcome) in outcomes {
+                state.settle(index, outcome);
+            }
+            state.ended = unix_time();
+            state.late &= began.elapsed() > ROUND_LIMIT;
+            // With the lock, so that nobody calls this round late behind its back.
+            self.rounds.done(ticket, ());
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn begin(&mut self, configuration: u64, decorators: Vec<Decorator>) {
+        self.configuration = Some(configuration);
+        self.decorators = decorators;
+        self.found = Arc::default();
+        self.ended = 0;
+    }
+
+    /// Whether lines of that age make it worth to run what is due.
+    fn wants_round(&self, newest: i64) -> bool {
+        // By a clock that was set back, all lines would be old.
+        let young = newest > self.ended || unix_time() < self.ended;
+        young && (self.configuration.is_none() || !self.due(Instant::now()).is_empty())
+    }
+
+    fn due(&self, now: Instant) -> Vec<(usize, String)> {
+        let due = self.decorators.iter().enumerate().filter(|(_, decorator)| decorator.due.is_some_and(|at| at <= now));
+        due.map(|(index, decorator)| (index, decorator.sql.clone())).collect()
+    }
+
+    fn settle(&mut self, index: usize, outcome: Result<Vec<StringMap>, ManagerError>) {
+        let Some(decorator) = self.decorators.get_mut(index) else { return };
+        match outcome {
+            Ok(rows) => {
+                decorator.succeeded();
+                // osqueryd warns of further rows when it runs the decorator itself.
+                if let Some(row) = rows.into_iter().next() {
+                    Arc::make_mut(&mut self.found).extend(row);
+                }
+            }
+            // Nothing was asked.
+            Err(error @ ManagerError::Unreachable { .. }) => log::debug!("no decorations: {}", chain(&error)),
+            Err(error) => decorator.failed(&error),
+        }
+    }
+}
+
+impl Decorator {
+    fn new(moment: Moment, sql: &str) -> Self {
+        let pauses = Backoff::new(PAUSE_STEP, LONGEST_PAUSE);
+        Self { moment, sql: sql.to_owned(), due: Some(Instant::now()), pauses, failures: Streak::default() }
+    }
+
+    fn succeeded(&mut self) {
+        self.due = match self.moment {
+            Moment::Load => None,
+            Moment::Interval(interval) => Some(Instant::now() + interval),
+            Moment::Always => Some(Instant::now()),
+        };
+        self.pauses.succeeded();
+        if let Some(failures) = self.failures.succeeded() {
+            log::info!("a decorator works again, after {failures} failures: {}", self.sql);
+        }
+    }
+
+    fn failed(&mut self, error: &ManagerError) {
+        self.due = Some(Instant::now() + self.pauses.failed());
+        let level = self.failures.failed(Level::Warn);
+        log::log!(level, "a decorator fails and is tried again later: {}: {}", chain(error), self.sql);
+    }
+}
+
+/// A configuration's decorators, in the order in which they replace each other's findings. Says what can't be used.
+fn decorators_of(document: &str) -> Vec<Decorator> {
+    #[derive(Default, Deserialize)]
+    struct Document {
+        #[serde(default)]
+        decorators: Value,
+    }
+    let Document { decorators } = serde_json::from_str(document).unwrap_or_default();
+    let (queries, unusable) = queries_of(&decorators);
+    for what in unusable {
+        log::warn!("a decorator is passed over: {what}");
+    }
+    queries.iter().map(|(moment, sql)| Decorator::new(*moment, sql)).collect()
+}
+
+/// The queries of a configuration's `decorators`, and what is wrong with the rest.
+fn queries_of(decorators: &Value) -> (Vec<(Moment, String)>, Vec<String>) {
+    let mut reader = Reader::default();
+    match decorators {
+        Value::Null => {}
+        Value::Object(moments) => {
+            for (name, value) in moments {
+                match (name.as_str(), value) {
+                    ("load", value) => reader.list(Moment::Load, name, value),
+                    ("always", value) => reader.list(Moment::Always, name, value),
+                    ("interval", Value::Object(intervals)) => {
+                        intervals.iter().for_each(|(seconds, value)| reader.interval(seconds, value));
+                    }
+                    ("interval", _) => reader.unusable.push("interval is no object of seconds and lists".to_owned()),
+                    _ => reader.unusable.push(format!("{name} is neither load nor always nor interval")),
+                }
+            }
+        }
+        _ => reader.unusable.push("decorators is no object".to_owned()),
+    }
+    // Whatever their order in the document.
+    reader.queries.sort_by_key(|(moment, _)| *moment);
+    (reader.queries, reader.unusable)
+}
+
+#[derive(Default)]
+struct Reader {
+    queries: Vec<(Moment, String)>,
+    unusable: Vec<String>,
+}
+
+impl Reader {
+    fn list(&mut self, moment: Moment, name: &str, value: &Value) {
+        let Value::Array(items) = value else { return self.unusable.push(format!("{name} is no list of queries")) };
+        for item in items {
+            match item {
+                Value::String(sql) => self.queries.push((moment, sql.clone())),
+                _ => self.unusable.push(format!("{name} holds something that is no query")),
+            }
+        }
+    }
+
+    /// Whole minutes only, as in osqueryd.
+    fn interval(&mut self, seconds: &str, value: &Value) {
+        match seconds.parse::<u64>() {
+            Ok(number) if number > 0 && number.is_multiple_of(60) => {
+                self.list(Moment::Interval(Duration::from_secs(number)), &format!("interval {seconds}"), value);
+            }
+            _ => self.unusable.push(format!("interval {seconds} is no multiple of 60 seconds")),
+        }
+    }
+}
+
+fn hash(document: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    document.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn unix_time() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn queries_are_run_in_one_order_whatever_the_document_s() {
+        let decorators = json!({"always": ["a1", "a2"], "interval": {"3600": ["j"], "60": ["i"]}, "load": ["l"]});
+        let (queries, unusable) = queries_of(&decorators);
+        let minutes = |minutes: u64| Moment::Interval(Duration::from_secs(60 * minutes));
+        let expected = [
+            (Moment::Load, "l"),
+            (minutes(1), "i"),
+            (minutes(60), "j"),
+            (Moment::Always, "a1"),
+            (Moment::Always, "a2"),
+        ];
+        assert_eq!(queries, expected.map(|(moment, sql)| (moment, sql.to_owned())));
+        assert_eq!(unusable, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_no_decorator_is_named_and_the_others_count() {
+        let decorators = json!({"load": ["l", 7], "always": "a", "allways": [], "interval": {
+            "61": ["i"], "0": ["i"], "x": ["i"], "60": "i", "120": ["j"]}});
+        let (queries, unusable) = queries_of(&decorators);
+        assert_eq!(queries.iter().map(|(_, sql)| sql.as_str()).collect::<Vec<_>>(), ["l", "j"]);
+        assert_eq!(
+            unusable,
+            [
+                "load holds something that is no query",
+                "always is no list of queries",
+                "allways is neither load nor always nor interval",
+                "interval 61 is no multiple of 60 seconds",
+                "interval 0 is no multiple of 60 seconds",
+                "interval x is no multiple of 60 seconds",
+                "interval 60 is no list of queries",
+            ]
+        );
+        assert_eq!(queries_of(&json!([])).1, ["decorators is no object"]);
+        assert_eq!(queries_of(&json!({"interval": []})).1, ["interval is no object of seconds and lists"]);
+        assert_eq!(queries_of(&Value::Null), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn only_lines_younger_than_the_last_round_begin_another_one() {
+        let now = unix_time();
+        let mut state = State::default();
+        assert!(state.wants_round(now), "the kept configuration is not read yet");
+        state.begin(1, vec![Decorator::new(Moment::Always, "SELECT 1")]);
+        assert!(state.wants_round(now));
+        state.ended = now;
+        assert!(!state.wants_round(now) && !state.wants_round(0));
+        assert!(state.wants_round(now + 1));
+        state.ended = now + 1000;
+        assert!(state.wants_round(now), "the clock was set back");
+    }
+
+    #[test]
+    fn each_decorator_is_due_at_its_moment() {
+        let minute = Duration::from_secs(60);
+        let mut state = State::default();
+        state.begin(
+            1,
+            [Moment::Load, Moment::Interval(minute), Moment::Always].map(|moment| Decorator::new(moment, "")).into(),
+        );
+        let due =
+            |state: &State, at| state.due(Instant::now() + at).into_iter().map(|(index, _)| index).collect::<Vec<_>>();
+        assert_eq!(due(&state, Duration::ZERO), [0, 1, 2]);
+        (0..3).for_each(|index| state.settle(index, Ok(Vec::new())));
+        assert_eq!(due(&state, Duration::ZERO), [2]);
+        assert_eq!(due(&state, minute), [1, 2]);
+        let refused = || Err(ManagerError::Refused { method: "query", message: "no such table".to_owned() });
+        state.settle(2, refused());
+        assert_eq!(due(&state, Duration::ZERO), Vec::<usize>::new());
+        assert_eq!(due(&state, minute), [1, 2]);
+        state.settle(2, refused());
+        assert_eq!(due(&state, 3 * minute), [1], "the pause grows");
+    }
+}

@@ -1,0 +1,99 @@
+//! The logger plugin, apart from the result lines that the front takes: osqueryd's status lines, decorated and kept before
+//! it gets its answer, and the [`Forwarder`] that sends what waits.
+//!
+//! osqueryd ends itself when a logger call fails, so none does: what can't be kept is counted and said, and the answer is 0
+//! all the same. No call waits for the network.
+
+mod batch;
+mod bundle;
+mod decorations;
+mod forwarder;
+mod pending;
+mod status_line;
+
+use std::sync::Arc;
+
+pub use self::decorations::{Decorations, ROUND_LIMIT};
+pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
+pub use self::pending::Pending;
+pub use self::status_line::{Decoration, StatusLine};
+use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
+use crate::journal::Writer;
+use crate::line_count::LineCounter;
+use crate::remote::Host;
+use crate::settings::live::Flags;
+
+/// `features` answers a bit mask: 1 is "takes status lines", 2 would be "takes events".
+const TAKES_STATUS_LINES: i32 = 1;
+
+/// Takes osqueryd's status lines.
+pub struct Logger {
+    statuses: Arc<Writer<LineCounter>>,
+    flags: Arc<Flags>,
+    host: Arc<Host>,
+    decorations: Arc<Decorations>,
+}
+
+impl Logger {
+    /// Keeps statuses in this journal.
+    #[must_use]
+    pub fn new(
+        statuses: Arc<Writer<LineCounter>>,
+        flags: Arc<Flags>,
+        host: Arc<Host>,
+        decorations: Arc<Decorations>,
+    ) -> Arc<Self> {
+        Arc::new(Self { statuses, flags, host, decorations })
+    }
+
+    /// Keeps the status lines of a call, as osqueryd hands them over.
+    pub fn keep_statuses(&self, log: &str) {
+        let logger = self.flags.current().logger.clone();
+        let lines = serde_json::from_str::<Vec<StatusLine>>(log);
+        if let Some(line) = lines.iter().flatten().next_back() {
+            self.host.saw_identifier(line.host_identifier());
+        }
+        if logger.status_disabled {
+            return;
+        }
+        match lines {
+            Ok(lines) => {
+                let version = self.host.version().unwrap_or_default();
+                let newest = lines.iter().map(StatusLine::unix_time).max().unwrap_or_default();
+                let decoration = self.decorations.decoration(newest, logger.decorations);
+                let lines = lines.into_iter().map(|line| line.into_log_line(&version, &decoration));
+                self.statuses.append_all(lines);
+            }
+            Err(error) => {
+                self.statuses.refuse(1, &format!("osqueryd's status lines are not what they should be ({error})"));
+            }
+        }
+    }
+}
+
+impl Plugin for Arc<Logger> {
+    fn registry(&self) -> RegistryName {
+        RegistryName::Logger
+    }
+
+    fn call(&self, mut request: StringMap) -> Reply {
+        let log = request.remove("log");
+        if request.contains_key("init") {
+            // osqueryd has applied its configuration by now, which can have set flags. Old versions hand the
+            // status lines of the start over with it.
+            self.flags.refresh();
+            if let Some(log) = log {
+                self.keep_statuses(&log);
+            }
+            return Reply::ok();
+        }
+        match (request.get("status").map(String::as_str), request.get("action").map(String::as_str)) {
+            (Some("true"), _) => {
+                self.keep_statuses(log.as_deref().unwrap_or("[]"));
+                Reply::ok()
+            }
+            (_, Some("features")) => Reply::mask(TAKES_STATUS_LINES),
+            (_, action) => Reply::failed(format!("the logger plugin has no action {action:?}")),
+        }
+    }
+}

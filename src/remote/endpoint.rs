@@ -1,0 +1,64 @@
+//! The endpoints of the API. Pure.
+
+use std::fmt;
+
+use crate::settings::{Endpoints, SettingError, Settings};
+
+/// The five endpoints of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// Trades the secret for a node key.
+    Enroll,
+    /// Gives the configuration.
+    Config,
+    /// Takes log lines.
+    Logger,
+    /// Gives ad-hoc queries.
+    DistributedRead,
+    /// Takes their results.
+    DistributedWrite,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Enroll, Self::Config, Self::Logger, Self::DistributedRead, Self::DistributedWrite];
+
+    /// Its path, as its flag has it; an empty one is an error that names the flag.
+    pub fn path(self, endpoints: &Endpoints) -> Result<&str, SettingError> {
+        let (flag, path) = match self {
+            Self::Enroll => ("enroll_tls_endpoint", &endpoints.enroll),
+            Self::Config => ("config_tls_endpoint", &endpoints.config),
+            Self::Logger => ("logger_tls_endpoint", &endpoints.logger),
+            Self::DistributedRead => ("distributed_tls_read_endpoint", &endpoints.distributed_read),
+            Self::DistributedWrite => ("distributed_tls_write_endpoint", &endpoints.distributed_write),
+        };
+        if path.starts_with('/') {
+            return Ok(path);
+        }
+        let allowed = "the endpoint's path is needed, beginning with /";
+        Err(SettingError { flag: flag.to_owned(), value: path.clone(), allowed: allowed.into() })
+    }
+
+    /// How many attempts a request to it has in a row, where somebody waits for its success.
+    #[must_use]
+    pub fn attempts(self, settings: &Settings) -> u32 {
+        match self {
+            Self::Config => settings.config_max_attempts,
+            Self::DistributedRead | Self::DistributedWrite => settings.distributed_max_attempts,
+            Self::Enroll | Self::Logger => 1,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enroll => "enroll",
+            Self::Config => "config",
+            Self::Logger => "logger",
+            Self::DistributedRead => "distributed read",
+            Self::DistributedWrite => "distributed write",
+        })
+    }
+}

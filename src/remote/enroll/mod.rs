@@ -1,0 +1,319 @@
+//! Enrollment: trades the secret for a node key, keeps it in osqueryd's backing store, and gives it up when the
+//! server rejects it.
+//!
+//! One thread enrolls, whoever needs a key first; the others wait for it. The key lives where the built-in plugins
+//! keep theirs, so a host that changes plugins keeps its identity. Either side may replace it at any time: it is
+//! read before each use, and only the very key that was rejected is removed.
+//!
+//! A key that a server gives is provisional until a request with it succeeds. When the next request rejects it,
+//! that counts as a failed attempt, and its wait applies: no tight loop of enrollments against a server that gives
+//! out keys it doesn't know.
+//!
+//! What follows from what is decided in [`state`]; here are the thread, the locks, osqueryd's store and the log.
+
+mod error;
+mod state;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use log::Level;
+
+pub use self::error::EnrollError;
+use self::state::{Action, Course, Event, Place};
+use super::api::{self, ClientCertificate, Enrolled};
+use super::endpoint::Endpoint;
+use super::host::Host;
+use super::request::{Applicant, Request, Requests};
+use super::transport::Encoding;
+use crate::chain::chain;
+use crate::errand::{Errand, Next};
+use crate::extension::manager::{Manager, ManagerError};
+use crate::logging::Streak;
+use crate::secret::Secret;
+use crate::settings::live::Flags;
+use crate::settings::{EnrollSettings, Settings};
+use crate::shutdown::Shutdown;
+
+/// The built-in plugins' names for the node key and the time it was asked for.
+const KEY: &str = "nodeKey";
+const KEY_TIME: &str = "nodeKeyTime";
+
+/// How the enrollment stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether there is a node key, or the server wants none.
+    pub enrolled: bool,
+    /// When the node key was asked for, in Unix seconds; 0 without one, and when that is not known.
+    pub since: i64,
+    /// Attempts since this worker began.
+    pub attempts: u64,
+    /// Why the last attempt failed, its key was refused, or the next one waits. It may hold secrets: whoever shows it
+    /// masks it.
+    pub last_error: Option<String>,
+}
+
+/// This node's enrollment.
+pub struct Enrollment {
+    manager: Arc<Manager>,
+    host: Arc<Host>,
+    flags: Arc<Flags>,
+    requests: Arc<Requests>,
+    /// A round of attempts, made by [`Enrollment::run`].
+    rounds: Arc<Errand<()>>,
+    course: Mutex<Course>,
+    /// Held from a look at the stored key, or its change, until the course knows of it.
+    store: Mutex<()>,
+    /// `enroll_always` asks for an enrollment by whoever needs a key first.
+    anew: AtomicBool,
+    failures: Streak,
+}
+
+impl Enrollment {
+    /// Nothing is asked for before somebody needs a key; [`Self::run`] must be running by then.
+    #[must_use]
+    pub fn new(
+        manager: Arc<Manager>,
+        host: Arc<Host>,
+        flags: Arc<Flags>,
+        requests: Arc<Requests>,
+        shutdown: &Shutdown,
+    ) -> Arc<Self> {
+        let policy = flags.current().enroll.clone();
+        Arc::new(Self {
+            manager,
+            host,
+            flags,
+            requests,
+            rounds: Errand::new(shutdown),
+            course: Mutex::new(Course::new(&policy, Instant::now())),
+            store: Mutex::default(),
+            anew: AtomicBool::new(policy.always && !policy.disabled),
+            failures: Streak::default(),
+        })
+    }
+
+    /// The node key; enrolls first when there is none, and waits for that, at most `limit`.
+    ///
+    /// A blank key where enrollment is disabled, and where the server knows its nodes by their certificates. The
+    /// error is the last attempt's.
+    pub fn node_key(&self, settings: &Settings, limit: Duration) -> Result<Secret, Arc<EnrollError>> {
+        let policy = &settings.enroll;
+        if policy.disabled {
+            return Ok(Secret::default());
+        }
+        // Whoever comes first at the start waits for the enrollment that `enroll_always` asks for.
+        let anew = self.anew.load(Ordering::SeqCst);
+        if !anew && let Some(key) = self.usable_key(policy) {
+            return Ok(key);
+        }
+        self.host.is_identified(&settings.identity).map_err(|error| Arc::new(error.into()))?;
+        let first = anew && self.anew.swap(false, Ordering::SeqCst);
+        self.on(if first { Event::NeededAnew } else { Event::Needed }, policy);
+        // The outcome is the course's to tell, whoever has waited for it and however long.
+        let _ = self.rounds.wait(self.rounds.ask(), Instant::now() + limit);
+        // A renewal that failed leaves the key that there was.
+        self.usable_key(policy).ok_or_else(|| {
+            let error = self.course().view(Instant::now()).error;
+            error.unwrap_or_else(|| Arc::new(EnrollError::NoAnswerYet))
+        })
+    }
+
+    /// How the enrollment stands, as of the last time that the key was looked at. Doesn't ask osqueryd.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let view = self.course().view(Instant::now());
+        Standing {
+            enrolled: view.enrolled,
+            since: view.since,
+            attempts: view.made,
+            last_error: view.error.map(|error| chain(&*error).to_string()),
+        }
+    }
+
+    /// A request with this key succeeded.
+    pub fn confirm(&self, policy: &EnrollSettings, key: &Secret) {
+        self.on(Event::Confirmed(key.clone()), policy);
+    }
+
+    /// The server rejected this key: removes it if it is still the current one. Answers whether another key can
+    /// be had (not with `disable_reenrollment`).
+    pub fn reject(&self, policy: &EnrollSettings, key: &Secret) -> bool {
+        if policy.disabled || policy.reenrollment_disabled {
+            return false;
+        }
+        let _guard = self.store();
+        self.on(Event::Rejected(key.clone()), policy);
+        self.back_off();
+        if let Err(error) = self.remove_if_current(key) {
+            log::warn!("the rejected node key can't be removed, and is not used any more: {}", chain(&error));
+            self.on(Event::NotRemoved(key.clone()), policy);
+        }
+        true
+    }
+
+    /// The enrolling thread's work, until the end is asked for.
+    pub fn run(&self) {
+        // Known from the start on: what `standing` tells, and which key is to be masked.
+        self.usable_key(&self.flags.current().enroll);
+        loop {
+            match self.rounds.next(None) {
+                Next::End => return,
+                Next::Look => continue,
+                Next::Asked(_) => {}
+            }
+            let (due, throttle) = {
+                let (course, now) = (self.course(), Instant::now());
+                (course.due(), course.throttle(now))
+            };
+            match due {
+                // For those too who came while it was under way.
+                None => _ = self.rounds.done(self.rounds.everybody(), ()),
+                Some(at) if at > Instant::now() => {
+                    if let Some(reason) = throttle {
+                        log::error!("enrollment waits: {reason}");
+                    }
+                    if self.rounds.pause(at) {
+                        return;
+                    }
+                }
+                Some(_) => self.attempt(),
+            }
+        }
+    }
+
+    /// One attempt, unless a key has come meanwhile (another caller's, the built-in plugins').
+    fn attempt(&self) {
+        let settings = self.flags.fresh();
+        self.usable_key(&settings.enroll);
+        if self.course().due().is_none() {
+            return;
+        }
+        let asked_at = unix_time();
+        match self.ask(&settings) {
+            Ok(enrolled) => self.granted(enrolled, asked_at, &settings.enroll),
+            Err(error) => {
+                let level = self.failures.failed(Level::Error);
+                log::log!(level, "enrollment failed, trying again: {}", chain(&error));
+                self.on(Event::Failed(Arc::new(error)), &settings.enroll);
+            }
+        }
+        self.back_off();
+    }
+
+    fn ask(&self, settings: &Settings) -> Result<Enrolled, EnrollError> {
+        let request = self.request(settings).inspect_err(|error| self.requests.note_unsent(Endpoint::Enroll, error))?;
+        let certificate = match &settings.tls.client {
+            Ok(Some(_)) => ClientCertificate::Configured,
+            _ => ClientCertificate::Absent,
+        };
+        Ok(self.requests.make(settings, &request, Encoding::Plain, |answer| {
+            api::judge_enrollment(answer.status, answer.retry_after, &answer.body, certificate)
+        })?)
+    }
+
+    fn request(&self, settings: &Settings) -> Result<Request, EnrollError> {
+        let applicant = Applicant {
+            identifier: self.host.identifier(&settings.identity)?,
+            platform_type: self.host.platform_type()?,
+            details: self.host.details()?,
+        };
+        Ok(Request::enrollment(settings, applicant)?)
+    }
+
+    fn granted(&self, enrolled: Enrolled, asked_at: i64, policy: &EnrollSettings) {
+        let _guard = self.store();
+        let place = match &enrolled {
+            Enrolled::Blank => Place::Nowhere,
+            Enrolled::Key(key) => self.put(key, asked_at),
+        };
+        self.on(Event::Granted { enrolled, place, asked_at }, policy);
+        match self.failures.succeeded() {
+            Some(failures) => log::info!("enrolled after {failures} failed attempts"),
+            None => log::info!("enrolled"),
+        }
+    }
+
+    /// The key to use now, when there is one.
+    fn usable_key(&self, policy: &EnrollSettings) -> Option<Secret> {
+        let _guard = self.store();
+        if self.course().is_in_store() {
+            match self.manager.setting(KEY) {
+                Ok(stored) => self.on(Event::Seen(stored.map(Secret::new)), policy),
+                Err(error) => log::debug!("going on with the node key seen last: {}", chain(&error)),
+            }
+        }
+        self.course().key().cloned()
+    }
+
+    fn put(&self, key: &Secret, asked_at: i64) -> Place {
+        let put = self
+            .manager
+            .put_setting(KEY, key.expose())
+            .and_then(|()| self.manager.put_setting(KEY_TIME, &asked_at.to_string()));
+        match put {
+            Ok(()) => Place::Store,
+            Err(error) => {
+                log::warn!(
+                    "the node key can't be stored: it is used until the end, then this host enrolls again: {}",
+                    chain(&error)
+                );
+                Place::Memory
+            }
+        }
+    }
+
+    fn remove_if_current(&self, key: &Secret) -> Result<(), ManagerError> {
+        if self.manager.setting(KEY)?.as_deref() != Some(key.expose()) {
+            return Ok(());
+        }
+        log::warn!("the server does not accept the node key any more: enrolling again");
+        self.manager.remove_setting(KEY)?;
+        self.manager.remove_setting(KEY_TIME)
+    }
+
+    /// Something has happened: does what follows from it.
+    fn on(&self, event: Event, policy: &EnrollSettings) {
+        let actions = self.course().on(event, policy, Instant::now());
+        for action in actions {
+            match action {
+                Action::Settle => _ = self.rounds.done(self.rounds.everybody(), ()),
+                Action::Date => {
+                    let time = self.manager.setting(KEY_TIME).ok().flatten();
+                    let since = time.and_then(|time| time.trim().parse().ok()).unwrap_or_default();
+                    self.course().on(Event::Dated(since), policy, Instant::now());
+                }
+                Action::SayGivenUp(attempts) => {
+                    log::error!("{attempts} enrollment attempts failed: pausing until a node key is needed again");
+                }
+            }
+        }
+    }
+
+    /// The table of endpoints tells until when no attempt is made.
+    fn back_off(&self) {
+        let wait = self.course().not_before().saturating_duration_since(Instant::now());
+        if !wait.is_zero() {
+            self.requests.stats.back_off(Endpoint::Enroll, wait);
+        }
+    }
+
+    fn course(&self) -> MutexGuard<'_, Course> {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self) -> MutexGuard<'_, ()> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The node key in osqueryd's store, when there is one: for a look at the enrollment without a part in it.
+pub fn stored_key(manager: &Manager) -> Result<Option<Secret>, ManagerError> {
+    Ok(manager.setting(KEY)?.filter(|key| !key.is_empty()).map(Secret::new))
+}
+
+fn unix_time() -> i64 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}

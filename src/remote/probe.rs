@@ -1,0 +1,163 @@
+//! One connection to the server, made to look at it: by the same chain of connectors as every request's, up to the
+//! end of the handshake. Nothing is sent over it.
+//!
+//! The chain that the server presents is seen before it is judged, so that it can be shown also when it is refused:
+//! the judgement itself stays as it is, and a refused connection ends there.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use ureq::Agent;
+use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConnector, Transport};
+
+use super::tls::{TlsConnector, TlsTransport, Watch};
+use super::transport::{NamingResolver, ProxyConnector, TransportError, Wanted, config};
+use crate::settings::Settings;
+
+/// What a look at the server shows.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// Whether a connection was made, by way of the proxy where there is one.
+    pub connected: bool,
+    /// The certificates that the server presented, its own first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The version and suite of a handshake that succeeded.
+    pub agreed: Option<String>,
+    /// Why there was no such handshake.
+    pub error: Option<TransportError>,
+}
+
+/// Connects to the configured server as a request would, and hangs up behind the handshake.
+#[must_use]
+pub fn look(settings: &Settings) -> Look {
+    let witness = Arc::new(Witness::default());
+    let error = connect(settings, &witness).err();
+    let mut seen = witness.seen();
+    let mut look = std::mem::take(&mut *seen);
+    look.error = error.filter(|_| look.agreed.is_none());
+    look
+}
+
+fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportError> {
+    let server = settings.server.as_ref().map_err(Clone::clone)?;
+    let client = settings.tls.client.clone()?;
+    let connector =
+        ().chain(ProxyConnector::default())
+            .chain(TcpConnector::default())
+            .chain(Connected(Arc::clone(witness)))
+            .chain(TlsConnector::new(&settings.tls, client).watched(Witness::watch(witness)))
+            .chain(Agreed(Arc::clone(witness)));
+    let agent = Agent::with_parts(config(&Wanted::new(settings)?)?, connector, NamingResolver::default());
+    // The last connector ends it before there is anything to send.
+    agent.get(format!("https://{server}/")).call().map(drop).map_err(TransportError::from)
+}
+
+/// Sees what happens while a connection is made.
+#[derive(Debug, Default)]
+struct Witness(Mutex<Look>);
+
+impl Witness {
+    /// Makes verifiers that show the chain to this witness and leave the judgement to the one that they are given.
+    fn watch(witness: &Arc<Self>) -> Watch {
+        let witness = Arc::clone(witness);
+        Box::new(move |judge| Arc::new(Watching { witness: Arc::clone(&witness), judge }))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Look> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Watching {
+    witness: Arc<Witness>,
+    judge: Arc<dyn ServerCertVerifier>,
+}
+
+impl ServerCertVerifier for Watching {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain = std::iter::once(end_entity).chain(intermediates);
+        self.witness.seen().chain = chain.map(|certificate| certificate.clone().into_owned()).collect();
+        self.judge.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.judge.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.judge.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.judge.supported_verify_schemes()
+    }
+}
+
+/// Notes that the server, and not the proxy alone, was reached.
+struct Connected(Arc<Witness>);
+
+impl<In: Transport> Connector<In> for Connected {
+    type Out = In;
+
+    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<In>, ureq::Error> {
+        if details.needs_tls() && chained.is_some() {
+            self.0.seen().connected = true;
+        }
+        Ok(chained)
+    }
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connected")
+    }
+}
+
+/// Notes the end of a handshake, and ends the attempt.
+struct Agreed(Arc<Witness>);
+
+impl<In: Transport> Connector<Either<In, TlsTransport>> for Agreed {
+    type Out = Either<In, TlsTransport>;
+
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        chained: Option<Either<In, TlsTransport>>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        match chained {
+            Some(Either::B(tls)) => {
+                self.0.seen().agreed = Some(tls.agreed());
+                Err(ureq::Error::ConnectionFailed)
+            }
+            // The way to the proxy.
+            plain => Ok(plain),
+        }
+    }
+}
+
+impl fmt::Debug for Agreed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Agreed")
+    }
+}

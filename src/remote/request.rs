@@ -1,0 +1,350 @@
+//! One request of the API and its answer. It is built here, whoever sends it; its answer is judged before anything is
+//! noted of it.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::api::{self, AnswerError, KeyPlace, Payload};
+use super::endpoint::Endpoint;
+use super::host::Host;
+use super::stats::{Measured, Stats};
+use super::tls::traffic;
+use super::transport::{Answer, Encoding, Method, Outgoing, Transport, TransportError};
+use super::url::Url;
+use crate::chain::chain;
+use crate::logging::DUMP;
+use crate::secret::{MASK, Secret};
+use crate::settings::{SecretSource, SettingError, Settings};
+use crate::shutdown::Shutdown;
+
+/// Why a request had no success.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// A flag that the request needs is unusable.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// The enroll secret can't be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// No answer was got.
+    #[error("{endpoint} ({url})")]
+    Transport {
+        /// What was asked for.
+        endpoint: Endpoint,
+        /// Where, without any secret.
+        url: String,
+        /// What happened.
+        source: TransportError,
+    },
+    /// The answer says no, or is of no use.
+    #[error("{endpoint} ({url})")]
+    Answer {
+        /// What was asked for.
+        endpoint: Endpoint,
+        /// Where, without any secret.
+        url: String,
+        /// In what way.
+        source: AnswerError,
+    },
+}
+
+/// Why there is no enroll secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// Its file can't be read.
+    #[error("--enroll_secret_path={path} can't be read", path = .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// Its environment variable isn't there.
+    #[error("--enroll_secret_env={0}: there is no such environment variable")]
+    Variable(String),
+}
+
+impl RequestError {
+    /// Whether the server rejected the node key.
+    #[must_use]
+    pub fn is_node_invalid(&self) -> bool {
+        matches!(self, Self::Answer { source: AnswerError::NodeInvalid { .. }, .. })
+    }
+
+    /// Whether all is well but for the configuration itself.
+    #[must_use]
+    pub fn is_unusable_configuration(&self) -> bool {
+        matches!(self, Self::Answer { source: AnswerError::NotAConfiguration(_), .. })
+    }
+
+    /// Whether another attempt within seconds can help: not when a flag, a file or the configuration is at fault.
+    #[must_use]
+    pub fn is_worth_another_attempt(&self) -> bool {
+        matches!(self, Self::Transport { .. } | Self::Answer { .. }) && !self.is_unusable_configuration()
+    }
+
+    /// Whether the request took too long, by the server's clock or ours: a smaller one may not.
+    #[must_use]
+    pub fn says_too_slow(&self) -> bool {
+        self.status() == Some(408)
+            || matches!(self, Self::Transport { source: TransportError::Timeout(step), .. } if !step.is_connecting())
+    }
+
+    /// Whether a compressed body may be the reason: servers that don't take one answer 400 or 415, or hang up.
+    #[must_use]
+    pub fn may_be_the_compression(&self) -> bool {
+        matches!(self.status(), Some(400 | 415))
+            || matches!(self, Self::Transport { source: TransportError::Broken(_), .. })
+    }
+
+    /// How long the server asks to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Answer { source, .. } => source.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// The HTTP status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Answer { source, .. } => source.status(),
+            _ => None,
+        }
+    }
+}
+
+/// A request, ready to be sent.
+pub struct Request {
+    endpoint: Endpoint,
+    method: Method,
+    url: Url,
+    body: String,
+    node_key: Option<Secret>,
+}
+
+/// Who asks to be enrolled.
+pub struct Applicant {
+    /// The host identifier.
+    pub identifier: String,
+    /// osquery's number for the platform.
+    pub platform_type: String,
+    /// Rows about the host, by their tables.
+    pub details: Map<String, Value>,
+}
+
+impl Request {
+    /// A request as the node with this key.
+    pub fn new(
+        settings: &Settings,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        key: &Secret,
+    ) -> Result<Self, RequestError> {
+        let place = key_place(settings);
+        let method = match (endpoint, place) {
+            (Endpoint::Config, KeyPlace::Url) => Method::Get,
+            _ => Method::Post,
+        };
+        let key_in_url = (place == KeyPlace::Url).then_some(key);
+        let url = url(settings, endpoint, key_in_url, url_secret(settings)?.as_ref())?;
+        Ok(Self { endpoint, method, url, body: api::body(payload, key, place), node_key: Some(key.clone()) })
+    }
+
+    /// An enrollment.
+    pub fn enrollment(settings: &Settings, applicant: Applicant) -> Result<Self, RequestError> {
+        let secret = enroll_secret(&settings.enroll.secret)?;
+        let in_url = settings.api.secret_always.then_some(&secret);
+        let Applicant { identifier, platform_type, details } = applicant;
+        Ok(Self {
+            endpoint: Endpoint::Enroll,
+            method: Method::Post,
+            url: url(settings, Endpoint::Enroll, None, in_url)?,
+            body: api::enroll_body(&settings.api.secret_name, &secret, &identifier, &platform_type, details),
+            node_key: None,
+        })
+    }
+
+    /// A GET of the enroll endpoint, for which no server enrolls anybody: only to see whether something is there.
+    pub fn presence(settings: &Settings) -> Result<Self, RequestError> {
+        let url = url(settings, Endpoint::Enroll, None, url_secret(settings)?.as_ref())?;
+        Ok(Self { endpoint: Endpoint::Enroll, method: Method::Get, url, body: String::new(), node_key: None })
+    }
+
+    /// As the transport sends it.
+    #[must_use]
+    pub fn outgoing<'a>(&'a self, encoding: Encoding, user_agent: &'a str) -> Outgoing<'a> {
+        let Self { method, url, body, node_key, .. } = self;
+        Outgoing { method: *method, url, body, encoding, user_agent, node_key: node_key.as_ref() }
+    }
+}
+
+/// Sends requests, and notes what becomes of them.
+pub struct Requests {
+    /// What carries them.
+    pub transport: Transport,
+    /// What became of them.
+    pub stats: Stats,
+    host: Arc<Host>,
+}
+
+impl Requests {
+    /// The end asked for by `shutdown` breaks requests off. `host` says whose `User-Agent` they have.
+    #[must_use]
+    pub fn new(host: Arc<Host>, shutdown: Shutdown) -> Self {
+        Self { transport: Transport::new(shutdown), stats: Stats::default(), host }
+    }
+
+    /// Sends a request, has its answer judged, and notes the outcome.
+    pub fn make<T>(
+        &self,
+        settings: &Settings,
+        request: &Request,
+        encoding: Encoding,
+        judge: impl FnOnce(&Answer) -> Result<T, AnswerError>,
+    ) -> Result<T, RequestError> {
+        let endpoint = request.endpoint;
+        let mut measured = Measured::default();
+        dump(settings, "request", endpoint, &request.body);
+        let outcome = match self.send(settings, request, encoding, &mut measured) {
+            Ok(answer) => {
+                let judged = judge(&answer);
+                // Judged first: from then on a new node key is known to be masked.
+                dump(settings, "answer", endpoint, &String::from_utf8_lossy(&answer.body));
+                judged.map_err(|source| RequestError::Answer { endpoint, url: request.url.to_string(), source })
+            }
+            Err(source) => Err(RequestError::Transport { endpoint, url: request.url.to_string(), source }),
+        };
+        self.stats.note(endpoint, &measured, outcome.as_ref().err().map(|error| chain(error).to_string()));
+        outcome
+    }
+
+    /// A request could not even be built: that is a failure, too.
+    pub fn note_unsent(&self, endpoint: Endpoint, error: &(dyn std::error::Error + 'static)) {
+        self.stats.note(endpoint, &Measured::default(), Some(chain(error).to_string()));
+    }
+
+    fn send(
+        &self,
+        settings: &Settings,
+        request: &Request,
+        encoding: Encoding,
+        measured: &mut Measured,
+    ) -> Result<Answer, TransportError> {
+        let user_agent = self.host.user_agent();
+        let (began, before) = (Instant::now(), traffic());
+        let outcome = self.transport.send(settings, &request.outgoing(encoding, &user_agent));
+        measured.latency = began.elapsed();
+        measured.traffic = traffic().since(before);
+        measured.status = outcome.as_ref().ok().map(|answer| answer.status);
+        outcome
+    }
+}
+
+fn url(
+    settings: &Settings,
+    endpoint: Endpoint,
+    node_key: Option<&Secret>,
+    secret: Option<&Secret>,
+) -> Result<Url, SettingError> {
+    let server = settings.server.as_ref().map_err(Clone::clone)?;
+    let path = endpoint.path(&settings.endpoints)?;
+    let secret = secret.map(|secret| (settings.api.secret_name.as_str(), secret));
+    Ok(match node_key {
+        None => Url::new(server, path, secret),
+        Some(key) => Url::for_node(server, path, key, secret),
+    })
+}
+
+/// An endpoint's URL as it may be shown: without the node key and the secret, whose places are named.
+pub fn shown_url(settings: &Settings, endpoint: Endpoint) -> Result<String, SettingError> {
+    let none = Secret::default();
+    let key = (endpoint != Endpoint::Enroll && key_place(settings) == KeyPlace::Url).then_some(&none);
+    let secret = settings.api.secret_always.then_some(&none);
+    Ok(url(settings, endpoint, key, secret)?.to_string())
+}
+
+/// Where `tls_node_api` puts the node key.
+#[must_use]
+pub fn key_place(settings: &Settings) -> KeyPlace {
+    if settings.api.node_api { KeyPlace::Url } else { KeyPlace::Body }
+}
+
+/// The secret for a URL, where `tls_secret_always` wants it there.
+fn url_secret(settings: &Settings) -> Result<Option<Secret>, SecretError> {
+    settings.api.secret_always.then(|| enroll_secret(&settings.enroll.secret)).transpose()
+}
+
+/// The enroll secret, trimmed; the empty one where none is configured.
+pub fn enroll_secret(source: &SecretSource) -> Result<Secret, SecretError> {
+    let text = match source {
+        SecretSource::None => String::new(),
+        SecretSource::File(path) => {
+            fs::read_to_string(path).map_err(|source| SecretError::File { path: path.clone(), source })?
+        }
+        SecretSource::Environment(name) => std::env::var(name).map_err(|_| SecretError::Variable(name.clone()))?,
+    };
+    Ok(Secret::new(text.trim()))
+}
+
+/// `tls_dump` with `verbose`: the body, before compression and after decompression, goes to stderr, masked like
+/// everything there. Keys and secrets are masked by their members' names too, however the server escapes them; in what
+/// is no JSON, everything from such a name on.
+fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
+    if !(settings.api.dump && settings.verbose) {
+        return;
+    }
+    let shown = dumped(body, &["node_key", "id", settings.api.secret_name.as_str()]);
+    log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {shown}");
+}
+
+/// A body with the values of these members masked. Deeper in an answer `id` is many another thing, a node key and a
+/// secret are themselves.
+fn dumped(body: &str, names: &[&str]) -> String {
+    if let Ok(mut json) = serde_json::from_str::<Value>(body) {
+        mask_members(&mut json, names);
+        return json.to_string();
+    }
+    let first = names.iter().filter_map(|name| body.find(&format!("\"{name}\"")));
+    match first.min().and_then(|at| body.get(..at)) {
+        Some(beginning) => format!("{beginning}{MASK}"),
+        None => body.to_owned(),
+    }
+}
+
+fn mask_members(json: &mut Value, names: &[&str]) {
+    match json {
+        Value::Object(members) => {
+            for (name, value) in members {
+                match value {
+                    Value::String(_) if names.contains(&name.as_str()) => *value = MASK.into(),
+                    _ => mask_members(value, &names.iter().copied().filter(|&name| name != "id").collect::<Vec<_>>()),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| mask_members(item, names)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_shows_no_key_wherever_it_stands() {
+        let shown = |body: &str| dumped(body, &["node_key", "id", "enroll_secret"]);
+        assert_eq!(shown(r#"{"id":"k","a":[{"id":"row"}]}"#), r#"{"id":"<hidden>","a":[{"id":"row"}]}"#);
+        assert_eq!(shown(r#"{"data":[{"node_key":"k"}]}"#), r#"{"data":[{"node_key":"<hidden>"}]}"#);
+        assert_eq!(shown(r#"{"node_key":7,"node_invalid":true}"#), r#"{"node_key":7,"node_invalid":true}"#);
+        assert_eq!(shown(r#"{"a":1,"enroll_secret":"s","node_key":"k""#), r#"{"a":1,<hidden>"#);
+        assert_eq!(shown("<p>gone</p>"), "<p>gone</p>");
+    }
+}

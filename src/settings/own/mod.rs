@@ -1,0 +1,214 @@
+//! Our own flags: what osquery has no flag for.
+//!
+//! [`FLAGS`] is the one list of them. The command line's definition, the flag file's reader, what a server may set,
+//! the man page, the packaged flag file and the table in docs/flags.md are made of it, or compared with it by a test.
+
+mod given;
+mod kinds;
+
+use log::LevelFilter;
+
+pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
+pub use self::kinds::{FALSE, Kind, Number, Parse, Place, SystemLog, TRUE, Unit, Words};
+
+/// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
+pub const DEFAULT_FLAGFILE: &str =
+    if cfg!(target_os = "macos") { "/var/osquery/remote_tls.flags" } else { "/etc/osquery/remote_tls.flags" };
+
+/// The environment variable that names another flag file of ours.
+pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
+
+/// The prefix under which a configuration's `options` can set those flags of ours that are safe to set remotely.
+pub const REMOTE_PREFIX: &str = "custom_remote_tls_";
+
+/// Where the system's log listens.
+pub const SYSLOG_SOCKET: &str = if cfg!(target_os = "macos") { "/var/run/syslog" } else { "/dev/log" };
+
+/// A flag of ours, and what its values are.
+#[derive(Debug)]
+pub struct Flag<K: ?Sized> {
+    /// Its name, without dashes.
+    pub name: &'static str,
+    /// Who can set it.
+    pub setter: Setter,
+    /// What it is, in a line of Markdown.
+    pub help: &'static str,
+    /// What else the documentation says of it, in Markdown; maybe nothing.
+    pub more: &'static str,
+    /// What can be given, and what counts when nothing is.
+    pub kind: K,
+}
+
+/// A flag whose values are of any type.
+pub type AnyFlag = Flag<dyn Kind>;
+
+/// Who can set a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setter {
+    /// Only the host's administrator: on the command line, or in our flag file.
+    Host,
+    /// The server too, as `custom_remote_tls_<name>` in the `options` of a configuration, which wins.
+    Server,
+}
+
+/// When the event lines of a query come to be made by us, and not by osqueryd: a whole query's difference then comes in
+/// one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExpandEvents {
+    /// Where osqueryd has no other logger and `logger_event_type` was set by nobody, osqueryd is asked for whole
+    /// differences, and their event lines are made.
+    #[default]
+    Auto,
+    /// Event lines are made of each difference that comes.
+    Always,
+    /// A difference is sent as it comes.
+    Never,
+}
+
+impl<K: Kind + ?Sized> Flag<K> {
+    /// [`Self::help`] as a terminal shows it, and the default.
+    #[must_use]
+    pub fn plain_help(&self) -> String {
+        let help = self.help.replace('`', "");
+        match self.kind.default_text() {
+            Some(default) => format!("{help} [default: {default}]"),
+            None => help,
+        }
+    }
+}
+
+/// The flag of this name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static AnyFlag> {
+    FLAGS.iter().copied().find(|flag| flag.name == name)
+}
+
+/// Makes a constant of each flag, and the list of all.
+macro_rules! table {
+    ($($constant:ident: $kind:ty = $flag:expr;)*) => {
+        $(
+            #[doc = concat!("See [`FLAGS`] for what `", stringify!($constant), "` is.")]
+            pub static $constant: Flag<$kind> = $flag;
+        )*
+
+        /// All of our flags, in the order in which they are shown.
+        pub static FLAGS: &[&AnyFlag] = &[$(&$constant),*];
+    };
+}
+
+table! {
+    BUFFER_PATH: Place = Flag {
+        name: "buffer_path",
+        setter: Setter::Host,
+        help: "Directory of the buffers; `remote_tls` beside osquery's `database_path` when not set",
+        more: "",
+        kind: Place,
+    };
+    BUFFER_MAX_BYTES: Number = Flag {
+        name: "buffer_max_bytes",
+        setter: Setter::Server,
+        help: "Bytes that each buffer (results, statuses) may take on disk; the oldest lines go first",
+        more: "",
+        kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 1 << 30 },
+    };
+    BUFFER_MIN_FREE_BYTES: Number = Flag {
+        name: "buffer_min_free_bytes",
+        setter: Setter::Server,
+        help: "Bytes that must stay free on the buffers' disk: below this they don't grow",
+        more: "",
+        kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 100 << 20 },
+    };
+    JOURNAL_SYNC_INTERVAL: Number = Flag {
+        name: "journal_sync_interval",
+        setter: Setter::Server,
+        help: "Seconds after which new lines are also safe from a power cut: how often they are synced to the disk; \
+               0 is never",
+        more: "No call waits for it. A crash of a process loses no line whatever this is.",
+        kind: Number { unit: Unit::Seconds, range: 0..=3600, default: 5 },
+    };
+    LOGGER_MAX_REQUEST_BYTES: Number = Flag {
+        name: "logger_max_request_bytes",
+        setter: Setter::Server,
+        help: "Bytes that the body of a log request may have before compression, unless one line alone has more",
+        more: "",
+        kind: Number { unit: Unit::Bytes, range: 1024..=1 << 30, default: 1 << 20 },
+    };
+    LOGGER_DRAIN_BYTES_PER_SECOND: Number = Flag {
+        name: "logger_drain_bytes_per_second",
+        setter: Setter::Server,
+        help: "Bytes of log lines that are sent a second, at most, after an outage; 0 is no limit",
+        more: "Also after a start with a backlog. Never so slow that a full buffer takes more than an hour, nor slower \
+               than lines come.",
+        kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 4 << 20 },
+    };
+    LOGGER_EXPAND_EVENTS: Words<ExpandEvents> = Flag {
+        name: "logger_expand_events",
+        setter: Setter::Server,
+        help: "Whether osqueryd hands over whole queries, in a call each, and the extension makes the event lines",
+        more: "The server gets the lines that it would have got otherwise, and osqueryd does much less \
+               ([performance.md](performance.md)). `auto`: where `logger_plugin` names no other logger, and neither the \
+               server's configuration nor osqueryd's flags say anything of `logger_event_type`. `true`: of each \
+               difference that comes (osqueryd's `--logger_event_type=false`) event lines are made. `false`: osqueryd's \
+               lines are sent as they come.",
+        kind: Words {
+            placeholder: "auto|BOOL",
+            words: &[
+                (&["auto"], ExpandEvents::Auto),
+                (TRUE, ExpandEvents::Always),
+                (FALSE, ExpandEvents::Never),
+            ],
+            default: ExpandEvents::Auto,
+        },
+    };
+    ENROLL_MAX_PER_HOUR: Number = Flag {
+        name: "enroll_max_per_hour",
+        setter: Setter::Server,
+        help: "Enrollments that the server grants in any hour, at most",
+        more: "Half of them at once, the rest evenly.",
+        kind: Number { unit: Unit::Pieces, range: 2..=3600, default: 60 },
+    };
+    REQUEST_TIMEOUT: Number = Flag {
+        name: "request_timeout",
+        setter: Setter::Server,
+        help: "Seconds that a request may take, from connecting to the last byte of its answer",
+        more: "",
+        kind: Number { unit: Unit::Seconds, range: 1..=3600, default: 60 },
+    };
+    RETURN_TIMEOUT: Number = Flag {
+        name: "return_timeout",
+        setter: Setter::Server,
+        help: "Seconds to wait for osqueryd when it has gone away; then the extension ends",
+        more: "",
+        kind: Number { unit: Unit::Seconds, range: 1..=3600, default: 60 },
+    };
+    LOG_LEVEL: Words<LevelFilter> = Flag {
+        name: "log_level",
+        setter: Setter::Server,
+        help: "What is logged, at least; osqueryd's `verbose` means `debug`",
+        more: "",
+        kind: Words {
+            placeholder: "LEVEL",
+            words: &[
+                (&["error"], LevelFilter::Error),
+                (&["warning"], LevelFilter::Warn),
+                (&["info"], LevelFilter::Info),
+                (&["debug"], LevelFilter::Debug),
+            ],
+            default: LevelFilter::Info,
+        },
+    };
+    LOG_FILE: Place = Flag {
+        name: "log_file",
+        setter: Setter::Host,
+        help: "A file that the log goes to besides stderr",
+        more: "At 10 MiB it becomes `<log_file>.1`.",
+        kind: Place,
+    };
+    LOG_SYSLOG: SystemLog = Flag {
+        name: "log_syslog",
+        setter: Setter::Host,
+        help: "Whether the log goes to the system's log too; the path of its socket means yes",
+        more: "",
+        kind: SystemLog,
+    };
+}

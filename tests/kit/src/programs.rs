@@ -1,0 +1,48 @@
+//! Programs of the workspace that tests start: built when they are needed, beside the program that needs them.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+/// What cargo sets for the programs that it runs. Build scripts that depend on it would run again, and all that depends
+/// on them would be compiled again, at each change between a cargo within a test and the one outside.
+const OF_THE_OUTER_CARGO: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+
+static BUILT: Mutex<BTreeMap<(String, String), PathBuf>> = Mutex::new(BTreeMap::new());
+
+/// A program of a member of the workspace, for a test: built when it isn't yet, as the test itself was. The error is
+/// one of cargo's, which has said why.
+pub fn program(package: &str, name: &str) -> io::Result<PathBuf> {
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (package.to_owned(), name.to_owned());
+    if let Some(path) = built.get(&key) {
+        return Ok(path.clone());
+    }
+    let path = build(package, name)?;
+    built.insert(key, path.clone());
+    Ok(path)
+}
+
+/// A test lies in `deps`, below the directory of the programs.
+fn build(package: &str, name: &str) -> io::Result<PathBuf> {
+    let here = env::current_exe()?;
+    let directory = here.parent().and_then(Path::parent).ok_or(io::ErrorKind::NotFound)?;
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    cargo.args(["build", "--quiet", "--locked", "-p", package, "--bin", name]);
+    cargo.arg("--target-dir").arg(directory.parent().ok_or(io::ErrorKind::NotFound)?);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let outer = |name: &str| OF_THE_OUTER_CARGO.iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(outer)) {
+        cargo.env_remove(name);
+    }
+    match cargo.status()?.success() {
+        true => Ok(directory.join(name)),
+        false => Err(io::Error::other(format!("{name} of {package} could not be built"))),
+    }
+}
