@@ -79,7 +79,9 @@ pub(crate) fn load(rig: &Rig, disturb: impl FnOnce()) -> Calls {
 
 /// Every line that was taken is delivered, at least once.
 pub(crate) fn all_delivered(rig: &Rig, taken: &[u64]) {
-    rig.server.wait("every line that was taken", LIMIT, |server| (server.result_count() >= taken.len()).then_some(()));
+    // Hundreds of kills take minutes, and hundreds of thousands of lines meanwhile.
+    let limit = LIMIT + Duration::from_millis(taken.len() as u64 / 2);
+    rig.server.wait("every line that was taken", limit, |server| (server.result_count() >= taken.len()).then_some(()));
     rig.settled();
     let delivered: std::collections::BTreeSet<u64> = crate::rig::numbers(&rig.server.results()).into_iter().collect();
     let lost: Vec<&u64> = taken.iter().filter(|n| !delivered.contains(n)).collect();
