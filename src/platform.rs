@@ -60,9 +60,13 @@ mod system {
     use rustix::net::sockopt::socket_peercred;
     use rustix::process::{Pid, PidfdFlags, pidfd_open, setpriority_process};
     use rustix::thread::gettid;
+    use thread_priority::{
+        RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+        thread_native_id,
+    };
 
     /// As nice(2) counts.
-    const HIGHEST_PRIORITY: i32 = -20;
+    const LOWEST_NICENESS: i32 = -20;
 
     /// How a process' end is noticed.
     #[derive(Debug)]
@@ -109,9 +113,18 @@ mod system {
         Some(Stat { state, started: fields.nth(18)?.to_owned() })
     }
 
-    /// Has this thread run before others, where we may: for a moment that counts in microseconds.
+    /// Has this thread run before all ordinary ones the moment that it can, for work that counts in microseconds. It
+    /// must sleep nearly always: nothing else runs on its processor meanwhile.
+    ///
+    /// Where no real-time class is allowed (a container, `RestrictRealtime=` in a unit), the thread gets the lowest
+    /// niceness, which counts only within its control group; where that isn't allowed either, nothing.
     pub fn go_first() {
-        if let Err(error) = setpriority_process(Some(gettid()), HIGHEST_PRIORITY) {
+        let real_time = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+        let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, real_time) else {
+            return;
+        };
+        log::debug!("a thread can't be given a real-time priority: {error}");
+        if let Err(error) = setpriority_process(Some(gettid()), LOWEST_NICENESS) {
             log::debug!("a thread can't be given a higher priority: {error}");
         }
     }

@@ -10,9 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -22,16 +20,12 @@ use crate::platform::{NameWatch, Process, go_first};
 /// door](crate::front::succession::door). osqueryd sweeps `osquery.em.*` away, and not these.
 pub const PRIVATE: &str = "rtls.";
 
-/// How long the name is guarded after a sign that osqueryd is ending. It sweeps within some 15 ms of that.
-const GUARD_TIME: Duration = Duration::from_millis(300);
-
 /// A listening socket. Its names go with the value.
 pub struct Socket {
     manager: PathBuf,
     private: PathBuf,
     listener: UnixListener,
     shown: Mutex<Option<Shown>>,
-    is_guarded: AtomicBool,
 }
 
 /// The name by which osqueryd calls.
@@ -59,13 +53,7 @@ impl Socket {
     /// A socket that another process has bound as `private` and handed over.
     #[must_use]
     pub fn adopt(manager: &Path, private: PathBuf, listener: UnixListener) -> Self {
-        Self {
-            manager: manager.to_owned(),
-            private,
-            listener,
-            shown: Mutex::default(),
-            is_guarded: AtomicBool::new(false),
-        }
+        Self { manager: manager.to_owned(), private, listener, shown: Mutex::default() }
     }
 
     /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`, and gives up the one
@@ -107,31 +95,6 @@ impl Socket {
             let _ = remove_if_there(path);
         }
         is_needed
-    }
-
-    /// Whether osqueryd still calls by a name of ours.
-    fn is_wanted(&self) -> bool {
-        let shown = self.shown.lock();
-        shown.as_ref().is_some_and(|shown| shown.osqueryd.as_ref().is_none_or(|process| process.is_alive()))
-    }
-
-    /// osqueryd may be about to sweep the name away: puts it back within microseconds of that, by looking again and again
-    /// for a moment on a thread of its own. The watch alone takes some hundred, in which a busy osqueryd loses lines.
-    pub fn guard_name(this: &Arc<Self>) {
-        if this.is_guarded.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let socket = Arc::clone(this);
-        let guard = move || {
-            go_first();
-            let until = Instant::now() + GUARD_TIME;
-            while Instant::now() < until && socket.is_wanted() && !socket.put_back() {}
-            socket.is_guarded.store(false, Ordering::SeqCst);
-        };
-        if let Err(error) = thread::Builder::new().name("socket-guard".to_owned()).spawn(guard) {
-            this.is_guarded.store(false, Ordering::SeqCst);
-            log::debug!("the socket's name can't be guarded: {error}");
-        }
     }
 
     /// Gives up the name by which osqueryd calls.

@@ -297,7 +297,6 @@ impl Front {
                 Ok(Event::End) => self.asked_to_end = true,
                 Ok(Event::HungUp) => {
                     self.hung_up = true;
-                    Socket::guard_name(&self.socket);
                     // Not at once again and again, should osqueryd accept connections only to close them.
                     self.next_check = self.next_check.min(self.last_check + CHECK_PAUSE);
                 }
