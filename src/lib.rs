@@ -32,3 +32,4 @@ pub mod members;
 pub mod platform;
 pub mod secret;
 pub mod shutdown;
+pub mod spares;

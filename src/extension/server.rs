@@ -25,6 +25,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::socket::Socket;
 use crate::logging::Streak;
+use crate::spares::Spares;
 
 /// Threads that wait in `accept` from the beginning.
 const ACCEPTORS: usize = 4;
@@ -62,8 +63,8 @@ const FITS_ANYWAY: usize = 4096;
 
 /// Answers the messages of one connection.
 pub trait Converse: Send + Sync {
-    /// Reads and answers to the connection's end, or until [`Connection::is_last`] after an answer. `buffer` is the
-    /// thread's own, its contents don't matter.
+    /// Reads and answers to the connection's end, or until [`Connection::is_last`] after an answer. `buffer` was used by
+    /// an earlier conversation, its contents don't matter.
     ///
     /// # Errors
     /// Whatever ended the conversation early.
@@ -86,6 +87,8 @@ struct Shared<C> {
     /// Threads are to end after the connection that they serve.
     stopping: AtomicBool,
     connections: Mutex<Connections>,
+    /// For what conversations read.
+    buffers: Spares,
     /// Rung when a connection ends.
     closed: Condvar,
     /// Connections that could not be taken, for want of descriptors.
@@ -131,6 +134,7 @@ impl<C: Converse + 'static> Server<C> {
             idle: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
+            buffers: Spares::default(),
             closed: Condvar::new(),
             refused: Streak::default(),
             spares_missing: Streak::default(),
@@ -180,7 +184,7 @@ impl<C: Converse + 'static> Server<C> {
             // Whoever has connected by now speaks at once, or never.
             let patient = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(DRAIN_LIMIT)));
             if patient.is_ok() {
-                shared.serve(stream, &mut Vec::new());
+                shared.serve(stream);
             }
         }
         let _ = shared.listener.set_nonblocking(false);
@@ -207,7 +211,6 @@ impl<C: Converse + 'static> Shared<C> {
     }
 
     fn accept(self: &Arc<Self>) {
-        let mut buffer = Vec::new();
         // One that would be idle beside enough others was a spare one, and is no longer needed.
         let rest = |idle| (idle < MOST_IDLE).then_some(idle + 1);
         while !self.is_stopping() && self.idle.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest).is_ok() {
@@ -219,7 +222,7 @@ impl<C: Converse + 'static> Shared<C> {
                     if others_idle == 0 && !self.is_stopping() {
                         self.make_room();
                     }
-                    self.serve(stream, &mut buffer);
+                    self.serve(stream);
                 }
                 Err(_) if self.is_stopping() => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -256,16 +259,18 @@ impl<C: Converse + 'static> Shared<C> {
         }
     }
 
-    fn serve(&self, stream: UnixStream, buffer: &mut Vec<u8>) {
+    fn serve(&self, stream: UnixStream) {
         let open = Arc::new(Open { stream, heard: AtomicU64::new(milliseconds(self.began)) });
         let number = self.connections().add(Arc::clone(&open));
         let connection = Connection { open: &open, began: self.began, stopping: &self.stopping };
+        let mut buffer = self.buffers.take();
         // A panic ends this connection and nothing else.
-        match panic::catch_unwind(AssertUnwindSafe(|| self.conversing.converse(&connection, buffer))) {
+        match panic::catch_unwind(AssertUnwindSafe(|| self.conversing.converse(&connection, &mut buffer))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => log::debug!("a connection ended: {error}"),
             Err(_) => log::error!("a connection ended by a panic; please report it with the lines above"),
         }
+        self.buffers.give(buffer);
         self.connections().remove(number);
         self.closed.notify_all();
     }

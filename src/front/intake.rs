@@ -121,7 +121,7 @@ impl Intake {
         let value = conversation.bytes(value);
         match kind {
             Kind::Batch if value.starts_with(b"[") => {
-                self.results.append(&[BATCH_HEAD, value, BATCH_TAIL].concat());
+                self.results.append_parts(&[BATCH_HEAD, value, BATCH_TAIL]);
             }
             Kind::Line | Kind::Batch => self.results.append(value),
         }

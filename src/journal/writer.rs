@@ -17,6 +17,7 @@ use super::tally::Tally;
 use super::unsynced::Unsynced;
 use super::walk::lines_of;
 use super::{Borrowed, Counts, Held, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, Weigher, chain};
+use crate::spares::Spares;
 
 /// What tests want smaller.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +58,8 @@ pub struct Writer<W> {
     pub(super) tally: Tally,
     unsynced: Unsynced,
     backstop: Backstop,
+    /// For what is written.
+    buffers: Spares,
     weigher: PhantomData<fn() -> W>,
 }
 
@@ -110,6 +113,7 @@ impl<W: Weigher> Writer<W> {
             tally: Tally::new(name),
             unsynced: Unsynced::default(),
             backstop: Backstop::default(),
+            buffers: Spares::default(),
             weigher: PhantomData,
         }
     }
@@ -117,19 +121,35 @@ impl<W: Weigher> Writer<W> {
     /// Keeps a record. Never fails: what the disk refuses waits in memory, and what finds no room there is counted as
     /// dropped and said.
     pub fn append(&self, record: &[u8]) {
-        self.append_all([record]);
+        self.append_parts(&[record]);
+    }
+
+    /// Keeps a record that consists of these parts.
+    pub fn append_parts(&self, parts: &[&[u8]]) {
+        let mut bytes = self.buffer();
+        push_record(&mut bytes, parts);
+        self.append_bytes(bytes);
     }
 
     /// Keeps records, in order, by one write.
     pub fn append_all<R: AsRef<[u8]>>(&self, records: impl IntoIterator<Item = R>) {
-        // Made before the lock is taken.
-        let mut bytes = Vec::new();
+        let mut bytes = self.buffer();
         for record in records {
-            push_record(&mut bytes, record.as_ref());
+            push_record(&mut bytes, &[record.as_ref()]);
         }
-        if bytes.is_empty() {
-            return;
+        if !bytes.is_empty() {
+            self.append_bytes(bytes);
         }
+    }
+
+    fn buffer(&self) -> Vec<u8> {
+        let mut buffer = self.buffers.take();
+        buffer.clear();
+        buffer
+    }
+
+    /// Keeps records, each with its newline. They were put together before the lock is taken.
+    fn append_bytes(&self, bytes: Vec<u8>) {
         let lines = lines_of::<W>(&bytes);
         self.tally.accept(lines);
         let mut state = self.state.lock();
@@ -238,6 +258,7 @@ impl<W: Weigher> Writer<W> {
             match self.write(state, &bytes, lines) {
                 Ok(()) => {
                     self.note_acceptance(state, 0);
+                    self.buffers.give(bytes);
                     return false;
                 }
                 Err(kept) => {
@@ -246,6 +267,8 @@ impl<W: Weigher> Writer<W> {
             }
         }
         let begins_to_wait = state.memory.is_empty();
+        // It stays for a while, and has room for larger ones.
+        bytes.shrink_to_fit();
         let lost = state.memory.push::<W>(bytes);
         self.tally.drop(lost, "the disk refuses them and the memory for them is full");
         self.write_waiting(state);
@@ -354,10 +377,10 @@ impl<W: Weigher> Overflow for Writer<W> {
 }
 
 /// Adds a record to others, with its newline; newlines within it become blanks.
-fn push_record(bytes: &mut Vec<u8>, record: &[u8]) {
-    bytes.reserve(record.len() + 1);
+fn push_record(bytes: &mut Vec<u8>, parts: &[&[u8]]) {
+    bytes.reserve(parts.iter().map(|part| part.len()).sum::<usize>() + 1);
     let start = bytes.len();
-    bytes.extend_from_slice(record);
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
     blank_newlines(bytes.get_mut(start..).unwrap_or_default());
     bytes.push(b'\n');
 }
