@@ -97,6 +97,10 @@ impl Chunk {
         &self.bytes
     }
 
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// The first record's beginning.
     #[must_use]
     pub fn start(&self) -> Position {

@@ -31,6 +31,8 @@ pub(super) struct Place {
     is_unwritten: bool,
     /// The record at the position, where it was looked for before.
     ahead: Option<(u64, Step)>,
+    /// What was read into last: a fresh buffer of a request's size costs more than reading it.
+    pub(super) buffer: Vec<u8>,
 }
 
 /// A file that can't be read, or is gone.
@@ -50,6 +52,7 @@ impl Place {
             grown: 0,
             is_unwritten: false,
             ahead: None,
+            buffer: Vec::new(),
         }
     }
 
@@ -179,7 +182,8 @@ impl Place {
             self.position = beginning_of(self.position.file);
         }
         let left = length.saturating_sub(self.position.offset);
-        let mut bytes = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(max_bytes)];
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.resize(usize::try_from(left).unwrap_or(usize::MAX).min(max_bytes), 0);
         let read = walk::read_up_to(&file, &mut bytes, self.position.offset)?;
         let is_rest = read as u64 == left;
         let whole = match memchr::memrchr(b'\n', bytes.get(..read).unwrap_or_default()) {

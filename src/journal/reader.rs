@@ -112,6 +112,11 @@ impl<W: Weigher> Reader<W> {
         }
     }
 
+    /// The chunk was looked through: the next peek reads into the same memory.
+    pub fn recycle(&self, chunk: Chunk) {
+        self.state.lock().place.buffer = chunk.into_bytes();
+    }
+
     /// The server has everything up to this place, but for what was set aside: forgets it. A place that lies before what is
     /// forgotten already means nothing.
     pub fn acknowledge(&self, until: Position) {

@@ -1,6 +1,7 @@
 //! HTTP requests over kept-alive TLS connections, by ureq: what goes out, what comes back, and what can happen
 //! between.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
@@ -209,9 +210,9 @@ impl Transport {
         let server = settings.server.as_ref().map_err(Clone::clone)?;
         let agent = self.agent(settings)?;
         let body = match (request.method, request.encoding) {
-            (Method::Get, _) => Vec::new(),
-            (Method::Post, Encoding::Plain) => request.body.as_bytes().to_vec(),
-            (Method::Post, Encoding::Gzip) => gzip(request.body).map_err(TransportError::Connect)?,
+            (Method::Get, _) => Cow::Borrowed(&[][..]),
+            (Method::Post, Encoding::Plain) => Cow::Borrowed(request.body.as_bytes()),
+            (Method::Post, Encoding::Gzip) => Cow::Owned(gzip(request.body).map_err(TransportError::Connect)?),
         };
         let mut url = request.url.expose().to_owned();
         for _ in 0..=MAX_REDIRECTS {

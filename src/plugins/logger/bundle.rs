@@ -121,7 +121,9 @@ impl Bundler {
                 }
                 // What didn't fit into the look at the journal is more.
                 filling.bundle.is_full |= chunk.bytes().len() >= room.bytes - room.bytes / 4;
-                Ok(Some(filling.bundle))
+                let bundle = filling.bundle;
+                reader.recycle(chunk);
+                Ok(Some(bundle))
             }
             Waiting::Large(record) => self.next_of_large(record, room).map(Some).map_err(JournalError::unreadable),
         }
