@@ -33,3 +33,4 @@ pub mod platform;
 pub mod secret;
 pub mod shutdown;
 pub mod spares;
+pub mod words;

@@ -227,7 +227,8 @@ impl<C: Converse + 'static> Shared<C> {
                 Err(_) if self.is_stopping() => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    log::log!(self.refused.failed(Level::Warn), "can't take a connection from osqueryd: {error}");
+                    let failed = self.refused.failed(Level::Warn);
+                    log::log!(failed.level, "can't take a connection from osqueryd: {error}{failed}");
                     thread::sleep(ACCEPT_PAUSE);
                 }
             }
@@ -247,14 +248,12 @@ impl<C: Converse + 'static> Shared<C> {
         match Self::spawn(self) {
             Ok(()) => {
                 if let Some(failures) = self.spares_missing.succeeded() {
-                    log::info!("spare threads can be started again, after {failures} failures");
+                    log::info!("spare threads can be started again, {failures}");
                 }
             }
             Err(error) => {
-                log::log!(
-                    self.spares_missing.failed(Level::Warn),
-                    "can't start a spare thread, calls may wait: {error}"
-                );
+                let failed = self.spares_missing.failed(Level::Warn);
+                log::log!(failed.level, "can't start a spare thread, calls may wait: {error}{failed}");
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use parking_lot::Mutex;
 
 use super::{Limits, segments};
+use crate::words::counted;
 
 /// The reader keeps exact limits; this comes after so many more hundredths, and some segments.
 const EXCESS_PERCENT: u64 = 25;
@@ -46,8 +47,9 @@ impl Backstop {
         let mut before = self.deleted.lock();
         let now = before.saturating_add(deleted);
         if before.checked_ilog2() != now.checked_ilog2() {
+            let lines = counted(now, "line");
             log::error!(
-                "files with {now} {name} lines were deleted so far: the disk is far beyond its limits, and nobody read them"
+                "files with {lines} of the {name} journal, which nobody read, were deleted so far: too little disk is left"
             );
         }
         *before = now;

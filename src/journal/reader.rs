@@ -16,6 +16,7 @@ use super::rejected::{LINE_BYTES, Rejected};
 use super::segments::{self, PREDECESSOR_LIMIT, READER_LOCK};
 use super::tally::Tally;
 use super::{Chunk, Counts, Held, JournalError, Overflow, Position, Weigher, chain};
+use crate::words::counted;
 
 /// Reads a journal. One thread peeks, acknowledges and sets aside; the other methods are for any thread.
 pub struct Reader<W> {
@@ -305,7 +306,7 @@ impl<W: Weigher> Reader<W> {
         let found = state.place.waiting_lines();
         self.found.store(found, Ordering::Relaxed);
         if found > 0 {
-            log::info!("{found} {} lines wait in the journal", self.name);
+            log::info!("{} waited in the {} journal at the start", counted(found, "line"), self.name);
         }
         Ok(true)
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::Counts;
+use crate::words::counted;
 
 /// One side's counters.
 pub(super) struct Tally {
@@ -54,7 +55,8 @@ impl Tally {
         let before = counter.fetch_add(lines, Ordering::Relaxed);
         let now = before.saturating_add(lines);
         if before.checked_ilog2() != now.checked_ilog2() {
-            let message = format!("{now} {} lines {kind} so far; the last because {reason}", self.name);
+            let lines = counted(now, "line");
+            let message = format!("{lines} of the {} journal {kind} so far; the last because {reason}", self.name);
             log::error!("{message}");
             self.losses.lock().push(message);
         }

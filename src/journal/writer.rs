@@ -18,6 +18,7 @@ use super::unsynced::Unsynced;
 use super::walk::lines_of;
 use super::{Borrowed, Counts, Held, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, Weigher, chain};
 use crate::spares::Spares;
+use crate::words::counted;
 
 /// What tests want smaller.
 #[derive(Clone, Copy, Debug)]
@@ -307,13 +308,15 @@ impl<W: Weigher> Writer<W> {
     /// The disk has taken lines, so many of them from memory.
     fn note_acceptance(&self, state: &mut State, from_memory: u64) {
         if state.refused_until.take().is_some() || from_memory > 0 {
-            log::info!("the {} journal can be written again: {from_memory} lines from memory are safe", self.name);
+            let lines = counted(from_memory, "line");
+            log::info!("the {} journal can be written again, and has {lines} from memory", self.name);
         }
     }
 
     fn note_refusal(&self, state: &mut State, error: &JournalError) {
         if state.refused_until.is_none() {
-            log::error!("{}: {} lines wait in memory until it can be written again", chain(error), self.name);
+            let error = chain(error);
+            log::error!("{error}: lines of the {} journal wait in memory until it can be written again", self.name);
         }
         state.refused_until = Some(Instant::now() + self.tuning.retry_interval);
         if state.store.as_ref().is_some_and(Store::is_lost) {

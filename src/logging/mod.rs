@@ -16,14 +16,15 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Local, TimeZone};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use time::OffsetDateTime;
 
 use self::file::LogFile;
 pub use self::streak::Streak;
 use self::syslog::Syslog;
 use crate::secret::redact;
+use crate::words::counted;
 
 /// The target of `tls_dump`'s lines, which go to stderr and nowhere else: they hold what hosts and servers tell each
 /// other.
@@ -140,7 +141,7 @@ impl Log for Output {
         let line = format!(
             "{}{} remote_tls[{}] {}:{}] {text}\n",
             letter(record.level()),
-            calendar(OffsetDateTime::now_utc()),
+            calendar(&Local::now()),
             std::process::id(),
             record.file().and_then(|file| file.rsplit('/').next()).unwrap_or("?"),
             record.line().unwrap_or(0),
@@ -200,7 +201,7 @@ impl News {
         match self {
             Self::Refuses(place, error) => log::warn!("{place} can't be written, the log goes on without it: {error}"),
             Self::TakesAgain(place, missing) => {
-                log::info!("{place} is written again, {missing} lines are missing there")
+                log::info!("{place} is written again; missing there: {}", counted(missing, "line"))
             }
         }
     }
@@ -230,22 +231,23 @@ fn letter(level: Level) -> char {
     }
 }
 
-/// `MMDD hh:mm:ss.uuuuuu` in UTC, as glog has it.
-fn calendar(at: OffsetDateTime) -> String {
-    let (month, day) = (u8::from(at.month()), at.day());
-    let (hour, minute, second) = at.to_hms();
-    format!("{month:02}{day:02} {hour:02}:{minute:02}:{second:02}.{:06}", at.microsecond())
+/// `MMDD hh:mm:ss.uuuuuu` in the host's time zone, as glog has it: the two logs stand in one stream.
+fn calendar(at: &DateTime<impl TimeZone<Offset: std::fmt::Display>>) -> String {
+    at.format("%m%d %H:%M:%S%.6f").to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::FixedOffset;
+
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_moment_is_shown_as_glog_shows_it() {
-        let at = OffsetDateTime::UNIX_EPOCH + Duration::new(1_795_407_122, 42_000);
-        assert_eq!(calendar(at), "1123 04:12:02.000042");
+        let at = DateTime::from_timestamp(1_795_407_122, 42_000).unwrap();
+        assert_eq!(calendar(&at), "1123 04:12:02.000042");
+        let east = FixedOffset::east_opt(5 * 3600 + 1800).unwrap();
+        assert_eq!(calendar(&at.with_timezone(&east)), "1123 09:42:02.000042");
     }
 
     #[test]

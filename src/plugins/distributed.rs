@@ -21,6 +21,7 @@ use crate::remote::api::{self, Payload};
 use crate::remote::{Endpoint, Node};
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
+use crate::words::Span;
 
 /// Results that the server has not taken for so long are given up: whoever asked has gone.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -169,7 +170,7 @@ impl Distributed {
         });
         match line {
             Ok(line) => {
-                log::debug!("results of distributed queries are kept for later, after {after:?}: {error}");
+                log::debug!("results of distributed queries are kept for later, after {}: {error}", Span(after));
                 self.keeping.append(line.as_bytes());
                 Reply::ok()
             }

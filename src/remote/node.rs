@@ -285,7 +285,7 @@ struct Outage {
 impl Outages {
     fn is_over(&self, endpoint: Endpoint) {
         if let Some(failures) = self.lock().remove(&endpoint).and_then(|outage| outage.failures.succeeded()) {
-            log::info!("{endpoint}: works again, after {failures} failures");
+            log::info!("{endpoint}: works again, {failures}");
         }
     }
 
@@ -293,10 +293,8 @@ impl Outages {
         let mut outages = self.lock();
         let outage = outages.entry(endpoint).or_default();
         outage.not_before = error.retry_after().map(|wait| Instant::now() + wait);
-        match outage.failures.failed(Level::Warn) {
-            Level::Debug => log::debug!("requests still fail: {}", chain(error)),
-            level => log::log!(level, "requests fail: {}", chain(error)),
-        }
+        let failed = outage.failures.failed(Level::Warn);
+        log::log!(failed.level, "requests fail: {}{failed}", chain(error));
     }
 
     /// How long the server still asked to be left alone.

@@ -145,7 +145,11 @@ fn the_queries_of_tables_md_run() {
 /// Messages that are no literal where they are logged: that file, the one that has the text, and the text.
 const MADE_ELSEWHERE: [(&str, &str, &str); 2] = [
     ("src/settings/live.rs", "src/settings/mod.rs", "--{flag}={value} can't be used: {allowed}"),
-    ("src/journal/tally.rs", "src/journal/tally.rs", "{now} {} lines {kind} so far; the last because {reason}"),
+    (
+        "src/journal/tally.rs",
+        "src/journal/tally.rs",
+        "{lines} of the {} journal {kind} so far; the last because {reason}",
+    ),
 ];
 
 /// A format string with `…` for what it takes.
@@ -156,7 +160,8 @@ fn pattern(format: &str) -> String {
         pattern.push('…');
         pattern.push_str(part.split_once('}').unwrap_or_else(|| panic!("not a format string: {format}")).1);
     }
-    pattern
+    // What stands directly behind another one is a reminder's "so for 2 h now".
+    pattern.replace("……", "…")
 }
 
 /// The warnings and errors of a source file: `WARN`, `ERROR`, or `` where the level is decided while running.

@@ -213,7 +213,7 @@ fn the_longest_wait_and_the_number_of_attempts_are_the_flags() {
     let at = enrollment_times(&rig);
     assert_eq!(at.len(), 4);
     assert!(at[3].duration_since(at[0]) < Duration::from_secs(9), "one second between two, not 1, 4 and 9");
-    rig.said("4 enrollment attempts failed");
+    rig.said("enrollment failed in 4 attempts");
     // The next need begins another round.
     rig.server.always(Endpoint::Enroll, None);
     rig.config();

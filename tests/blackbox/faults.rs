@@ -292,7 +292,8 @@ fn lines_are_taken_and_delivered_through_every_error_of_a_disk_that_runs() {
         rig.delivered(count as usize);
         assert!(faults.failed(Call::Write) > failed, "{calls:?} {error:?}");
         rig.osqueryd.wait("the word on it", LIMIT, || {
-            (rig.stderr().matches("results lines wait in memory until it can be written again").count() > round)
+            (rig.stderr().matches("lines of the results journal wait in memory until it can be written again").count()
+                > round)
                 .then_some(())
         });
         faults.heal();
@@ -323,7 +324,7 @@ fn a_disk_that_can_t_be_used_from_the_start_is_used_as_soon_as_it_can() {
         let rig = setup.flag("logger_tls_period", "3600").start();
         rig.server.stop();
         (0..3).for_each(|n| rig.log(&line(n)));
-        rig.said("results lines wait in memory until it can be written again");
+        rig.said("lines of the results journal wait in memory until it can be written again");
         assert!(faults.failed(call) > 0, "{call:?}");
         faults.heal();
         wait_on_disk(&rig, 3);
@@ -347,7 +348,7 @@ fn each_file_of_a_journal_may_be_one_that_can_only_be_read() {
         kill_both_and_wait(&rig);
         rig.log(&line(1));
         if name == "0" {
-            rig.said("results lines wait in memory until it can be written again");
+            rig.said("lines of the results journal wait in memory until it can be written again");
             faults.heal();
         }
         rig.server.resume().unwrap();
@@ -380,11 +381,11 @@ fn lines_in_memory_are_written_when_the_disk_accepts_them_whatever_the_server_do
     faults.fail(&[Call::Write], Errno::NOSPC);
     (1..4).for_each(|n| rig.log(&line(n)));
     assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", "{\"queries\":{}}")]).code, 0);
-    rig.said("results lines wait in memory until it can be written again");
-    rig.said("distributed lines wait in memory until it can be written again");
+    rig.said("lines of the results journal wait in memory until it can be written again");
+    rig.said("lines of the distributed journal wait in memory until it can be written again");
     faults.heal();
-    rig.said("the results journal can be written again: 3 lines from memory are safe");
-    rig.said("the distributed journal can be written again: 1 lines from memory are safe");
+    rig.said("the results journal can be written again, and has 3 lines from memory");
+    rig.said("the distributed journal can be written again, and has 1 line from memory");
     assert_eq!(numbers_in(&results(&rig)), (1..4).collect());
 }
 
@@ -480,7 +481,7 @@ fn a_write_that_the_disk_ends_in_its_middle_leaves_no_half_line() {
     faults.aim(&results(&rig).join("0"));
     faults.fail_writes_after(10, Errno::NOSPC);
     (1..3).for_each(|n| rig.log(&line(n)));
-    rig.said("results lines wait in memory until it can be written again");
+    rig.said("lines of the results journal wait in memory until it can be written again");
     assert_eq!(fs::read_to_string(&segments(&results(&rig))[0]).unwrap(), format!("{}\n", line(0)));
     faults.heal();
     wait_on_disk(&rig, 3);
@@ -505,7 +506,7 @@ fn half_a_line_that_can_t_be_cut_off_is_set_aside_and_the_whole_one_delivered() 
     rig.log(&line(2));
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(3), [0, 1, 2], "in order, and each once");
-    rig.said("1 results lines set aside so far");
+    rig.said("1 line of the results journal set aside so far");
     let aside: Vec<String> = set_aside(&buffers(&rig)).into_iter().map(|(line, _)| line).collect();
     assert_eq!(aside, [&line(1)[..10]]);
     assert!(!rig.stderr().contains("dropped"), "{}", rig.stderr());
@@ -522,7 +523,8 @@ fn a_large_record_that_the_disk_refuses_is_dropped_counted_said_and_told_to_the_
     faults.aim(&results(&rig).join("incoming-"));
     faults.fail_writes_after(1 << 20, Errno::NOSPC);
     rig.log(&long_line(1, 3 << 20));
-    let lost = "1 results lines dropped so far; the last because the disk refuses a record of 3145728 bytes";
+    let lost =
+        "1 line of the results journal dropped so far; the last because the disk refuses a record of 3145728 bytes";
     rig.said(lost);
     assert!(!names(&results(&rig)).iter().any(|name| name.starts_with("incoming-")), "it takes room");
     rig.log(&line(2));
@@ -543,7 +545,7 @@ fn what_exceeds_the_memory_is_dropped_counted_said_and_told_to_the_server() {
     faults.fail(&[Call::Write], Errno::NOSPC);
     // 64 of them, each with its newline, are the 32 MiB of the bound.
     (0..72).for_each(|n| rig.log(&long_line(n, (512 << 10) - 1)));
-    let lost = "8 results lines dropped so far; the last because the disk refuses them and the memory for them is full";
+    let lost = "8 lines of the results journal dropped so far; the last because the disk refuses them and the memory for them is full";
     rig.said(lost);
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(64), (0..64).collect::<Vec<u64>>());
@@ -589,7 +591,7 @@ fn configurations_and_what_is_set_aside_are_not_kept_on_a_disk_that_refuses_and_
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(2), [0, 1]);
     rig.said("lines can't be set aside in");
-    rig.said("1 results lines set aside so far; the last because it is no JSON");
+    rig.said("1 line of the results journal set aside so far; the last because it is no JSON");
 }
 
 #[test]
@@ -608,7 +610,7 @@ fn what_is_in_the_way_of_a_journal_and_can_t_be_moved_aside_is_moved_later() {
         let rig = setup.flag("logger_tls_period", "3600").start();
         rig.server.stop();
         rig.log(&line(0));
-        rig.said("results lines wait in memory until it can be written again");
+        rig.said("lines of the results journal wait in memory until it can be written again");
         let failed = faults.failed(Call::Rename);
         rig.osqueryd.wait("more attempts", LIMIT, || (faults.failed(Call::Rename) >= failed + 4).then_some(()));
         let journal = results(&rig).display().to_string();
@@ -665,7 +667,7 @@ const DAMAGES: &[Damage] = &[
     Damage {
         what: "NULs and garbage at the end",
         make: |journal| add(&journal.join(FIRST), b"\0\0\0\nno line at all\n"),
-        said: "2 results lines set aside so far",
+        said: "2 lines of the results journal set aside so far",
         aside: &["\0\0\0", "no line at all"],
         delivered: &[0, 1, 2, 3, 4],
     },
@@ -675,7 +677,7 @@ const DAMAGES: &[Damage] = &[
             let file = File::options().write(true).open(journal.join(FIRST)).unwrap();
             file.write_all_at(b"\xff\xfe\0", line(0).len() as u64 + 1).unwrap();
         },
-        said: "1 results lines set aside so far",
+        said: "1 line of the results journal set aside so far",
         aside: &["\u{fffd}\u{fffd}\0ame\":\"q\",\"n\":1}"],
         delivered: &[0, 2, 3, 4],
     },
@@ -685,7 +687,7 @@ const DAMAGES: &[Damage] = &[
             add(&journal.join(FIRST), br#"{"n":"#);
             fs::write(journal.join("0000000000000005.ndjson"), "").unwrap();
         },
-        said: "1 results lines set aside so far",
+        said: "1 line of the results journal set aside so far",
         aside: &[r#"{"n":"#],
         delivered: &[0, 1, 2, 3, 4],
     },
@@ -749,7 +751,7 @@ const DAMAGES: &[Damage] = &[
             fs::write(journal.join("incoming-7"), "half a large record").unwrap();
             fs::write(journal.join("notes.txt"), "somebody's").unwrap();
         },
-        said: " results lines wait in the journal",
+        said: " waited in the results journal at the start",
         aside: &[],
         delivered: &[0, 1, 2, 3, 4],
     },
@@ -760,7 +762,7 @@ const DAMAGES: &[Damage] = &[
                 let _ = fs::remove_file(journal.join(name));
             }
         },
-        said: " results lines wait in the journal",
+        said: " waited in the results journal at the start",
         aside: &[],
         delivered: &[0, 1, 2, 3, 4],
     },
@@ -812,7 +814,7 @@ fn files_deleted_under_the_extension_cost_the_lines_in_them_and_no_others() {
     rig.log(&line(4));
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(1), [4]);
-    rig.said("4 results lines dropped so far; the last because their files are gone or damaged");
+    rig.said("4 lines of the results journal dropped so far; the last because their files are gone or damaged");
 
     // All of it, with its locks.
     rig.settled();
@@ -895,7 +897,7 @@ fn a_file_system_that_becomes_full_loses_no_line() {
     rig.server.stop();
     let ballast = tmpfs.fill();
     let mut count = 1;
-    while !rig.stderr().contains("results lines wait in memory until it can be written again") {
+    while !rig.stderr().contains("lines of the results journal wait in memory until it can be written again") {
         rig.log(&long_line(count, 2000));
         count += 1;
         assert!(count < 10_000, "the disk is not full");
@@ -931,7 +933,7 @@ fn a_file_system_that_is_read_only_for_a_while_loses_no_line() {
     tmpfs.remount(MountFlags::RDONLY);
     let rig = setup().start();
     (3..6).for_each(|n| rig.log(&line(n)));
-    rig.said("results lines wait in memory until it can be written again");
+    rig.said("lines of the results journal wait in memory until it can be written again");
     assert_eq!(rig.delivered(6), [0, 1, 2, 3, 4, 5], "delivered all the same");
     rig.config();
     tmpfs.remount(MountFlags::empty());

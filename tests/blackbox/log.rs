@@ -135,8 +135,8 @@ fn what_can_t_be_written_is_said_once_and_again_when_it_can() {
     fs::create_dir(&directory).unwrap();
     let receiver = UnixDatagram::bind(&socket).unwrap();
     fail_twice(&rig);
-    rig.said(&format!("log_file {} is written again, ", path.display()));
-    rig.said(&format!("log_syslog {} is written again, ", socket.display()));
+    rig.said(&format!("log_file {} is written again; missing there: ", path.display()));
+    rig.said(&format!("log_syslog {} is written again; missing there: ", socket.display()));
     received(&receiver, "requests still fail: distributed read");
     assert_eq!(rig.stderr().matches("the log goes on without it").count(), 4, "{}", rig.stderr());
 }
@@ -179,7 +179,7 @@ fn what_fails_again_and_again_is_said_once_and_its_end_with_the_count() {
     }
     rig.server.always(Endpoint::Config, None);
     rig.config();
-    rig.said("the server gives a usable configuration again, after 3 others");
+    rig.said("the server gives a usable configuration again, after 3 failures in ");
     let said = format!(
         "the server gives no configuration that osqueryd could use: config (https://{}/config): the answer is not a \
          configuration: an empty object",

@@ -170,7 +170,7 @@ fn lines_outlive_the_extension() {
     });
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(20), (0..20).collect::<Vec<u64>>());
-    rig.said("20 results lines wait in the journal");
+    rig.said("20 lines waited in the results journal at the start");
 }
 
 #[test]
@@ -220,16 +220,16 @@ fn what_can_t_be_delivered_is_set_aside_counted_and_said() {
     rig.log(&line(2));
     assert_eq!(rig.delivered(2), [0, 2]);
     rig.said(
-        "1 results lines set aside so far; the last because it has more than 1000 bytes (logger_tls_max_linesize)",
+        "1 line of the results journal set aside so far; the last because it has more than 1000 bytes (logger_tls_max_linesize)",
     );
     rig.log("this is no JSON");
     rig.log(&line(3));
     assert_eq!(rig.delivered(3), [0, 2, 3]);
-    rig.said("2 results lines set aside so far; the last because it is no JSON");
+    rig.said("2 lines of the results journal set aside so far; the last because it is no JSON");
     // The server is told, in the shape of osqueryd's own status lines.
     let told =
         rig.server.wait("status lines", LIMIT, |server| Some(server.statuses()).filter(|lines| lines.len() == 2));
-    assert!(told[1]["message"].as_str().unwrap().contains("2 results lines set aside"), "{told:?}");
+    assert!(told[1]["message"].as_str().unwrap().contains("2 lines of the results journal set aside"), "{told:?}");
     assert_eq!(
         (&told[1]["severity"], &told[1]["filename"], &told[1]["line"]),
         (&json!(2), &json!("remote_tls"), &json!(0))
@@ -285,7 +285,9 @@ fn one_line_that_the_server_never_takes_does_not_stop_the_others() {
     rig.log(&line(1));
     rig.server.wait("two refusals of the line", LIMIT, |_| (result_requests(&rig).len() >= 3).then_some(()));
     rig.log(&line(2));
-    rig.said("1 results lines set aside so far; the last because the server refuses it alone as too large");
+    rig.said(
+        "1 line of the results journal set aside so far; the last because the server refuses it alone as too large",
+    );
     rig.log(&line(3));
     assert_eq!(rig.delivered(3), [0, 2, 3]);
 }

@@ -157,7 +157,10 @@ fn what_is_discarded_or_set_aside_does_not_count_as_delivered() {
     rig.reader.acknowledge(ends[3]);
     rig.reader.acknowledge(ends[5]);
     assert_eq!(rig.reader.counts(), Counts { delivered: 3, set_aside: 1, ..Counts::default() });
-    assert_eq!(rig.reader.take_losses(), ["1 results lines set aside so far; the last because it is the third"]);
+    assert_eq!(
+        rig.reader.take_losses(),
+        ["1 line of the results journal set aside so far; the last because it is the third"]
+    );
     assert!(rig.reader.take_losses().is_empty());
 }
 
@@ -336,5 +339,8 @@ fn lines_that_can_t_be_kept_are_counted_by_their_owner() {
     let rig = Rig::new();
     rig.writer.refuse(3, "the call broke off");
     assert_eq!(rig.writer.counts(), Counts { accepted: 3, dropped: 3, ..Counts::default() });
-    assert_eq!(rig.writer.take_losses(), ["3 results lines dropped so far; the last because the call broke off"]);
+    assert_eq!(
+        rig.writer.take_losses(),
+        ["3 lines of the results journal dropped so far; the last because the call broke off"]
+    );
 }

@@ -130,7 +130,9 @@ fn a_large_record_that_the_disk_refuses_is_dropped_counted_and_said() {
     incoming.commit();
     assert_eq!(rig.writer.counts(), Counts { accepted: 3000, dropped: 3000, ..Counts::default() });
     let losses = rig.writer.take_losses();
-    assert!(losses[0].starts_with("3000 results lines dropped so far; the last because the disk refuses a record of"));
+    assert!(losses[0].starts_with(
+        "3000 lines of the results journal dropped so far; the last because the disk refuses a record of"
+    ));
     assert!(losses[0].contains("can't use the journal's directory"), "{losses:?}");
 }
 

@@ -14,7 +14,7 @@ fn the_oldest_go_first_when_there_are_too_many() {
     assert_eq!(
         rig.reader.take_losses(),
         [3, 5].map(|n| format!(
-            "{n} results lines dropped so far; the last because more of them wait than buffered_log_max allows"
+            "{n} lines of the results journal dropped so far; the last because more of them wait than buffered_log_max allows"
         ))
     );
     assert_eq!(rig.take_all(), lines(5..10));
@@ -126,7 +126,9 @@ fn memory_for_refused_lines_is_bounded_and_losses_are_counted() {
     assert_eq!(rig.writer.counts(), Counts { accepted: 9, dropped: 7, ..Counts::default() });
     assert_eq!(
         rig.reader.take_losses(),
-        ["7 results lines dropped so far; the last because the disk refuses them and the memory for them is full"]
+        [
+            "7 lines of the results journal dropped so far; the last because the disk refuses them and the memory for them is full"
+        ]
     );
     assert_eq!(rig.reader.waiting_lines(), 2);
 }

@@ -169,7 +169,7 @@ fn lines_of_a_segment_that_became_shorter_are_counted_as_dropped() {
     assert_eq!(rig.reader.counts(), Counts { delivered: 7, dropped: 2, ..Counts::default() });
     assert_eq!(
         rig.reader.take_losses(),
-        ["2 results lines dropped so far; the last because their files are gone or damaged"]
+        ["2 lines of the results journal dropped so far; the last because their files are gone or damaged"]
     );
 }
 

@@ -34,12 +34,12 @@ impl Kept {
         match self.write(document) {
             Ok(()) => {
                 if let Some(failures) = self.failures.succeeded() {
-                    log::info!("the configuration can be kept again, after {failures} failures");
+                    log::info!("the configuration can be kept again, {failures}");
                 }
             }
             Err(error) => {
-                let level = self.failures.failed(Level::Warn);
-                log::log!(level, "the configuration can't be kept in {}: {error}", self.path.display());
+                let failed = self.failures.failed(Level::Warn);
+                log::log!(failed.level, "the configuration can't be kept in {}: {error}{failed}", self.path.display());
             }
         }
     }

@@ -31,6 +31,7 @@ use crate::remote::api::{self, ConfigLimits, Payload};
 use crate::remote::{Endpoint, Node, RemoteError, key_place};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
+use crate::words::Span;
 
 /// The name that the built-in plugin gives its one source; another one would be a second configuration.
 const SOURCE: &str = "tls_plugin";
@@ -165,8 +166,9 @@ impl Config {
                 Owed::Nothing
             }
             Err(error) => {
-                let level = self.streaks.not_taken.failed(Level::Warn);
-                log::log!(level, "the configuration has come, and osqueryd can't be given it: {}", chain(&error));
+                let failed = self.streaks.not_taken.failed(Level::Warn);
+                let error = chain(&error);
+                log::log!(failed.level, "the configuration has come, and osqueryd can't be given it: {error}{failed}");
                 Owed::Configuration
             }
         }
@@ -181,7 +183,7 @@ impl Config {
                 return self.reply(&document);
             }
             Ok(Err(error)) => chain(&*error).to_string(),
-            Err(NotDone::Late) => format!("config: no answer within {limit:?}; still asking"),
+            Err(NotDone::Late) => format!("config: no answer within {}; still asking", Span(limit)),
             Err(NotDone::Ending) => "config: the extension is ending".to_owned(),
         };
         // With code 1 the running schedule stays. Without one, the last good configuration is better.
@@ -190,8 +192,9 @@ impl Config {
         }
         self.fetching.wake();
         let Some(document) = kept else { return Reply::failed(error) };
-        let level = self.streaks.stale.failed(Level::Warn);
-        log::log!(level, "giving osqueryd the last good configuration, the server's comes later: {error}");
+        let failed = self.streaks.stale.failed(Level::Warn);
+        let level = failed.level;
+        log::log!(level, "giving osqueryd the last good configuration, the server's comes later: {error}{failed}");
         (self.announce)(&document);
         self.reply(&document)
     }
@@ -226,14 +229,18 @@ impl Config {
         match self.node.send_with_attempts(Endpoint::Config, Payload::None, judge) {
             Ok(document) => {
                 if let Some(failures) = self.streaks.unusable.succeeded() {
-                    log::info!("the server gives a usable configuration again, after {failures} others");
+                    log::info!("the server gives a usable configuration again, {failures}");
                 }
                 Ok(document.into())
             }
             Err(error) => {
                 if error.is_unusable_configuration() {
-                    let level = self.streaks.unusable.failed(Level::Error);
-                    log::log!(level, "the server gives no configuration that osqueryd could use: {}", chain(&error));
+                    let failed = self.streaks.unusable.failed(Level::Error);
+                    let said = chain(&error);
+                    log::log!(
+                        failed.level,
+                        "the server gives no configuration that osqueryd could use: {said}{failed}"
+                    );
                 }
                 Err(Arc::new(error))
             }

@@ -244,14 +244,14 @@ impl Decorator {
         };
         self.pauses.succeeded();
         if let Some(failures) = self.failures.succeeded() {
-            log::info!("a decorator works again, after {failures} failures: {}", self.sql);
+            log::info!("a decorator works again, {failures}: {}", self.sql);
         }
     }
 
     fn failed(&mut self, error: &ManagerError) {
         self.due = Some(Instant::now() + self.pauses.failed());
-        let level = self.failures.failed(Level::Warn);
-        log::log!(level, "a decorator fails and is tried again later: {}: {}", chain(error), self.sql);
+        let failed = self.failures.failed(Level::Warn);
+        log::log!(failed.level, "a decorator fails and is tried again later: {}: {}{failed}", chain(error), self.sql);
     }
 }
 

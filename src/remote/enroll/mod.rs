@@ -35,6 +35,7 @@ use crate::secret::Secret;
 use crate::settings::live::Flags;
 use crate::settings::{EnrollSettings, Settings};
 use crate::shutdown::Shutdown;
+use crate::words::counted;
 
 /// The built-in plugins' names for the node key and the time it was asked for.
 const KEY: &str = "nodeKey";
@@ -194,8 +195,8 @@ impl Enrollment {
         match self.ask(&settings) {
             Ok(enrolled) => self.granted(enrolled, asked_at, &settings.enroll),
             Err(error) => {
-                let level = self.failures.failed(Level::Error);
-                log::log!(level, "enrollment failed, trying again: {}", chain(&error));
+                let failed = self.failures.failed(Level::Error);
+                log::log!(failed.level, "enrollment failed, trying again: {}{failed}", chain(&error));
                 self.on(Event::Failed(Arc::new(error)), &settings.enroll);
             }
         }
@@ -230,7 +231,7 @@ impl Enrollment {
         };
         self.on(Event::Granted { enrolled, place, asked_at }, policy);
         match self.failures.succeeded() {
-            Some(failures) => log::info!("enrolled after {failures} failed attempts"),
+            Some(failures) => log::info!("enrolled, {failures}"),
             None => log::info!("enrolled"),
         }
     }
@@ -285,7 +286,8 @@ impl Enrollment {
                     self.course().on(Event::Dated(since), policy, Instant::now());
                 }
                 Action::SayGivenUp(attempts) => {
-                    log::error!("{attempts} enrollment attempts failed: pausing until a node key is needed again");
+                    let attempts = counted(u64::from(attempts), "attempt");
+                    log::error!("enrollment failed in {attempts}: pausing until a node key is needed again");
                 }
             }
         }

@@ -146,6 +146,6 @@ mod tests {
         let body: Value = serde_json::from_str(&written(7)).unwrap();
         let ids: Vec<&String> = body["queries"].as_object().unwrap().keys().collect();
         assert_eq!(ids.iter().map(|id| number_of_message(id)).collect::<Vec<_>>(), [Some(7)]);
-        assert_eq!(number_of_message("1 results lines dropped so far"), None);
+        assert_eq!(number_of_message("1 line of the results journal dropped so far"), None);
     }
 }

@@ -144,7 +144,8 @@ mod tests {
             lock(ledger).draw(Quality::Sound);
         }
         receive(&books, Taken::Results(&[json!({"n": 0}), json!({"name": "another"})]));
-        let loss = "2 results lines dropped so far; the last because more wait than buffered_log_max allows";
+        let loss =
+            "2 lines of the results journal dropped so far; the last because more wait than buffered_log_max allows";
         let statuses = ["soak 0", "Created and monitoring extension child", loss]
             .map(|message| json!({"filename": "remote_tls", "message": message}));
         receive(&books, Taken::Statuses(&statuses));

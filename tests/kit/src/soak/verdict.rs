@@ -247,14 +247,14 @@ mod tests {
         lock(&books.calls).refused = 1;
         lock(&books.calls).broken = 13;
         lock(&books.calls).front_kills = 2;
-        lock(&books.losses).push("3 results lines dropped so far".to_owned());
+        lock(&books.losses).push("3 lines of the results journal dropped so far".to_owned());
         let told = judged(&books, &flat());
         for problem in [
             "1 result lines were set aside",
             "came from nowhere",
             "1 calls were refused",
             "13 calls broke off in 2 kills",
-            "3 results lines",
+            "3 lines of the results",
         ] {
             assert!(told.contains(problem), "{problem} is not in {told}");
         }
