@@ -181,6 +181,10 @@ impl Front {
         let settings = settings_of(&cli, &flags);
         let resumed = inherited.is_some();
         let inherited = inherited.or_else(|| succession::knock(&cli.socket));
+        // Before anything is opened: another copy may have it open.
+        if inherited.is_none() && !lifecycle.wait_for_name(|pause| events.has_end_within(pause))? {
+            return Ok(None);
+        }
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());
         let shutdown = parking_lot::Mutex::new(sender.clone());
