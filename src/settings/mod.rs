@@ -87,6 +87,8 @@ pub struct Settings {
     pub return_timeout: Duration,
     /// `logger_plugin`: the names of osqueryd's loggers, with commas between them.
     pub logger_plugin: String,
+    /// Our `keep_plugins`: whether a configuration's options may not put the built-in plugins in our places.
+    pub keep_plugins: bool,
 }
 
 /// The endpoints' paths; an empty one isn't configured.

@@ -64,6 +64,7 @@ impl Reader<'_> {
             request_timeout: Duration::from_secs(self.own(&own::REQUEST_TIMEOUT)),
             return_timeout: Duration::from_secs(self.own(&own::RETURN_TIMEOUT)),
             logger_plugin: self.text("logger_plugin", "filesystem"),
+            keep_plugins: self.own(&own::KEEP_PLUGINS),
         }
     }
 

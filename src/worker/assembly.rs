@@ -13,7 +13,7 @@ use crate::extension::registry::{Plugin, Registry};
 use crate::journal::{Overflow, Position, Reader, Rejected, Writer, WriterEvents, inspect};
 use crate::line_count::LineCounter;
 use crate::logging::Verbosity;
-use crate::plugins::config::{self, Config, WholeQueries};
+use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
 use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, LastFlush, Logger, Pending};
 use crate::plugins::tables::{self, CountWritten, Sources, Stream};
@@ -68,6 +68,7 @@ pub struct Assembly {
     pub pending_bell: Arc<Doorbell>,
     config: Arc<Config>,
     whole_queries: Arc<WholeQueries>,
+    active_plugins: Arc<ActivePlugins>,
     command_line: Option<Vec<String>>,
     node: Arc<Node>,
     shutdown: Shutdown,
@@ -134,13 +135,15 @@ impl Assembly {
         let decorating = Arc::clone(&decorations);
         work.push(("decorations", Box::new(move || decorating.run())));
 
-        let whole_queries =
-            Arc::new(WholeQueries::new(&setup.options, setup.command_line.clone(), directory.join(config::FILE)));
+        let command_line = setup.command_line.as_deref();
+        let whole_queries = Arc::new(WholeQueries::new(&setup.options, command_line, directory.join(config::FILE)));
+        let active_plugins = Arc::new(ActivePlugins::new(&setup.options, command_line));
         let configured = Arc::clone(&decorations);
         let config = Config::new(
             Arc::clone(&node),
             Arc::clone(&manager),
             Arc::clone(&whole_queries),
+            Arc::clone(&active_plugins),
             Box::new(move |document| configured.configure(document)),
             &directory,
             &shutdown,
@@ -220,6 +223,7 @@ impl Assembly {
             pending_bell,
             config,
             whole_queries,
+            active_plugins,
             command_line: setup.command_line,
             node,
             shutdown,
@@ -243,7 +247,9 @@ impl Assembly {
         self.config.osqueryd_was_replaced();
         self.flags.refresh();
         if let Ok(options) = self.manager.options() {
-            self.whole_queries.osqueryd_was_replaced(&options, self.command_line.clone());
+            let command_line = self.command_line.as_deref();
+            self.whole_queries.osqueryd_was_replaced(&options, command_line);
+            self.active_plugins.osqueryd_was_replaced(&options, command_line);
         }
     }
 

@@ -29,6 +29,88 @@ fn whole_queries_are_asked_for_and_every_other_byte_stays() {
     assert_eq!(second.config().1, text);
 }
 
+/// Configurations as servers make them for every host, whatever plugins it has: Fleet's default agent options, Zentral,
+/// and the case `plugin-options`.
+const NAMING_TLS: [&str; 3] = [
+    include_str!("samples/04_config_response_fleet.json"),
+    include_str!("samples/04e_config_response_zentral.json"),
+    r#"{"schedule": {"q": {"query": "select 1 as one", "interval": 1, "snapshot": true}}, "options": {"logger_plugin": "tls", "distributed_plugin": "tls", "logger_tls_endpoint": "/log", "logger_tls_period": 1}}"#,
+];
+
+/// The same with ours in the built-in plugins' places.
+fn naming_ours(text: &str) -> String {
+    let text = text.trim();
+    let changed = text.replace("\"tls\"", "\"remote_tls\"").replace("\"filesystem,tls\"", "\"filesystem,remote_tls\"");
+    assert_ne!(text, changed);
+    changed
+}
+
+#[test]
+fn options_that_name_the_built_in_plugins_leave_ours_in_their_places() {
+    let rig = Setup::new().own_flag("--logger_expand_events=false").start();
+    for text in NAMING_TLS {
+        rig.server.always(Endpoint::Config, Some(Answer::status(200, text)));
+        assert_eq!(rig.config().1, naming_ours(text));
+        assert_eq!(rig.config().1, naming_ours(text));
+    }
+    let said = rig.stderr().matches("for distributed_plugin, and osqueryd is given remote_tls in its place").count();
+    assert_eq!(said, 1, "{}", rig.stderr());
+}
+
+#[test]
+fn options_stay_as_they_are_where_the_host_s_flags_or_the_setting_want_it_so() {
+    let switched_off = Setup::new().own_flag("--logger_expand_events=false").own_flag("--keep_plugins=false").start();
+    let built_in = Setup::new()
+        .own_flag("--logger_expand_events=false")
+        .flag("logger_plugin", "filesystem")
+        .flag("distributed_plugin", "tls")
+        .start();
+    for rig in [switched_off, built_in] {
+        for text in NAMING_TLS {
+            rig.server.always(Endpoint::Config, Some(Answer::status(200, text)));
+            assert_eq!(rig.config().1, text.trim());
+        }
+    }
+}
+
+#[test]
+fn the_kept_configuration_and_pushes_leave_our_plugins_in_their_places_too() {
+    let rig = Setup::new().own_flag("--logger_expand_events=false").flag("config_tls_max_attempts", "1").start();
+    let text = NAMING_TLS[0];
+    rig.server.always(Endpoint::Config, Some(Answer::status(200, text)));
+    assert_eq!(rig.config().1, naming_ours(text));
+    let worker = rig.worker_pid();
+    rig.server.stop();
+    kill_process(Pid::from_raw(worker as i32).unwrap(), Signal::KILL).unwrap();
+    rig.osqueryd.wait("another worker", LIMIT, || (rig.worker_pid() != worker).then_some(()));
+    assert_eq!(rig.config().1, naming_ours(text));
+    rig.said("giving osqueryd the last good configuration");
+    let kept = std::fs::read_to_string(rig.directory.path().join("remote_tls/config.json")).unwrap();
+    assert_eq!(kept, text.trim(), "kept as the server gave it");
+    rig.server.resume().unwrap();
+    rig.said("the configuration has come, and osqueryd has it");
+    let pushed: Vec<_> = rig.osqueryd.configs().into_iter().map(|given| given["tls_plugin"].clone()).collect();
+    assert_eq!(pushed, [naming_ours(text)]);
+}
+
+#[test]
+fn a_daemon_whose_server_names_tls_asks_our_plugin_for_distributed_queries() {
+    let setup = || {
+        Setup::new()
+            .server(|server| server.config = serde_json::from_str(NAMING_TLS[0]).unwrap())
+            .osqueryd(|options| (options.distributed, options.time_scale) = (true, 10))
+    };
+    let rig = setup().start_daemon();
+    assert_eq!(rig.osqueryd.option("distributed_plugin"), "remote_tls");
+    rig.server.add_query("q", "SELECT 1 AS one");
+    rig.server.wait("the answer", LIMIT, |server| {
+        server.written().iter().any(|body| body["statuses"]["q"] == 0).then_some(())
+    });
+    // What happens otherwise.
+    let switched_off = setup().own_flag("--keep_plugins=false").start_daemon();
+    assert_eq!(switched_off.osqueryd.option("distributed_plugin"), "tls");
+}
+
 #[test]
 fn only_a_configuration_reaches_osqueryd() {
     let deep = format!("{}1{}", "{\"a\":".repeat(33), "}".repeat(33));

@@ -56,14 +56,18 @@ fn drains(host: &Host) {
 
 /// Fleet's default agent options name `tls` for the distributed queries, and osqueryd applies that at once.
 #[test]
-#[ignore = "a configuration that names another distributed plugin takes the queries away from ours: a later change"]
 fn a_configuration_that_names_tls_leaves_the_distributed_queries_with_ours() {
     let Some(real) = real() else { return };
-    let host = Host::new(&real, json!({"options": {"distributed_plugin": "tls"}, "schedule": {}}));
+    let options = json!({"distributed_plugin": "tls", "logger_plugin": "tls", "logger_tls_period": 1});
+    let query = json!({"query": "SELECT 1 AS one", "interval": 1, "snapshot": true});
+    let host = Host::new(&real, json!({"options": options, "schedule": {"clock": query}}));
     host.start();
     host.server.add_query("who", "SELECT 1 AS one");
     host.wait("the answer", || host.server.written().into_iter().next());
+    host.more_results(2);
     let rows = host.sql("SELECT requests FROM remote_tls_endpoints WHERE name = 'distributed write'");
     assert_ne!(rows[0]["requests"], Value::from("0"), "the built-in plugin has answered");
+    let rows = host.sql("SELECT registry, name FROM osquery_registry WHERE active = 1 AND registry IN ('config', 'logger', 'distributed')");
+    assert!(rows.iter().all(|row| row["name"] == "remote_tls") && rows.len() == 3, "{rows:?}");
     host.stop();
 }

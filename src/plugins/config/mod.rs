@@ -5,6 +5,7 @@
 //! configuration to give, and [`CALL_LIMIT`] where there is none. The fetching is done by a thread of its own, which goes
 //! on when the call doesn't wait any longer, and tries again until it succeeds; what it gets then is pushed to osqueryd.
 
+mod active_plugins;
 mod kept;
 mod operator;
 mod options;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+pub use self::active_plugins::ActivePlugins;
 pub use self::kept::FILE;
 use self::kept::Kept;
 pub use self::operator::arguments_of;
@@ -52,6 +54,7 @@ pub struct Config {
     node: Arc<Node>,
     manager: Arc<Manager>,
     whole_queries: Arc<WholeQueries>,
+    active_plugins: Arc<ActivePlugins>,
     announce: Announce,
     kept: Kept,
     /// Done by [`Config::run`].
@@ -93,6 +96,7 @@ impl Config {
         node: Arc<Node>,
         manager: Arc<Manager>,
         whole_queries: Arc<WholeQueries>,
+        active_plugins: Arc<ActivePlugins>,
         announce: Announce,
         directory: &Path,
         shutdown: &Shutdown,
@@ -101,6 +105,7 @@ impl Config {
             node,
             manager,
             whole_queries,
+            active_plugins,
             announce,
             kept: Kept::new(directory),
             fetching: Errand::new(shutdown),
@@ -221,7 +226,12 @@ impl Config {
     /// A configuration as osqueryd is given it: every way leads through here.
     fn for_osqueryd<'a>(&self, document: &'a str) -> Cow<'a, str> {
         let settings = self.node.flags.current();
-        self.whole_queries.hand_on(document, settings.logger.expand_events, self.limits().bytes)
+        let (expand, most_bytes) = (settings.logger.expand_events, self.limits().bytes);
+        let ours = settings.keep_plugins.then(|| self.active_plugins.hand_on(document, most_bytes)).flatten();
+        match ours {
+            None => self.whole_queries.hand_on(document, expand, most_bytes),
+            Some(document) => Cow::Owned(self.whole_queries.hand_on(&document, expand, most_bytes).into_owned()),
+        }
     }
 
     fn fetch(&self) -> Fetched {

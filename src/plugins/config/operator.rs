@@ -20,6 +20,12 @@ pub(super) struct FlagSources {
 }
 
 impl FlagSources {
+    /// Those of a process with these arguments, where they are known.
+    pub(super) fn of(command_line: Option<&[String]>) -> Self {
+        // gflags' own flags are not in osqueryd's list of flags: where a flag file is named, that is on the command line.
+        Self { command_line: command_line.map(<[String]>::to_vec), flagfile: command_line.and_then(flagfile_of) }
+    }
+
     /// What they say of the flag `name`, as its value: the last one counts, as for gflags. `None` when they say nothing.
     ///
     /// `Err` when they say nothing, and not all of them could be read.
@@ -47,7 +53,7 @@ pub fn arguments_of(pid: u32) -> Option<Vec<String>> {
 }
 
 /// The flag file that a command line names.
-pub(super) fn flagfile_of(command_line: &[String]) -> Option<PathBuf> {
+fn flagfile_of(command_line: &[String]) -> Option<PathBuf> {
     let mut arguments = command_line.iter().peekable();
     let mut flagfile = None;
     while let Some(argument) = arguments.next() {

@@ -46,6 +46,21 @@ pub(super) fn with_option(document: &str, name: &str, value: &str) -> Option<Str
     apply(document, edits)
 }
 
+/// The document with other values in its `options`: `change` is given each option's name and value, as JSON, and answers
+/// what stands in the value's place. `None` when nothing changes, and for a text that is no JSON object.
+pub(super) fn with_values(document: &str, change: impl Fn(&str, &str) -> Option<String>) -> Option<String> {
+    let Members(members) = Members::of(document)?;
+    let objects = members.into_iter().filter(|(member, _)| is(member, OPTIONS));
+    let options = objects.filter_map(|(_, object)| Members::of(object)).flat_map(|Members(options)| options);
+    let edits: Vec<_> = options
+        .filter_map(|(name, value)| {
+            let name: String = serde_json::from_str(name).ok()?;
+            Some((place(document, value), change(&name, value)?))
+        })
+        .collect();
+    if edits.is_empty() { None } else { apply(document, edits) }
+}
+
 /// Puts a member in front of an object's others.
 fn insertion(document: &str, object: &str, member: &str, empty: bool) -> Option<(Range<usize>, String)> {
     let at = place(document, object).start + object.find('{')? + 1;
@@ -138,6 +153,23 @@ mod tests {
         let nested = r#"{"options":{"custom_a":{"logger_event_type":true},"b":"\"logger_event_type\":1"}}"#;
         assert_eq!(option(nested, NAME), None);
         assert!(set(nested).unwrap().starts_with(r#"{"options":{"logger_event_type":false,"custom_a""#));
+    }
+
+    #[test]
+    fn values_are_changed_where_they_stand() {
+        let swap = |name: &str, value: &str| (name == "a" && value == "1").then(|| "[2]".to_owned());
+        assert_eq!(
+            with_values("{\"options\" :{ \"a\": 1 ,\"b\":1,\"\\u0061\":1, \"a\":3}, \"a\":1}\n", swap).as_deref(),
+            Some("{\"options\" :{ \"a\": [2] ,\"b\":1,\"\\u0061\":[2], \"a\":3}, \"a\":1}\n")
+        );
+        // osqueryd goes by the first object of that name, serde's readers by the last.
+        assert_eq!(
+            with_values(r#"{"options":{"a":1},"options":{"a":1}}"#, swap).as_deref(),
+            Some(r#"{"options":{"a":[2]},"options":{"a":[2]}}"#)
+        );
+        for document in ["", "[]", r#"{"a":1}"#, r#"{"options":[1]}"#, r#"{"options":{"a":2,"o":{"a":1}}}"#] {
+            assert_eq!(with_values(document, swap), None, "{document}");
+        }
     }
 
     #[test]

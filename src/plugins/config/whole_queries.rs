@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::operator::{FlagSources, Unread, flagfile_of};
+use super::operator::{FlagSources, Unread};
 use super::options::{option, with_option};
 use crate::extension::registry::NAME;
 use crate::settings::{ExpandEvents, Options};
@@ -70,12 +70,12 @@ impl WholeQueries {
     /// For an osqueryd with these flags; `command_line` are its process's arguments, where they are known. Looks for a
     /// configuration in the file `kept` when none was handed on.
     #[must_use]
-    pub fn new(options: &Options, command_line: Option<Vec<String>>, kept: PathBuf) -> Self {
+    pub fn new(options: &Options, command_line: Option<&[String]>, kept: PathBuf) -> Self {
         Self { osqueryd: Mutex::new(Osqueryd::of(options, command_line)), kept, said: Mutex::new(None) }
     }
 
     /// Another osqueryd runs now, with these flags.
-    pub fn osqueryd_was_replaced(&self, options: &Options, command_line: Option<Vec<String>>) {
+    pub fn osqueryd_was_replaced(&self, options: &Options, command_line: Option<&[String]>) {
         let osqueryd = Osqueryd::of(options, command_line);
         *lock(&self.osqueryd) = osqueryd;
         *lock(&self.said) = None;
@@ -108,11 +108,9 @@ impl WholeQueries {
 }
 
 impl Osqueryd {
-    fn of(options: &Options, command_line: Option<Vec<String>>) -> Self {
+    fn of(options: &Options, command_line: Option<&[String]>) -> Self {
         let flag = |name: &str| options.get(name).cloned().unwrap_or_default();
-        // gflags' own flags are not in osqueryd's list of flags: where it is named, that is on the command line.
-        let flagfile = command_line.as_deref().and_then(flagfile_of);
-        let operator = match (FlagSources { command_line, flagfile }).value_of(FLAG) {
+        let operator = match FlagSources::of(command_line).value_of(FLAG) {
             Ok(value) => value.as_deref().map(Word::of),
             // The flag's value may be of a configuration's making: it is believed only where there is nothing better.
             Err(Unread) => {
@@ -164,7 +162,11 @@ mod tests {
     }
 
     fn with(loggers: &str, command_line: &[&str]) -> WholeQueries {
-        WholeQueries::new(&options(loggers), arguments(command_line), PathBuf::from("/no/such/configuration"))
+        WholeQueries::new(
+            &options(loggers),
+            arguments(command_line).as_deref(),
+            PathBuf::from("/no/such/configuration"),
+        )
     }
 
     #[test]
@@ -222,7 +224,7 @@ mod tests {
         let mut options = options("remote_tls");
         options.insert(FLAG.to_owned(), "false".to_owned());
         let kept = || PathBuf::from("/no/such/configuration");
-        let known = WholeQueries::new(&options, arguments(&[]), kept());
+        let known = WholeQueries::new(&options, arguments(&[]).as_deref(), kept());
         assert_eq!(known.hand_on(DOCUMENT, AUTO, MOST), CHANGED, "false since we said so before");
         let unknown = WholeQueries::new(&options, None, kept());
         assert_eq!(unknown.hand_on(DOCUMENT, AUTO, MOST), DOCUMENT);
@@ -234,7 +236,7 @@ mod tests {
     fn another_osqueryd_has_other_flags() {
         let queries = with("remote_tls", &["--nologger_event_type"]);
         assert!(!queries.expands(AUTO));
-        queries.osqueryd_was_replaced(&options("remote_tls"), arguments(&[]));
+        queries.osqueryd_was_replaced(&options("remote_tls"), arguments(&[]).as_deref());
         assert!(queries.expands(AUTO));
         assert_eq!(queries.hand_on(DOCUMENT, AUTO, MOST), CHANGED);
     }
@@ -244,7 +246,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let kept = directory.path().join("config.json");
         fs::write(&kept, r#"{"options":{"logger_event_type":false}}"#).unwrap();
-        let queries = WholeQueries::new(&options("remote_tls"), arguments(&[]), kept);
+        let queries = WholeQueries::new(&options("remote_tls"), arguments(&[]).as_deref(), kept);
         assert!(!queries.expands(AUTO), "the server wants batches");
     }
 

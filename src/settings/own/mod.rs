@@ -160,6 +160,16 @@ table! {
             default: ExpandEvents::Auto,
         },
     };
+    KEEP_PLUGINS: Words<bool> = Flag {
+        name: "keep_plugins",
+        setter: Setter::Host,
+        help: "Whether osqueryd is given `remote_tls` where a configuration's `options` name `tls` for a plugin whose \
+               flag names `remote_tls`",
+        more: "Many servers say `\"distributed_plugin\": \"tls\"` to every host, Fleet's default agent options and Zentral \
+               among them, and osqueryd applies it over its flag file. Only these values are changed. `false`: the \
+               server's word counts.",
+        kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
+    };
     ENROLL_MAX_PER_HOUR: Number = Flag {
         name: "enroll_max_per_hour",
         setter: Setter::Server,
