@@ -11,7 +11,7 @@ use osquery_remote_tls::plugins::logger::{Decoration, StatusLine};
 use osquery_remote_tls::remote::api::{
     self, AnswerError, ClientCertificate, ConfigLimits, Enrolled, KeyPlace, LogType, Payload,
 };
-use osquery_remote_tls::remote::{Endpoint, retry_after, same_host_redirect};
+use osquery_remote_tls::remote::{Endpoint, configuration, retry_after, same_host_redirect};
 use osquery_remote_tls::secret::{MASK, Secret, redact};
 use osquery_remote_tls::settings::HostPort;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -174,9 +174,8 @@ fn check_configuration(answer: &str, place: KeyPlace, limits: ConfigLimits) {
         KeyPlace::Url => wrapped(answer),
     };
     let good = document.as_ref().is_some_and(|document| {
-        document.len() <= limits.bytes
-            && depth(document).is_some_and(|depth| depth <= limits.depth)
-            && Members::of(document).is_some_and(|members| members.0.iter().any(|(name, _)| name != "node_invalid"))
+        configuration::judge(document, limits)
+            .is_ok_and(|outline| outline.names.iter().any(|name| name != "node_invalid"))
     });
     match api::configuration(answer.to_owned(), place, limits) {
         Ok(given) => {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::configuration;
 use super::endpoint::Endpoint;
 use crate::secret::{Secret, redact};
 
@@ -258,7 +259,7 @@ pub fn judge_enrollment(
 pub struct ConfigLimits {
     /// Bytes of the document.
     pub bytes: usize,
-    /// Levels of nesting.
+    /// Levels of values; the whole is the first.
     pub depth: usize,
 }
 
@@ -272,7 +273,7 @@ impl ConfigLimits {
     }
 }
 
-/// The configuration in a judged answer, as osqueryd may have it: a non-empty JSON object within the limits.
+/// The configuration in a judged answer, as osqueryd may have it: an object that isn't empty, and that it takes.
 ///
 /// osqueryd empties the running schedule before it looks at a changed document, so nothing is handed on unchecked.
 pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> Result<String, AnswerError> {
@@ -290,16 +291,9 @@ pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> R
             }
         }
     };
-    if document.len() > limits.bytes {
-        return wrong(&format!("{} bytes, and osqueryd takes {}", document.len(), limits.bytes));
-    }
-    let depth = depth(&document);
-    if depth > limits.depth {
-        return wrong(&format!("{depth} levels deep, and osqueryd takes {}", limits.depth));
-    }
-    match serde_json::from_str::<Map<String, Value>>(&document) {
-        Err(error) => wrong(&format!("not a JSON object ({error})")),
-        Ok(members) if members.keys().all(|name| name == "node_invalid") => wrong("an empty object"),
+    match configuration::judge(&document, limits) {
+        Err(refused) => wrong(&refused.to_string()),
+        Ok(outline) if outline.names.iter().all(|name| name == "node_invalid") => wrong("an empty object"),
         Ok(_) => Ok(document),
     }
 }
@@ -486,7 +480,7 @@ mod tests {
         for (answer, reason) in [
             ("{}", "an empty object"),
             (r#"{"node_invalid":false}"#, "an empty object"),
-            (r#"{"a":[[[[1]]]]}"#, "5 levels deep"),
+            (r#"{"a":[[[[1]]]]}"#, "6 levels of values"),
             (r#"{"a":1"#, "not a JSON object"),
             ("[]", "not a JSON object"),
         ] {
@@ -494,7 +488,7 @@ mod tests {
             assert!(message.contains(reason), "{answer}: {message}");
         }
         let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(1000));
-        assert!(config(&large).unwrap_err().to_string().contains("1008 bytes"));
+        assert!(config(&large).unwrap_err().to_string().contains("1009 bytes"));
         assert!(config(r#"{"a":"[[[[[[{{{{ \" [[["}"#).is_ok());
     }
 
@@ -506,6 +500,8 @@ mod tests {
         assert!(unwrap(r#"{"config":{"schedule":{}}}"#).is_err());
         assert!(unwrap(r#"{"schedule":{}}"#).is_err());
         assert!(unwrap(r#"{"config":"<html>"}"#).is_err());
+        let commented = "{\n // a comment\n\"schedule\":{\"q\":{\"query\":\"select \\\n 1\"}}}";
+        assert_eq!(unwrap(&serde_json::json!({"config": commented}).to_string()).unwrap(), commented);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The remote TLS API: what is sent where, how the answer is judged, and who this node is.
 //!
-//! Pure: `endpoint`, `url` (with the customizations that change URLs) and [`api`] (bodies and answers). With a
-//! network: `trust` below `tls` below `transport` (HTTP) below `request` (built, sent, judged, noted in
+//! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (bodies and answers) and
+//! [`configuration`] (what osqueryd takes for one). With a network: `trust` below `tls` below `transport` (HTTP) below `request` (built, sent, judged, noted in
 //! `stats`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake.
 
 pub mod api;
+pub mod configuration;
 mod endpoint;
 mod enroll;
 mod host;

@@ -113,8 +113,10 @@ fn a_daemon_whose_server_names_tls_asks_our_plugin_for_distributed_queries() {
 
 #[test]
 fn only_a_configuration_reaches_osqueryd() {
-    let deep = format!("{}1{}", "{\"a\":".repeat(33), "}".repeat(33));
-    let large = format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20));
+    // The case config-depth: osqueryd counts values.
+    let deep = format!("{}1{}", "{\"a\":".repeat(32), "}".repeat(32));
+    // With the line's end that osqueryd puts behind it, a byte too many.
+    let large = format!("{{\"a\":\"{}\"}}", "x".repeat((1 << 20) - 8));
     let bad: Vec<(Answer, &str)> = vec![
         (Answer::html(200), "not a JSON object"),
         (Answer::html(500), "HTTP 500"),
@@ -129,6 +131,8 @@ fn only_a_configuration_reaches_osqueryd() {
         (Answer::status(200, "{\"status\":\"error\",\"message\":\"bad host\"}"), "bad host"),
         (Answer::status(200, "{\"node_invalid\":false}"), "empty object"),
         (Answer::status(200, deep), "33 levels"),
+        (Answer::status(200, "{\"a\":\"\\ud83d\"}"), "not a JSON object"),
+        (Answer::status(200, "{\n// a comment\n\"a\":1}"), "not a JSON object"),
         (Answer::status(200, large), "osqueryd takes 1048576"),
         (Answer::drop_connection(), "connection broke"),
         (Answer::truncated("{\"schedule\":{}", 400), "connection broke"),
@@ -144,6 +148,30 @@ fn only_a_configuration_reaches_osqueryd() {
     }
     rig.server.always(Endpoint::Config, None);
     rig.config();
+}
+
+/// The cases config-depth, surrogate and node-api-comments, and what is small enough once it is stripped.
+#[test]
+fn what_osqueryd_takes_is_handed_on_unchanged() {
+    let rig = Setup::new().own_flag("--logger_expand_events=false").start();
+    for text in [
+        format!("{}1{}", "{\"a\":".repeat(31), "}".repeat(31)),
+        "{\"a\":".repeat(31) + "{}" + &"}".repeat(31),
+        r#"{"schedule":{"q":{"query":"select 2 as two","interval":1,"description":"caf\udce9"}}}"#.to_owned(),
+        format!("{{\"a\":1,{}\"b\":2}}", "\n    ".repeat(1 << 18)),
+    ] {
+        rig.server.always(Endpoint::Config, Some(Answer::status(200, &*text)));
+        assert_eq!(rig.config().1, text);
+    }
+    let node_api = Setup::new().own_flag("--logger_expand_events=false").flag("tls_node_api", "true").start();
+    for config in [
+        "{\n // a comment\n\"schedule\":{\"q\":{\"query\":\"select 1\",\"interval\":10}}\n}",
+        "# head\n{\"schedule\":{\"q\":{\"query\":\"select 1\",\"interval\":10}}}\n",
+        "{\"schedule\":{\"q\":{\"query\":\"select \\\n 1;\",\"interval\":10}}}",
+    ] {
+        node_api.server.always(Endpoint::Config, Some(Answer::json(json!({"config": config}))));
+        assert_eq!(node_api.config().1, config);
+    }
 }
 
 #[test]

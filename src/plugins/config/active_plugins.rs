@@ -13,6 +13,8 @@ use serde_json::Value;
 use super::operator::FlagSources;
 use super::options::with_values;
 use crate::extension::registry::NAME;
+use crate::remote::api::ConfigLimits;
+use crate::remote::configuration;
 use crate::settings::Options;
 
 /// osqueryd's flags that name plugins of registries in which we have one. The newest versions apply only the last one from a
@@ -48,8 +50,8 @@ impl ActivePlugins {
     }
 
     /// A configuration of the server's as osqueryd is to have it, which differs only in values that name plugins. `None`
-    /// when it doesn't differ, and when it would have more than `most_bytes`.
-    pub(super) fn hand_on(&self, document: &str, most_bytes: usize) -> Option<String> {
+    /// when it doesn't differ, and when osqueryd would not take it then.
+    pub(super) fn hand_on(&self, document: &str, limits: ConfigLimits) -> Option<String> {
         let ours = self.state().ours.clone();
         with_values(document, |name, value| {
             let flag = ours.get(name)?;
@@ -57,7 +59,7 @@ impl ActivePlugins {
             self.say(flag, &value);
             Some(Value::from(value).to_string())
         })
-        .filter(|changed| changed.len() <= most_bytes)
+        .filter(|changed| configuration::judge(changed, limits).is_ok())
     }
 
     fn say(&self, flag: &'static str, value: &str) {
@@ -105,7 +107,11 @@ fn with_ours(list: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const MOST: usize = 1 << 20;
+    const MOST: ConfigLimits = ConfigLimits { bytes: 1 << 20, depth: 32 };
+
+    fn most(bytes: usize) -> ConfigLimits {
+        ConfigLimits { bytes, ..MOST }
+    }
 
     fn plugins(flags: [&str; 3]) -> ActivePlugins {
         let options = FLAGS.into_iter().zip(flags).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -165,8 +171,8 @@ mod tests {
         let document = r#"{"options":{"distributed_plugin":"tls"}}"#;
         let plugins = ActivePlugins::new(&options, Some(&flag(NAME)));
         let changed = document.replace(BUILT_IN, NAME);
-        assert_eq!(plugins.hand_on(document, changed.len()).as_ref(), Some(&changed));
-        assert_eq!(plugins.hand_on(document, changed.len() - 1), None);
+        assert_eq!(plugins.hand_on(document, most(changed.len() + 1)).as_ref(), Some(&changed));
+        assert_eq!(plugins.hand_on(document, most(changed.len())), None);
         plugins.osqueryd_was_replaced(&options, Some(&flag(BUILT_IN)));
         assert_eq!(plugins.hand_on(document, MOST), None);
     }

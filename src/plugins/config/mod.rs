@@ -226,11 +226,11 @@ impl Config {
     /// A configuration as osqueryd is given it: every way leads through here.
     fn for_osqueryd<'a>(&self, document: &'a str) -> Cow<'a, str> {
         let settings = self.node.flags.current();
-        let (expand, most_bytes) = (settings.logger.expand_events, self.limits().bytes);
-        let ours = settings.keep_plugins.then(|| self.active_plugins.hand_on(document, most_bytes)).flatten();
+        let (expand, limits) = (settings.logger.expand_events, self.limits());
+        let ours = settings.keep_plugins.then(|| self.active_plugins.hand_on(document, limits)).flatten();
         match ours {
-            None => self.whole_queries.hand_on(document, expand, most_bytes),
-            Some(document) => Cow::Owned(self.whole_queries.hand_on(&document, expand, most_bytes).into_owned()),
+            None => self.whole_queries.hand_on(document, expand, limits),
+            Some(document) => Cow::Owned(self.whole_queries.hand_on(&document, expand, limits).into_owned()),
         }
     }
 

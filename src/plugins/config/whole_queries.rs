@@ -15,6 +15,8 @@ use serde_json::Value;
 use super::operator::{FlagSources, Unread};
 use super::options::{option, with_option};
 use crate::extension::registry::NAME;
+use crate::remote::api::ConfigLimits;
+use crate::remote::configuration;
 use crate::settings::{ExpandEvents, Options};
 
 /// osqueryd's flag, true by default: each row is a line, and a call, of its own.
@@ -81,11 +83,11 @@ impl WholeQueries {
         *lock(&self.said) = None;
     }
 
-    /// A configuration of the server's as osqueryd is to have it; with more than `most_bytes` it stays as it is.
-    pub(super) fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, most_bytes: usize) -> Cow<'a, str> {
+    /// A configuration of the server's as osqueryd is to have it; it stays as it is where osqueryd would not take it then.
+    pub(super) fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, limits: ConfigLimits) -> Cow<'a, str> {
         let osqueryd = lock(&self.osqueryd).clone();
         *lock(&self.said) = Some(osqueryd.word(document));
-        osqueryd.hand_on(document, expand, most_bytes)
+        osqueryd.hand_on(document, expand, limits)
     }
 
     /// Whether batch lines are to be made event lines: by [`ExpandEvents::Auto`] those that nobody but ourselves asked
@@ -120,10 +122,10 @@ impl Osqueryd {
         Self { loggers: flag("logger_plugin"), operator }
     }
 
-    fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, most_bytes: usize) -> Cow<'a, str> {
+    fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, limits: ConfigLimits) -> Cow<'a, str> {
         let wanted = expand == ExpandEvents::Auto && self.has_only_ours() && self.word(document).is_none();
         let changed = wanted.then(|| with_option(document, FLAG, "false")).flatten();
-        match changed.filter(|changed| changed.len() <= most_bytes) {
+        match changed.filter(|changed| configuration::judge(changed, limits).is_ok()) {
             Some(changed) => Cow::Owned(changed),
             None => Cow::Borrowed(document),
         }
@@ -151,7 +153,11 @@ mod tests {
     const CHANGED: &str =
         r#"{"schedule":{"q":{"query":"select 1","interval":60}},"options":{"logger_event_type":false,"verbose":true}}"#;
     const AUTO: ExpandEvents = ExpandEvents::Auto;
-    const MOST: usize = 1 << 20;
+    const MOST: ConfigLimits = ConfigLimits { bytes: 1 << 20, depth: 32 };
+
+    fn most(bytes: usize) -> ConfigLimits {
+        ConfigLimits { bytes, ..MOST }
+    }
 
     fn options(loggers: &str) -> Options {
         [("logger_plugin", loggers), (FLAG, "true")].map(|(name, value)| (name.to_owned(), value.to_owned())).into()
@@ -253,7 +259,7 @@ mod tests {
     #[test]
     fn a_document_that_would_become_too_large_stays() {
         let alone = with("remote_tls", &[]);
-        assert_eq!(alone.hand_on(DOCUMENT, AUTO, CHANGED.len()), CHANGED);
-        assert_eq!(alone.hand_on(DOCUMENT, AUTO, CHANGED.len() - 1), DOCUMENT);
+        assert_eq!(alone.hand_on(DOCUMENT, AUTO, most(CHANGED.len() + 1)), CHANGED);
+        assert_eq!(alone.hand_on(DOCUMENT, AUTO, most(CHANGED.len())), DOCUMENT);
     }
 }
