@@ -75,6 +75,20 @@ pub enum Command {
     /// Checks flags, files and their permissions, osqueryd, the way to the server, the server and the buffers, and
     /// says what to do. Exit code 0: all is well, 1: something failed, 2: there are warnings. See docs/doctor.md.
     Doctor(DoctorFlags),
+
+    /// Fetch the configuration now, and give it to osqueryd
+    ///
+    /// Asks the running extension, by osqueryd's socket, and says what came of it. Exit code 0: osqueryd has the
+    /// configuration that the server gives now, 1: it hasn't.
+    Refresh(RefreshFlags),
+}
+
+/// Whom to ask.
+#[derive(Args, Debug)]
+pub struct RefreshFlags {
+    /// osqueryd's extension manager socket
+    #[arg(long, alias = "extensions_socket", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// How the host is to be checked.

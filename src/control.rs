@@ -71,6 +71,8 @@ pub struct Start {
     pub backlog_end: Seen,
     /// How the results journal's writing side stood when this worker was started.
     pub taken: Taken,
+    /// Whether somebody wants the configuration fetched and pushed now (SIGHUP).
+    pub refresh: bool,
     /// The process that has started the front: osqueryd's watcher, whose command line tells what the operator has set.
     pub parent: u32,
 }

@@ -21,6 +21,7 @@ pub mod plugins;
 pub mod remote;
 
 pub mod doctor;
+pub mod refresh;
 
 pub mod backoff;
 pub mod chain;

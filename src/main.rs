@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use osquery_remote_tls::cli::{Cli, Command};
 use osquery_remote_tls::extension::registry::routes;
 use osquery_remote_tls::plugins::tables::tables;
-use osquery_remote_tls::{doctor, front, logging, worker};
+use osquery_remote_tls::{doctor, front, logging, refresh, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
@@ -21,8 +21,10 @@ fn main() -> ExitCode {
     };
     logging::start(cli.verbosity());
     cli.name_unknown();
-    if let Some(Command::Doctor(flags)) = cli.command {
-        return doctor::run(&flags);
+    match &cli.command {
+        Some(Command::Doctor(flags)) => return doctor::run(flags),
+        Some(Command::Refresh(flags)) => return refresh::run(flags),
+        None => {}
     }
     let ended = if cli.worker { worker::run(cli) } else { front::run(cli, routes(tables())) };
     match ended {

@@ -232,6 +232,13 @@ impl Manager {
         rows("config update", self.call_plugin("config", "update", request)?).map(drop)
     }
 
+    /// Has our own plugin in osqueryd fetch the configuration and push it: what it says of that.
+    pub fn refresh_config(&self) -> Result<String> {
+        let request = [("action".to_owned(), "refresh".to_owned())].into();
+        let rows = rows("refresh", self.call_plugin("config", NAME, request)?)?;
+        Ok(rows.into_iter().flatten().map(|(_, outcome)| outcome).collect())
+    }
+
     fn call_plugin(&self, registry: &str, item: &str, request: StringMap) -> Result<ExtensionResponse> {
         self.call("call", |client| client.call(registry.to_owned(), item.to_owned(), request))
     }

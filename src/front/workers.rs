@@ -134,7 +134,7 @@ impl Workers {
 
     /// Starts the worker that is due; when that fails, another attempt is due later.
     pub(super) fn start_one(&mut self) {
-        match self.spawn() {
+        match self.spawn(false) {
             Ok(worker) => {
                 self.present = Some(worker);
                 self.born = Instant::now();
@@ -170,7 +170,7 @@ impl Workers {
             return;
         }
         log::info!("{reason}: starting a new worker");
-        match self.spawn() {
+        match self.spawn(!is_new_binary) {
             Ok(worker) => {
                 let deadline = Instant::now() + READY_LIMIT;
                 self.candidate = Some(Candidate { worker, deadline, is_new_binary });
@@ -179,13 +179,15 @@ impl Workers {
         }
     }
 
-    fn spawn(&mut self) -> anyhow::Result<WorkerProcess> {
+    /// With `refresh` it fetches the configuration by itself.
+    fn spawn(&mut self, refresh: bool) -> anyhow::Result<WorkerProcess> {
         self.started += 1;
         let worker = WorkerProcess::start(self.started, &self.program, &self.arguments)?;
         worker.to.tell(&Order::Start(Start {
             options: self.flags.clone(),
             // One enrollment at the start of the extension, not one for each worker that replaces another.
             first: self.started == 1,
+            refresh,
             parent: parent_id(),
             taken: self.supply.taken(),
             backlog_end: self.supply.backlog_end,

@@ -253,6 +253,11 @@ impl Assembly {
         }
     }
 
+    /// Fetches the configuration now, and pushes it.
+    pub(super) fn refresh_configuration(&self) {
+        self.config.refresh();
+    }
+
     /// Asks the threads to end, and ends all waits but for the requests in flight.
     pub fn request_end(&self, last_flush: LastFlush) {
         self.last_flush.store(last_flush == LastFlush::Try, Ordering::SeqCst);

@@ -115,6 +115,9 @@ impl Worker {
         assembly.flags.tell_of_changes(Box::new(tell));
         let mut threads = Threads::default();
         assembly.start(&mut threads)?;
+        if start.refresh {
+            assembly.refresh_configuration();
+        }
         let service = Arc::new(Service::new(Arc::clone(&assembly.registry)));
         let inheritance = Inheritance::default();
         Ok(Self { assembly, service, to_front, threads, calls: Threads::default(), inheritance })

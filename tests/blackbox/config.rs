@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup};
+use crate::rig::{BINARY, LIMIT, Rig, Setup};
 
 #[test]
 fn the_configuration_is_handed_on_as_it_came() {
@@ -313,6 +313,87 @@ fn a_configuration_that_came_too_late_at_the_very_first_start_is_pushed() {
     rig.server.resume().unwrap();
     rig.said("the configuration has come, and osqueryd has it");
     rig.osqueryd.wait("the schedule", LIMIT, || (rig.osqueryd.schedule().len() == 1).then_some(()));
+}
+
+fn schedule(names: &[&str]) -> Value {
+    let queries = names.iter().map(|&name| (name.to_owned(), json!({"query": "select 1", "interval": 60})));
+    json!({"schedule": queries.collect::<serde_json::Map<_, _>>()})
+}
+
+/// A daemon that won't ask again within any test, once a refresh has failed.
+fn daemon_after_a_failed_refresh() -> Rig {
+    let rig = Setup::new()
+        .server(|server| server.config = schedule(&["old"]))
+        .own_flag("--log_level=debug")
+        .flag("config_refresh", "1")
+        .flag("config_accelerated_refresh", "3600")
+        .flag("config_tls_max_attempts", "1")
+        .start_daemon();
+    rig.server.always(Endpoint::Config, Some(Answer::html(502)));
+    rig.osqueryd.wait("a refresh that fails", LIMIT, || (rig.osqueryd.config_interval() == 3600).then_some(()));
+    rig
+}
+
+#[test]
+fn after_a_refresh_that_failed_what_is_new_is_pushed_long_before_osqueryd_asks_again() {
+    let rig = daemon_after_a_failed_refresh();
+    rig.server.set_config(schedule(&["old", "new"]));
+    rig.server.always(Endpoint::Config, None);
+    rig.osqueryd.wait("the new schedule", LIMIT, || (rig.osqueryd.schedule().len() == 2).then_some(()));
+    rig.said("the configuration has come, and osqueryd has it");
+}
+
+#[test]
+fn after_a_refresh_that_failed_the_same_configuration_is_not_pushed() {
+    let rig = daemon_after_a_failed_refresh();
+    let given = rig.osqueryd.configs().len();
+    rig.server.always(Endpoint::Config, None);
+    rig.said("the server gives the configuration that osqueryd has");
+    assert_eq!(rig.osqueryd.configs().len(), given);
+    // And isn't asked for again.
+    rig.server.forget_requests();
+    rig.osqueryd.wait_briefly(Duration::from_secs(4));
+    assert_eq!(rig.server.requests_to(Endpoint::Config).len(), 0);
+}
+
+#[test]
+fn sighup_fetches_the_configuration_and_pushes_it() {
+    let rig =
+        Setup::new().server(|server| server.config = schedule(&["old"])).flag("config_refresh", "3600").start_daemon();
+    rig.server.set_config(schedule(&["old", "new"]));
+    kill_process(Pid::from_raw(rig.pid() as i32).unwrap(), Signal::HUP).unwrap();
+    rig.osqueryd.wait("the new schedule", LIMIT, || (rig.osqueryd.schedule().len() == 2).then_some(()));
+}
+
+#[test]
+fn the_command_refresh_fetches_the_configuration_and_says_what_came_of_it() {
+    let rig = Setup::new()
+        .server(|server| server.config = schedule(&["old"]))
+        .flag("config_refresh", "3600")
+        .flag("config_tls_max_attempts", "1")
+        .start_daemon();
+    let refresh = || {
+        let output = std::process::Command::new(BINARY)
+            .args(["refresh", "--socket"])
+            .arg(rig.osqueryd.socket())
+            .output()
+            .unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    rig.server.set_config(schedule(&["old", "new"]));
+    let done = "osqueryd has the configuration that the server gives now\n";
+    assert_eq!(refresh(), (Some(0), done.to_owned()));
+    assert_eq!(rig.osqueryd.schedule().len(), 2);
+    assert_eq!(refresh(), (Some(0), done.to_owned()), "the same again");
+    rig.server.always(Endpoint::Config, Some(Answer::html(502)));
+    let (code, said) = refresh();
+    assert_eq!(code, Some(1));
+    assert!(said.contains("502") && said.contains("the extension goes on asking"), "{said}");
+    assert_eq!(rig.osqueryd.schedule().len(), 2);
+    rig.server.set_config(schedule(&["old", "new", "newer"]));
+    rig.server.always(Endpoint::Config, None);
+    rig.osqueryd.wait("what came later", LIMIT, || (rig.osqueryd.schedule().len() == 3).then_some(()));
 }
 
 #[test]

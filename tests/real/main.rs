@@ -32,6 +32,7 @@ mod lines;
 mod migration;
 mod packs;
 mod processes;
+mod refresh;
 mod rig;
 mod stops;
 mod tables;

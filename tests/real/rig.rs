@@ -25,7 +25,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// The enroll secret of all tests.
 pub(crate) const SECRET: &str = "s3cret-of-the-tests";
 
-const BINARY: &str = env!("CARGO_BIN_EXE_osquery-remote-tls");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_osquery-remote-tls");
 
 /// A waiting test looks again after this.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

@@ -28,7 +28,7 @@ watches, and its worker, which it replaces should it ever die.
 .SH SIGNALS
 .TP
 .B SIGHUP
-to the first process: settings are read again and a new worker takes over. Another binary in the old one's place has
+to the first process: settings are read again, and a new worker takes over, which fetches the configuration. Another binary in the old one's place has
 the same effect within seconds.
 .TP
 .BR SIGTERM ", " SIGINT

@@ -4,6 +4,8 @@
 //! osqueryd's start waits for the first genConfig, so a call waits at most [`KEPT_LIMIT`] where there is a kept
 //! configuration to give, and [`CALL_LIMIT`] where there is none. The fetching is done by a thread of its own, which goes
 //! on when the call doesn't wait any longer, and tries again until it succeeds; what it gets then is pushed to osqueryd.
+//! The same after a refresh that failed, since osqueryd itself asks again only after `config_accelerated_refresh`; then only
+//! what is new is pushed.
 
 mod active_plugins;
 mod kept;
@@ -45,6 +47,9 @@ pub const CALL_LIMIT: Duration = Duration::from_secs(45);
 /// later than a healthy one's by more than this.
 pub const KEPT_LIMIT: Duration = Duration::from_secs(4);
 
+/// The longest that an operator's refresh waits: osqueryd stands between, and its answer is waited for 10 s.
+const REFRESH_LIMIT: Duration = Duration::from_secs(8);
+
 /// Waits between attempts that no call waits for.
 const RETRY_STEP: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -79,9 +84,9 @@ struct Streaks {
 
 #[derive(Default)]
 struct State {
-    /// Whether osqueryd has a configuration of the server's, from this worker.
-    delivered: bool,
-    /// A genConfig was answered without one: what comes later is pushed.
+    /// The configuration of the server's that osqueryd has from this worker.
+    delivered: Option<Arc<str>>,
+    /// A genConfig was answered without one, or somebody wants it now: what comes later is pushed.
     owed: bool,
 }
 
@@ -116,7 +121,13 @@ impl Config {
 
     /// Another osqueryd runs now: it may be given the last good configuration again.
     pub fn osqueryd_was_replaced(&self) {
-        self.state().delivered = false;
+        self.state().delivered = None;
+    }
+
+    /// Fetches the configuration now, and pushes it.
+    pub fn refresh(&self) {
+        *self.state() = State { delivered: None, owed: true };
+        self.fetching.ask();
     }
 
     /// The fetching thread's work, until the end is asked for.
@@ -158,12 +169,17 @@ impl Config {
             _ if !self.state().owed => Owed::Nothing,
             // The call that waited hands it on.
             Ok(_) if taken == Taken::BySomebody => Owed::Nothing,
+            Ok(document) if self.state().delivered.as_ref() == Some(&document) => {
+                self.state().owed = false;
+                log::debug!("the server gives the configuration that osqueryd has");
+                Owed::Nothing
+            }
             Ok(document) => self.push(&document),
             Err(_) => Owed::Configuration,
         }
     }
 
-    fn push(&self, document: &str) -> Owed {
+    fn push(&self, document: &Arc<str>) -> Owed {
         match self.manager.push_config(SOURCE, &self.for_osqueryd(document)) {
             Ok(()) => {
                 self.has(document);
@@ -179,8 +195,26 @@ impl Config {
         }
     }
 
+    /// An operator wants the configuration fetched and pushed, and to know what came of it.
+    fn refresh_now(&self) -> Reply {
+        self.state().owed = true;
+        let failed = |reason: String| {
+            self.fetching.wake();
+            Reply::failed(format!("{reason}; the extension goes on asking, and pushes what it gets"))
+        };
+        match self.fetching.wait(self.fetching.ask(), Instant::now() + REFRESH_LIMIT) {
+            Ok(Ok(document)) => match self.push(&document) {
+                Owed::Nothing => Reply::row("outcome", "osqueryd has the configuration that the server gives now"),
+                Owed::Configuration => failed("osqueryd could not be given the configuration".to_owned()),
+            },
+            Ok(Err(error)) => failed(chain(&*error).to_string()),
+            Err(NotDone::Late) => failed(format!("no configuration within {}", Span(REFRESH_LIMIT))),
+            Err(NotDone::Ending) => Reply::failed("config: the extension is ending"),
+        }
+    }
+
     fn gen_config(&self) -> Reply {
-        let kept = if self.state().delivered { None } else { self.kept_configuration() };
+        let kept = if self.state().delivered.is_some() { None } else { self.kept_configuration() };
         let limit = if kept.is_some() { KEPT_LIMIT } else { CALL_LIMIT };
         let error = match self.fetching.wait(self.fetching.ask(), Instant::now() + limit) {
             Ok(Ok(document)) => {
@@ -191,12 +225,10 @@ impl Config {
             Err(NotDone::Late) => format!("config: no answer within {}; still asking", Span(limit)),
             Err(NotDone::Ending) => "config: the extension is ending".to_owned(),
         };
-        // With code 1 the running schedule stays. Without one, the last good configuration is better.
-        if !self.now_owes() {
-            return Reply::failed(error);
-        }
+        let has_one = self.now_owes();
         self.fetching.wake();
-        let Some(document) = kept else { return Reply::failed(error) };
+        // With code 1 the running schedule stays. Without one, the last good configuration is better.
+        let Some(document) = kept.filter(|_| !has_one) else { return Reply::failed(error) };
         let failed = self.streaks.stale.failed(Level::Warn);
         let level = failed.level;
         log::log!(level, "giving osqueryd the last good configuration, the server's comes later: {error}{failed}");
@@ -204,16 +236,16 @@ impl Config {
         self.reply(&document)
     }
 
-    /// A call is answered without the server's configuration: whether that is to be pushed, since osqueryd has none.
+    /// A call is answered without the server's configuration, which is to be pushed: whether osqueryd has an older one.
     fn now_owes(&self) -> bool {
         let mut state = self.state();
-        state.owed |= !state.delivered;
-        !state.delivered
+        state.owed = true;
+        state.delivered.is_some()
     }
 
     /// osqueryd has this configuration of the server's now.
-    fn has(&self, document: &str) {
-        *self.state() = State { delivered: true, owed: false };
+    fn has(&self, document: &Arc<str>) {
+        *self.state() = State { delivered: Some(Arc::clone(document)), owed: false };
         self.streaks.not_taken.succeeded();
         self.streaks.stale.succeeded();
         (self.announce)(document);
@@ -285,6 +317,8 @@ impl Plugin for Arc<Config> {
     fn call(&self, request: StringMap) -> Reply {
         match request.get("action").map(String::as_str) {
             Some("genConfig") => self.gen_config(),
+            // Ours: the command of that name.
+            Some("refresh") => self.refresh_now(),
             Some("genPack") => {
                 let name = request.get("name").map_or("", String::as_str);
                 Reply::failed(format!(
