@@ -4,21 +4,22 @@
 //! them or a day has passed (of the host's being up, since its clock may jump); osqueryd is answered 0 when they are
 //! safe, since it would keep failed ones in memory without bound.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::isolation::{Step, Then};
+use super::logger::{Batches, Bundler, Room, Window};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::clock::{Moment, unix_time};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
-use crate::journal::{JournalError, Limits, Position, Reader, Waiting, Writer};
+use crate::journal::{Limits, Reader, Writer};
 use crate::line_count::LineCounter;
 use crate::remote::api::{self, Payload};
-use crate::remote::{Endpoint, Node};
+use crate::remote::{Endpoint, Node, RemoteError};
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 use crate::words::Span;
@@ -29,8 +30,11 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// The name of the stream of kept results.
 pub const STREAM: &str = "distributed";
 
-/// Bytes of kept results that are looked at at once.
-const AT_ONCE: usize = 1 << 20;
+/// Kept results are sent one by one, however large they are.
+const ROOM: Room = Room { lines: 1, bytes: 1 << 20, line_bytes: usize::MAX, batches: Batches::Keep };
+
+/// So many are looked at behind one that the server refuses.
+const BEHIND: Room = Room { lines: 16, ..ROOM };
 
 /// As many results are kept; the oldest go first.
 const MOST_KEPT: u64 = 1000;
@@ -59,6 +63,31 @@ struct Kept<'a> {
     results: &'a RawValue,
 }
 
+/// How kept results are sent.
+#[derive(Default)]
+struct Sending {
+    bundler: Bundler,
+    window: Option<Window>,
+    /// Since nothing waited.
+    delivered: u64,
+    has_taken: bool,
+}
+
+/// Where that stands.
+enum Standing {
+    GoesOn,
+    /// Until others come, or for a while.
+    Rests,
+    NothingWaits,
+}
+
+/// What became of one of them.
+enum Settled {
+    Delivered,
+    GivenUp(&'static str),
+    Failed(RemoteError),
+}
+
 impl Distributed {
     /// Asks and answers as this node, and keeps results in the journal of this writer and reader, which rings this bell.
     /// [`Self::run`] must be running.
@@ -75,74 +104,86 @@ impl Distributed {
 
     /// Sends kept results, until the end is asked for.
     pub fn run(&self) {
+        let mut sending = Sending::default();
         let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
-        let mut delivered = 0u64;
         while !self.shutdown.requested() {
-            match self.oldest() {
-                Ok(None) => {
+            match self.step(&mut sending) {
+                Ok(Standing::GoesOn) => {
+                    if std::mem::take(&mut sending.has_taken) {
+                        backoff.succeeded();
+                    }
+                    continue;
+                }
+                Ok(Standing::NothingWaits) => {
+                    let delivered = std::mem::take(&mut sending.delivered);
                     if delivered > 0 {
                         log::info!("{delivered} results of distributed queries that were kept are delivered");
-                        delivered = 0;
                     }
                     self.bell.wait(None);
+                    continue;
                 }
-                Ok(Some((results, end))) if self.settle(&results, end, &mut delivered) => {
-                    backoff.succeeded();
-                }
-                outcome => {
-                    let wait = backoff.failed_in_a_fleet();
-                    if let Err(error) = outcome {
-                        log::debug!("{error}");
-                    }
-                    if self.shutdown.wait(wait) {
+                Ok(Standing::Rests) => self.bell.wait(Some(Instant::now() + backoff.failed_in_a_fleet())),
+                Err(error) => {
+                    log::debug!("{}", chain(&*error));
+                    if self.shutdown.wait(backoff.failed_in_a_fleet()) {
                         break;
                     }
                 }
             }
+            let window = sending.window.take();
+            sending.window = window.and_then(|mut window| window.waited(&self.kept).then_some(window));
         }
     }
 
-    /// The oldest kept results, and where those behind them begin.
-    fn oldest(&self) -> Result<Option<(String, Position)>, JournalError> {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(match self.kept.peek(AT_ONCE)? {
-            Waiting::Nothing => None,
-            Waiting::Records(chunk) => chunk.records().next().map(|record| (text(record.bytes), record.end)),
-            Waiting::Large(mut record) => {
-                let mut bytes = Vec::new();
-                record.read_to_end(&mut bytes).map_err(JournalError::unreadable)?;
-                Some((text(&bytes), record.end()))
+    /// The next step with what is kept, oldest first, each result alone. One that the server refuses while it takes others
+    /// is set aside: see [`isolation`](super::isolation).
+    fn step(&self, sending: &mut Sending) -> Result<Standing, Box<dyn std::error::Error>> {
+        let Some(window) = sending.window.as_mut() else {
+            let Some(bundle) = sending.bundler.next(&self.kept, &ROOM)? else { return Ok(Standing::NothingWaits) };
+            sending.window = Some(Window::new(bundle, ROOM.lines));
+            return Ok(Standing::GoesOn);
+        };
+        match window.next(&ROOM) {
+            Step::Send(line) => match self.settle(window.data(&line)) {
+                Settled::Delivered => {
+                    window.taken(line);
+                    sending.delivered += 1;
+                    sending.has_taken = true;
+                }
+                Settled::GivenUp(reason) => window.give_up(line.start, reason),
+                Settled::Failed(error) => match window.failed(line, &error) {
+                    Then::GoOn => {}
+                    Then::Wait => return Err(error.into()),
+                    Then::Rest => return Ok(Standing::Rests),
+                },
+            },
+            Step::More => window.grow(&mut sending.bundler, &self.kept, &BEHIND)?,
+            Step::Rest => return Ok(Standing::Rests),
+            Step::SetAside(_) => {}
+            Step::Over => {
+                window.settle(&self.kept);
+                sending.window = None;
+                return Ok(Standing::GoesOn);
             }
-        })
+        }
+        window.settle(&self.kept);
+        Ok(Standing::GoesOn)
     }
 
-    /// Sends the oldest kept results, which counts, or gives them up: whether they are dealt with.
-    fn settle(&self, results: &str, end: Position, delivered: &mut u64) -> bool {
-        let Ok(kept) = serde_json::from_str::<Kept<'_>>(results) else {
-            return self.set_aside(results, end, "it is no JSON");
-        };
+    /// Sends a kept result, or says why it is not to be sent.
+    fn settle(&self, results: &str) -> Settled {
+        let Ok(kept) = serde_json::from_str::<Kept<'_>>(results) else { return Settled::GivenUp("it is no JSON") };
         let age = Moment::now().since(&kept.since);
         if age > GIVE_UP_AFTER {
-            return self.set_aside(results, end, "the server has not taken it for a day");
+            return Settled::GivenUp("the server has not taken it for a day");
         }
         match self.node.send(Endpoint::DistributedWrite, Payload::Object(kept.results.get())) {
             Ok(_) => {
                 log::debug!("results of distributed queries are delivered after {} s", age.as_secs());
-                self.kept.acknowledge(end);
-                *delivered += 1;
-                true
+                Settled::Delivered
             }
-            Err(error) => {
-                log::debug!("{}", chain(&error));
-                false
-            }
+            Err(error) => Settled::Failed(error),
         }
-    }
-
-    fn set_aside(&self, results: &str, end: Position, reason: &str) -> bool {
-        self.kept.set_aside(results.as_bytes(), 1, reason);
-        self.kept.acknowledge(end);
-        true
     }
 
     fn get_queries(&self) -> Reply {

@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod distributed;
+mod isolation;
 pub mod logger;
 pub mod tables;

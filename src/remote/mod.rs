@@ -24,7 +24,9 @@ pub use self::enroll::{EnrollError, Enrollment, Standing, stored_key};
 pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};
 pub use self::probe::{Look, look};
-pub use self::request::{Applicant, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url};
+pub use self::request::{
+    Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,
+};
 pub use self::stats::{EndpointStats, Stats};
 pub use self::tls::{Expiries, TlsConnector, TlsError, Traffic, bundle, certificates};
 pub use self::transport::{

@@ -12,7 +12,7 @@ use super::api::{self, AnswerError, Payload};
 use super::endpoint::Endpoint;
 use super::enroll::{EnrollError, Enrollment};
 use super::host::Host;
-use super::request::{Request, RequestError, Requests};
+use super::request::{Blame, Request, RequestError, Requests};
 use super::transport::{Answer, Encoding};
 use crate::backoff::Backoff;
 use crate::chain::chain;
@@ -73,10 +73,10 @@ impl RemoteError {
         self.request().is_some_and(RequestError::is_worth_another_attempt)
     }
 
-    /// Whether the request took too long, by the server's clock or ours: a smaller one may not.
+    /// What about the request may be the reason, when something may be.
     #[must_use]
-    pub fn says_too_slow(&self) -> bool {
-        self.request().is_some_and(RequestError::says_too_slow)
+    pub fn blame(&self) -> Blame {
+        self.request().map_or(Blame::Nothing, RequestError::blame)
     }
 
     /// How long the server asks to be left alone.

@@ -69,6 +69,17 @@ pub enum SecretError {
     Variable(String),
 }
 
+/// What about a request may be the reason that it had no success. Mostly the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Nothing: the server was not reached, or doesn't want this host, or not now.
+    Nothing,
+    /// Its size: it is too large, or took too long by the server's clock or ours. A smaller one may not.
+    Size,
+    /// Something in it.
+    Content,
+}
+
 impl RequestError {
     /// Whether the server rejected the node key.
     #[must_use]
@@ -88,11 +99,24 @@ impl RequestError {
         matches!(self, Self::Transport { .. } | Self::Answer { .. }) && !self.is_unusable_configuration()
     }
 
-    /// Whether the request took too long, by the server's clock or ours: a smaller one may not.
+    /// What about the request may be the reason, when something may be.
     #[must_use]
-    pub fn says_too_slow(&self) -> bool {
-        self.status() == Some(408)
-            || matches!(self, Self::Transport { source: TransportError::Timeout(step), .. } if !step.is_connecting())
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Setting(_) | Self::Secret(_) => Blame::Nothing,
+            Self::Transport { source, .. } => match source {
+                TransportError::Timeout(step) if !step.is_connecting() => Blame::Size,
+                TransportError::Broken(_) | TransportError::TooLarge | TransportError::Redirect(_) => Blame::Content,
+                _ => Blame::Nothing,
+            },
+            Self::Answer { source: AnswerError::NodeInvalid { .. }, .. } => Blame::Nothing,
+            // 413 and 408 are about the request's size; 407 and 429 about who asks, and when.
+            Self::Answer { source, .. } => match source.status() {
+                Some(408 | 413) => Blame::Size,
+                Some(407 | 429) => Blame::Nothing,
+                _ => Blame::Content,
+            },
+        }
     }
 
     /// Whether a compressed body may be the reason: servers that don't take one answer 400 or 415, or hang up.

@@ -74,6 +74,13 @@ impl Traffic {
 thread_local! {
     /// What this thread has sent and received: a request is made by one thread from its beginning to its end.
     static TRAFFIC: Cell<Traffic> = const { Cell::new(Traffic { sent: 0, received: 0 }) };
+    /// Whether an answer came before the whole request was sent.
+    static ANSWERED_EARLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether an answer came to this thread before its whole request was sent, since the last time this was asked.
+pub(super) fn answered_early() -> bool {
+    ANSWERED_EARLY.take()
 }
 
 /// What this thread has sent and received so far.
@@ -289,6 +296,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         }
         let config = details.config;
         Ok(Some(Either::B(TlsTransport {
+            answered_early: false,
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             stream: StreamOwned::new(connection, socket),
         })))
@@ -325,6 +333,8 @@ fn broken(error: io::Error, connection: &mut ClientConnection, socket: &mut Tran
 pub struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,
+    /// The server has answered and gone before it had the whole request: what was received is all that there is.
+    answered_early: bool,
 }
 
 impl TlsTransport {
@@ -336,6 +346,11 @@ impl TlsTransport {
             _ => "TLS 1.3",
         };
         suite.map_or_else(|| version.to_owned(), |suite| format!("{version}, {:?}", suite.suite()))
+    }
+
+    /// Whether something was received that nobody has read yet.
+    fn has_input(&mut self) -> bool {
+        self.stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
     }
 
     /// rustls tells of an error in writing only at the next call, reading included.
@@ -351,6 +366,10 @@ impl Transport for TlsTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         self.stream.sock.set_timeout(timeout);
+        if self.answered_early {
+            // Nobody reads the rest.
+            return Ok(());
+        }
         let output = self.buffers.output().get(..amount).unwrap_or_default();
         match self.stream.write_all(output) {
             Ok(()) => {
@@ -358,16 +377,24 @@ impl Transport for TlsTransport {
                 TRAFFIC.set(Traffic { sent: traffic.sent + amount as u64, ..traffic });
                 Ok(())
             }
-            Err(error) => Err(self.broken(error)),
+            Err(error) => {
+                let error = self.broken(error);
+                self.answered_early = self.has_input();
+                ANSWERED_EARLY.set(self.answered_early);
+                if self.answered_early { Ok(()) } else { Err(error) }
+            }
         }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.stream.sock.set_timeout(timeout);
-        let read = match self.stream.read(self.buffers.input_append_buf()) {
+        let input = self.buffers.input_append_buf();
+        // The stream would write first, what nobody reads.
+        let read = if self.answered_early { self.stream.conn.reader().read(input) } else { self.stream.read(input) };
+        let read = match read {
             Ok(read) => read,
             // Many servers close without TLS's own goodbye. HTTP's framing tells whether anything is missing.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || self.answered_early => 0,
             Err(error) => return Err(self.broken(error)),
         };
         self.buffers.input_appended(read);
@@ -377,7 +404,7 @@ impl Transport for TlsTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        self.stream.sock.get_mut().is_open()
+        !self.answered_early && self.stream.sock.get_mut().is_open()
     }
 
     fn is_tls(&self) -> bool {

@@ -18,7 +18,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
-use super::tls::{Expiries, TlsConnector, TlsError};
+use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
 use super::url::{Url, same_host_redirect};
 use crate::secret::Secret;
 use crate::settings::{HostPort, Proxy, SettingError, Settings, TlsSettings};
@@ -332,7 +332,8 @@ fn exchange(
         KeptConnections::Use => settings.tls.session_timeout,
         KeptConnections::Pass => Duration::ZERO,
     };
-    match request.method {
+    answered_early();
+    let response = match request.method {
         Method::Get => {
             let request = builder.method("GET").body(())?;
             agent.run(agent.configure_request(request).max_idle_age(idle_limit).build())
@@ -341,7 +342,12 @@ fn exchange(
             let request = builder.method("POST").body(body)?;
             agent.run(agent.configure_request(request).max_idle_age(idle_limit).build())
         }
+    }?;
+    // A refusal is one; but nobody can have accepted what wasn't sent.
+    if answered_early() && response.status().is_success() {
+        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the server hung up while the request was sent").into());
     }
+    Ok(response)
 }
 
 fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>) {

@@ -26,6 +26,7 @@ mod ending;
 mod enroll;
 mod faults;
 mod front;
+mod isolation;
 mod lifecycle;
 mod log;
 mod logger;

@@ -45,8 +45,8 @@ pub(crate) enum Batches {
 pub(crate) struct Bundle {
     /// The lines with commas between them, JSON.
     pub(crate) data: String,
-    /// How many there are.
-    pub(crate) lines: usize,
+    /// Where each of them ends.
+    pub(crate) ends: Vec<LineEnd>,
     /// Where the first of them was.
     pub(crate) start: Position,
     /// Where the next request begins.
@@ -57,9 +57,22 @@ pub(crate) struct Bundle {
     pub(crate) is_full: bool,
 }
 
+/// Where a line of a request ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineEnd {
+    /// In the request's data: the comma behind it.
+    pub(crate) at: usize,
+    /// In the journal.
+    pub(crate) position: Position,
+    /// For how many lines it stands: a batch that is kept whole is one text.
+    pub(crate) lines: u64,
+}
+
 /// A line, or its beginning, and why it can't be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rejected {
+    /// How many of the request's lines stand before it.
+    pub(crate) before: usize,
     pub(crate) line: Vec<u8>,
     /// For how many lines it stands: a batch that is kept whole is one text.
     pub(crate) lines: u64,
@@ -179,8 +192,8 @@ impl Bundler {
         while !is_over && filling.has_room() {
             match lines.next_line()? {
                 Some(line) if filling.fits(line.len()) => {
-                    filling.push(line, 1);
                     position = position.after_lines(1);
+                    filling.push(line, 1, position);
                     next = lines.place();
                 }
                 Some(_) => filling.bundle.is_full = true,
@@ -202,7 +215,8 @@ struct Filling<'r> {
 
 impl<'r> Filling<'r> {
     fn new(start: Position, room: &'r Room) -> Self {
-        let bundle = Bundle { data: String::new(), lines: 0, start, end: start, rejected: Vec::new(), is_full: false };
+        let (data, ends, rejected) = (String::new(), Vec::new(), Vec::new());
+        let bundle = Bundle { data, ends, start, end: start, rejected, is_full: false };
         Self { room, bundle }
     }
 
@@ -213,7 +227,8 @@ impl<'r> Filling<'r> {
     /// Whether a line of this length still goes in.
     fn fits(&self, length: usize) -> bool {
         let bundle = &self.bundle;
-        bundle.lines == 0 || (bundle.lines < self.room.lines && bundle.data.len() + 1 + length <= self.room.bytes)
+        bundle.ends.is_empty()
+            || (bundle.ends.len() < self.room.lines && bundle.data.len() + 1 + length <= self.room.bytes)
     }
 
     /// A whole record as one line: whether there is room behind it.
@@ -222,13 +237,13 @@ impl<'r> Filling<'r> {
             self.bundle.is_full = true;
             return false;
         }
-        self.push(record.bytes, record.lines());
+        self.push(record.bytes, record.lines(), record.end);
         self.bundle.end = record.end;
         true
     }
 
-    /// A line, which stands for so many.
-    fn push(&mut self, line: &[u8], lines: u64) {
+    /// A line that ends here in the journal and stands for so many.
+    fn push(&mut self, line: &[u8], lines: u64, position: Position) {
         if line.len() > self.room.line_bytes {
             return self.reject(line, lines, too_long(self.room));
         }
@@ -239,16 +254,17 @@ impl<'r> Filling<'r> {
         if !api::is_json(&text) {
             return self.reject(line, lines, "it is no JSON".to_owned());
         }
-        if self.bundle.lines > 0 {
+        if !self.bundle.ends.is_empty() {
             self.bundle.data.push(',');
         }
         self.bundle.data.push_str(&text);
-        self.bundle.lines += 1;
-        self.bundle.is_full = self.bundle.lines >= self.room.lines;
+        self.bundle.ends.push(LineEnd { at: self.bundle.data.len(), position, lines });
+        self.bundle.is_full = self.bundle.ends.len() >= self.room.lines;
     }
 
     fn reject(&mut self, line: &[u8], lines: u64, reason: String) {
-        self.bundle.rejected.push(Rejected { line: line.to_vec(), lines, reason });
+        let before = self.bundle.ends.len();
+        self.bundle.rejected.push(Rejected { before, line: line.to_vec(), lines, reason });
     }
 }
 

@@ -1,23 +1,27 @@
-//! Sends what waits in a journal: look, send, acknowledge; back off after failures; shrink requests that are too large for
-//! the server.
+//! Sends what waits in a journal: look, send, acknowledge; back off after failures. What the server refuses is searched
+//! through for the lines that it doesn't take, and for the size that it does: [`isolation`](crate::plugins::isolation)
+//! decides.
 //!
 //! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits. A flush
 //! sends what waits when it begins, in full requests; what comes meanwhile waits for the next period, unless it fills a
 //! request. After an outage it keeps to a pace, since a whole fleet has kept lines.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::bundle::{Batches, Bundle, Bundler, Room};
+use super::window::Window;
 use super::{Decorations, StatusLine};
 use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::journal::{JournalError, Position, Reader, Waiting, Writer};
 use crate::line_count::LineCounter;
 use crate::plugins::config::WholeQueries;
+use crate::plugins::isolation::{Step, Then};
 use crate::remote::api::{LOG_OVERHEAD, LogType, Payload};
-use crate::remote::{Endpoint, Node, RemoteError};
+use crate::remote::{Blame, Endpoint, Node, RemoteError};
 use crate::secret::redact;
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
@@ -25,8 +29,8 @@ use crate::shutdown::{Doorbell, Shutdown};
 /// At the end, what waits is still sent for so long.
 const LAST_FLUSH_LIMIT: Duration = Duration::from_millis(1300);
 
-/// A line that the server calls too large, all alone, so many times in a row may be given up.
-const REFUSALS_OF_ONE_LINE: u32 = 3;
+/// Lines that are refused alone, with nothing to compare them with, are sent again after waits of up to so long.
+const REST_MAX: Duration = Duration::from_secs(3600);
 
 /// Tells whoever writes the journal that this thread sleeps until more has come than lies before this place.
 pub type AskToBeWoken = Box<dyn Fn(Position) + Send + Sync>;
@@ -86,13 +90,27 @@ enum FlushError {
     Remote(#[from] RemoteError),
 }
 
+/// How a flush ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flushed {
+    /// What waited is delivered.
+    All,
+    /// But for lines that are refused alone, and nothing is left to compare them with.
+    AllButSuspects,
+}
+
 /// How a stream is sent: what was learnt of the server, and where it is.
 struct Sending {
     bundler: Bundler,
-    /// Lines a request, halved by each 413, 408 and time-out, doubled by each success; `None` is as the flags have it.
+    /// Lines a request, where the server doesn't take as many as the flags allow; doubled by each success.
     lines: Option<usize>,
-    /// How often the server refused one line alone.
-    refusals: u32,
+    /// The search among lines that the server has refused.
+    window: Option<Window>,
+    /// Whether the server has taken anything since the last wait.
+    has_taken: bool,
+    /// Until when refused lines rest, unless others come.
+    rest_until: Option<Instant>,
+    rests: Backoff,
 }
 
 impl Forwarder {
@@ -101,7 +119,7 @@ impl Forwarder {
         let logger = self.settings();
         let (step, max) = backoff_bounds(&logger);
         let mut backoff = Backoff::new(step, max);
-        let mut sending = Sending { bundler: Bundler::default(), lines: None, refusals: 0 };
+        let mut sending = Sending::new(step);
         let mut next_flush = Instant::now();
         let mut drain = Drain::Freely;
         if self.has_backlog() {
@@ -118,6 +136,11 @@ impl Forwarder {
                 self.bell.wait(None);
                 continue;
             }
+            if let Some(until) = sending.rest_until.take() {
+                (self.ask_to_be_woken)(seen);
+                self.bell.wait(Some(until));
+                continue;
+            }
             self.keeper.ring();
             if self.shutdown.wait(next_flush.saturating_duration_since(Instant::now())) {
                 break;
@@ -130,7 +153,7 @@ impl Forwarder {
             let logger = self.settings();
             let (step, max) = backoff_bounds(&logger);
             backoff.set_bounds(step, max);
-            next_flush = Instant::now() + self.wait_after(outcome, &logger, &mut backoff);
+            next_flush = Instant::now() + self.wait_after(outcome, &logger, &mut backoff, &mut sending);
         }
         // What can be sent within a moment is; the rest is safe.
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
@@ -149,10 +172,26 @@ impl Forwarder {
     }
 
     /// Says what changed, and answers how long to wait until the next flush.
-    fn wait_after(&self, outcome: Result<(), FlushError>, logger: &LoggerSettings, backoff: &mut Backoff) -> Duration {
+    fn wait_after(
+        &self,
+        outcome: Result<Flushed, FlushError>,
+        logger: &LoggerSettings,
+        backoff: &mut Backoff,
+        sending: &mut Sending,
+    ) -> Duration {
         let name = self.log_type.as_str();
+        if std::mem::take(&mut sending.has_taken) && outcome.is_err() {
+            // Another row of failures.
+            backoff.succeeded();
+        }
         match outcome {
-            Ok(()) => {
+            Ok(flushed) => {
+                match flushed {
+                    Flushed::All => drop(sending.rests.succeeded()),
+                    Flushed::AllButSuspects => {
+                        sending.rest_until = Some(Instant::now() + sending.rests.failed_in_a_fleet());
+                    }
+                }
                 let failures = backoff.succeeded();
                 if failures > 0 {
                     log::info!("{name} lines are delivered again, after {failures} failures");
@@ -180,20 +219,28 @@ impl Forwarder {
     }
 
     /// Sends what waits now, and what fills requests behind it, until one fails or `deadline` is over.
-    fn flush(&self, sending: &mut Sending, drain: Drain, deadline: Option<Instant>) -> Result<(), FlushError> {
+    fn flush(&self, sending: &mut Sending, drain: Drain, deadline: Option<Instant>) -> Result<Flushed, FlushError> {
         self.journal.keep_within(&self.settings().limits());
         // What can't be read has no end that is known: what waits in memory goes all the same.
         let goal = self.journal.end().ok();
         let mut waiting = u64::MAX;
+        sending.window = sending.window.take().and_then(|mut window| window.waited(&self.journal).then_some(window));
         loop {
             let began = Instant::now();
             let logger = self.settings();
+            if sending.window.is_some() {
+                match self.search(sending, &logger)? {
+                    Searched::Rests => return Ok(Flushed::AllButSuspects),
+                    Searched::GoesOn if self.over(deadline) => return Ok(Flushed::All),
+                    Searched::GoesOn => continue,
+                }
+            }
             let room = self.room(&logger, sending.lines);
-            let Some(bundle) = sending.bundler.next(&self.journal, &room)? else { return Ok(()) };
+            let Some(bundle) = sending.bundler.next(&self.journal, &room)? else { return Ok(Flushed::All) };
             // What trickles in is not worth a request each time.
             let came_later = goal.is_some_and(|goal| bundle.start >= goal) && !bundle.start.is_in_memory();
             if (came_later && !bundle.is_full) || self.over(deadline) {
-                return Ok(());
+                return Ok(Flushed::All);
             }
             let bytes = bundle.data.len();
             self.send(bundle, &logger, sending)?;
@@ -204,7 +251,7 @@ impl Forwarder {
             {
                 let due = began + Duration::from_secs_f64(bytes as f64 / pace as f64);
                 if self.shutdown.wait(due.saturating_duration_since(Instant::now())) {
-                    return Ok(());
+                    return Ok(Flushed::All);
                 }
             }
         }
@@ -219,81 +266,58 @@ impl Forwarder {
         }
     }
 
-    /// Sends one request, and removes its lines when the server has them.
+    /// Sends one request, and removes its lines when the server has them. When it refuses them, a search begins.
     fn send(&self, bundle: Bundle, logger: &LoggerSettings, sending: &mut Sending) -> Result<(), FlushError> {
         if self.log_type == LogType::Status && logger.status_disabled {
             self.journal.discard(bundle.end);
             return Ok(());
         }
-        if bundle.lines > 0 {
+        if !bundle.ends.is_empty() {
             match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &bundle.data)) {
                 Ok(_) => sending.accepted(logger.max_lines),
-                Err(error) if error.status() == Some(413) => {
-                    return self.too_large(&bundle, logger, sending, error);
-                }
+                Err(error) if error.blame() == Blame::Nothing => return Err(error.into()),
                 Err(error) => {
-                    if error.says_too_slow() {
-                        sending.halve(bundle.lines);
-                    }
-                    return Err(error.into());
+                    let all = 0..bundle.ends.len();
+                    let window = sending.window.insert(Window::new(bundle, logger.max_lines));
+                    return failed(window, all, error).map(drop);
                 }
             }
         }
-        self.settle(&bundle);
-        Ok(())
-    }
-
-    /// The server has a request's lines: they are removed, and those that have no place in any are set aside.
-    fn settle(&self, bundle: &Bundle) {
         for rejected in &bundle.rejected {
             self.journal.set_aside(&rejected.line, rejected.lines, &rejected.reason);
         }
         self.journal.acknowledge(bundle.end);
+        Ok(())
     }
 
-    /// The server calls a request too large: the next one has half the lines, down to one.
-    ///
-    /// One line alone that is refused again and again is set aside only when the server takes the one behind it and
-    /// then refuses it once more: there are servers that answer 413 when their own storage fails, and then nothing is
-    /// wrong with the line.
-    fn too_large(
-        &self,
-        bundle: &Bundle,
-        logger: &LoggerSettings,
-        sending: &mut Sending,
-        error: RemoteError,
-    ) -> Result<(), FlushError> {
-        if bundle.lines > 1 {
-            sending.halve(bundle.lines);
-            log::debug!("{}: going on with {} lines a request", chain(&error), bundle.lines / 2);
-            return Ok(());
-        }
-        sending.lines = Some(1);
-        sending.refusals = sending.refusals.saturating_add(1);
-        if sending.refusals < REFUSALS_OF_ONE_LINE {
-            return Err(error.into());
-        }
-        let room = Room { lines: 2, bytes: usize::MAX, ..self.room(logger, None) };
-        let Some(two) = sending.bundler.next(&self.journal, &room)? else { return Err(error.into()) };
-        // Still the same one in front, and not one that took its place when the oldest were dropped.
-        let next = two.data.strip_prefix(&bundle.data).and_then(|rest| rest.strip_prefix(','));
-        let Some(next) = next.filter(|_| two.start == bundle.start) else { return Err(error.into()) };
-        self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, next))?;
-        sending.accepted(logger.max_lines);
-        // Once more: the server may have recovered between the two.
-        match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &bundle.data)) {
-            Ok(_) => {}
-            Err(again) if again.status() == Some(413) => {
-                let reason = "the server refuses it alone as too large, and takes others";
-                self.journal.set_aside(bundle.data.as_bytes(), 1, reason);
+    /// The next step among lines that the server has refused.
+    fn search(&self, sending: &mut Sending, logger: &LoggerSettings) -> Result<Searched, FlushError> {
+        let Some(window) = sending.window.as_mut() else { return Ok(Searched::GoesOn) };
+        let room = self.room(logger, None);
+        match window.next(&room) {
+            Step::Send(lines) => {
+                let payload = Payload::Lines(self.log_type, window.data(&lines));
+                match self.node.send(Endpoint::Logger, payload) {
+                    Ok(_) => {
+                        sending.has_taken = true;
+                        window.taken(lines);
+                    }
+                    Err(error) => return failed(window, lines, error),
+                }
             }
-            Err(again) => return Err(again.into()),
+            Step::More => window.grow(&mut sending.bundler, &self.journal, &room)?,
+            Step::Rest => return Ok(Searched::Rests),
+            Step::SetAside(_) => {}
+            Step::Over => {
+                // What was set aside was no matter of size.
+                let size = Some(window.size()).filter(|&size| window.set_aside == 0 && size < logger.max_lines);
+                window.settle(&self.journal);
+                (sending.window, sending.lines) = (None, size);
+                return Ok(Searched::GoesOn);
+            }
         }
-        for rejected in &two.rejected {
-            self.journal.set_aside(&rejected.line, rejected.lines, &rejected.reason);
-        }
-        self.journal.acknowledge(two.end);
-        Ok(())
+        window.settle(&self.journal);
+        Ok(Searched::GoesOn)
     }
 
     /// Puts what was said of lost results among the status lines, for the server's eyes. Not of lost status lines:
@@ -326,13 +350,36 @@ impl Forwarder {
     }
 }
 
+/// Where a search stands.
+enum Searched {
+    GoesOn,
+    /// Until other lines come, or for a while.
+    Rests,
+}
+
+/// These lines had no success: what follows. An error is what is to be waited for.
+fn failed(window: &mut Window, lines: Range<usize>, error: RemoteError) -> Result<Searched, FlushError> {
+    match window.failed(lines, &error) {
+        Then::GoOn => Ok(Searched::GoesOn),
+        Then::Wait => Err(error.into()),
+        Then::Rest => Ok(Searched::Rests),
+    }
+}
+
 impl Sending {
-    fn halve(&mut self, lines: usize) {
-        self.lines = Some((lines / 2).max(1));
+    fn new(period: Duration) -> Self {
+        Self {
+            bundler: Bundler::default(),
+            lines: None,
+            window: None,
+            has_taken: false,
+            rest_until: None,
+            rests: Backoff::new(period, REST_MAX),
+        }
     }
 
     fn accepted(&mut self, max_lines: usize) {
-        self.refusals = 0;
+        self.has_taken = true;
         self.lines = self.lines.map(|lines| lines.saturating_mul(2)).filter(|&lines| lines < max_lines);
     }
 }

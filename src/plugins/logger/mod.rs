@@ -10,13 +10,16 @@ mod decorations;
 mod forwarder;
 mod pending;
 mod status_line;
+mod window;
 
 use std::sync::Arc;
 
+pub(crate) use self::bundle::{Batches, Bundler, Room};
 pub use self::decorations::{Decorations, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
 pub use self::pending::Pending;
 pub use self::status_line::{Decoration, StatusLine};
+pub(crate) use self::window::Window;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::journal::Writer;
 use crate::line_count::LineCounter;

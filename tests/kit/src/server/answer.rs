@@ -29,6 +29,10 @@ pub(super) enum Content {
         body: String,
         content_type: &'static str,
     },
+    /// A status without a body, from the request's head: the rest is not read.
+    FromHead {
+        status: u16,
+    },
     DropConnection,
     DropMidRequest,
     Hang,
@@ -97,6 +101,12 @@ impl Answer {
     /// The connection closes after the request's head, before its body is read.
     pub fn drop_mid_request() -> Answer {
         Answer::new(Content::DropMidRequest)
+    }
+
+    /// This status as soon as the request's head is there; then the connection closes, and what there is of the body is
+    /// not read, which resets it. So do servers with a limit to a body's size.
+    pub fn from_head(status: u16) -> Answer {
+        Answer { ending: Ending::Http10, ..Answer::new(Content::FromHead { status }) }
     }
 
     /// No answer, until the client goes or the server stops.

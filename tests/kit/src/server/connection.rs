@@ -84,11 +84,20 @@ async fn answer(
         shared.record(shared.state(), recorded);
         return Err(io::Error::other("dropped before the body"));
     }
+    if let Content::FromHead { status } = planned.content
+        && shared.is_over_limit(&recorded)
+    {
+        recorded.answer_status = status;
+        shared.record(shared.state(), recorded);
+        return Ok(response(planned, (status, String::new()), false, close));
+    }
     if let Err(error) = read_body(&mut recorded, body).await {
         recorded.answer_body = format!("(the body did not arrive: {error})");
         shared.record(shared.state(), recorded);
         return Err(error);
     }
+    let refused = matches!(planned.content, Content::Default).then(|| shared.state().refusal(&recorded)).flatten();
+    let planned = refused.unwrap_or(planned);
     let reply = shared.decide(&planned, recorded);
     // It is on record from here on, whatever becomes of its sending.
     tokio::time::sleep(planned.delay).await;

@@ -24,7 +24,7 @@ pub struct Misbehaviour {
 
 impl Misbehaviour {
     /// The words that [`FromStr`] takes, each with what it does.
-    pub const FAULTS: [(&'static str, &'static str); 20] = [
+    pub const FAULTS: [(&'static str, &'static str); 21] = [
         ("http:STATUS", "that status with an empty body"),
         ("html:STATUS", "that status with a proxy's error page"),
         ("error:STATUS", "that status with {\"error\": ...}"),
@@ -42,6 +42,7 @@ impl Misbehaviour {
         ("lost", "the request counts, and the connection is closed without an answer"),
         ("drop", "the connection is closed without an answer"),
         ("drop-early", "the connection is closed before the body is read"),
+        ("early:STATUS", "that status from the request's head; the connection is reset with the body unread"),
         ("hang", "no answer, ever"),
         ("trickle", "an answer that never ends, a byte at a time"),
         ("endless", "a gigabyte of answer (bomb: the same, compressed)"),
@@ -118,6 +119,7 @@ fn answer(fault: &str) -> Option<Answer> {
         ("http", Some(_)) => Answer::empty(status()?),
         ("html", Some(_)) => Answer::html(status()?),
         ("error", Some(_)) => Answer::status(status()?, json!({"error": "told to misbehave"}).to_string()),
+        ("early", Some(_)) => Answer::from_head(status()?),
         ("invalid", Some(_)) => Answer::status(status()?, json!({"node_invalid": true}).to_string()),
         ("retry-after", Some(value)) => Answer::empty(503).header("Retry-After", value),
         ("redirect", Some(location)) => Answer::empty(302).header("Location", location),

@@ -169,6 +169,17 @@ impl Server {
         });
     }
 
+    /// Bodies of up to so many bytes are read when [`Answer::from_head`] is due, and answered as by default.
+    pub fn set_body_limit(&self, bytes: u64) {
+        self.shared.change(|state| state.body_limit = bytes);
+    }
+
+    /// Requests with log lines or distributed results that contain this text get this answer wherever they would get the
+    /// default one; `None` ends it.
+    pub fn refuse(&self, text: &str, answer: Option<Answer>) {
+        self.shared.change(|state| state.refused = answer.map(|answer| (text.to_owned(), answer)));
+    }
+
     /// Makes all node keys given out so far invalid.
     pub fn forget_nodes(&self) {
         self.shared.change(|state| state.known.clear());
@@ -284,11 +295,17 @@ impl Shared {
         outcome
     }
 
+    /// Whether a request's body is larger than is read of one.
+    fn is_over_limit(&self, request: &Recorded) -> bool {
+        let length = request.header("content-length").and_then(|length| length.parse::<u64>().ok());
+        length.is_none_or(|length| length > self.state().body_limit)
+    }
+
     /// Decides a request's answer and records both, as one step.
     fn decide(&self, answer: &Answer, mut request: Recorded) -> Reply {
         let mut state = self.state();
         let (status, body) = match &answer.content {
-            Content::Default | Content::Lost => state.reply(&self.rules, &request),
+            Content::Default | Content::Lost | Content::FromHead { .. } => state.reply(&self.rules, &request),
             Content::Fixed { status, body, .. } => (*status, body.clone()),
             Content::Trickle { body, .. } => (200, format!("{body}(spaces, a byte at a time)")),
             Content::Truncated { body, declared } => (200, format!("{body}(cut off, of {declared} bytes)")),

@@ -25,6 +25,10 @@ pub(super) struct State {
     pub(super) queries: Vec<(String, String)>,
     pub(super) scripts: HashMap<Endpoint, VecDeque<Answer>>,
     pub(super) always: HashMap<Endpoint, Answer>,
+    /// What no request with lines or results may contain, and what it is answered then.
+    pub(super) refused: Option<(String, Answer)>,
+    /// What is read of a body before [`Answer::from_head`].
+    pub(super) body_limit: u64,
     pub(super) known: HashSet<String>,
     pub(super) given: Vec<String>,
     pub(super) next_node_key: Option<String>,
@@ -48,6 +52,14 @@ impl State {
     pub(super) fn planned(&mut self, endpoint: Endpoint) -> Option<Answer> {
         let scripted = self.scripts.get_mut(&endpoint).and_then(VecDeque::pop_front);
         scripted.or_else(|| self.always.get(&endpoint).cloned())
+    }
+
+    /// The answer to a request with something in it that is refused.
+    pub(super) fn refusal(&self, request: &Recorded) -> Option<Answer> {
+        let (text, answer) = self.refused.as_ref()?;
+        let has_lines = matches!(request.endpoint, Endpoint::Log | Endpoint::DistributedWrite);
+        let is_meant = has_lines && String::from_utf8_lossy(&request.body).contains(text.as_str());
+        is_meant.then(|| answer.clone())
     }
 
     /// Does what the request asks for, and says what came of it.

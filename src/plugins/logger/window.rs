@@ -1,0 +1,186 @@
+//! The first lines that wait in a journal, some of which the server refuses: a search among them, and what is to be sent
+//! for it. The lines stay where they are in the journal until all before them are done with.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::bundle::{Bundle, Bundler, Room};
+use crate::chain::chain;
+use crate::journal::{JournalError, Position, Reader, Waiting};
+use crate::line_count::LineCounter;
+use crate::plugins::isolation::{Refusal, Search, Step, Then};
+use crate::remote::{Blame, RemoteError};
+
+/// So many requests' lines are looked at together, at most.
+const MOST_REQUESTS: usize = 3;
+
+/// A search and the lines that it is about.
+pub(crate) struct Window {
+    bundle: Bundle,
+    search: Search,
+    /// So many of the lines are gone from the journal.
+    gone: usize,
+    /// All of it is.
+    is_gone: bool,
+    /// Why a line was refused alone, in the server's words.
+    words: BTreeMap<usize, String>,
+    /// Lines that are given up for another reason.
+    given_up: BTreeMap<usize, &'static str>,
+    /// How many lines were set aside.
+    pub(crate) set_aside: usize,
+}
+
+impl Window {
+    /// A search among these lines, of which a request may have `most`. Nothing is known of them.
+    pub(crate) fn new(bundle: Bundle, most: usize) -> Self {
+        let search = Search::new(bundle.ends.len(), most);
+        Self {
+            bundle,
+            search,
+            gone: 0,
+            is_gone: false,
+            words: BTreeMap::new(),
+            given_up: BTreeMap::new(),
+            set_aside: 0,
+        }
+    }
+
+    /// Lines that a request may have, as far as is known now.
+    pub(crate) fn size(&self) -> usize {
+        self.search.size()
+    }
+
+    /// What is to be done next; what is to be sent is no larger than there is room for.
+    pub(crate) fn next(&mut self, room: &Room) -> Step {
+        match self.search.next() {
+            Step::Send(lines) => {
+                let fits = |end: &usize| self.data(&(lines.start..*end)).len() <= room.bytes;
+                let end = (lines.start + 1..=lines.end).rev().find(fits).unwrap_or(lines.start + 1);
+                Step::Send(lines.start..end)
+            }
+            Step::SetAside(line) => {
+                self.set_aside += 1;
+                Step::SetAside(line)
+            }
+            step => step,
+        }
+    }
+
+    /// Lines as a request has them.
+    pub(crate) fn data(&self, lines: &Range<usize>) -> &str {
+        let start =
+            lines.start.checked_sub(1).and_then(|before| self.bundle.ends.get(before)).map_or(0, |end| end.at + 1);
+        let end = lines.end.checked_sub(1).and_then(|last| self.bundle.ends.get(last)).map_or(0, |end| end.at);
+        self.bundle.data.get(start..end).unwrap_or_default()
+    }
+
+    /// The server has these.
+    pub(crate) fn taken(&mut self, lines: Range<usize>) {
+        self.search.taken(lines);
+    }
+
+    /// Sending these had no success.
+    pub(crate) fn failed(&mut self, lines: Range<usize>, error: &RemoteError) -> Then {
+        let refusal = match error.blame() {
+            Blame::Nothing => return Then::Wait,
+            Blame::Size => Refusal::Size,
+            Blame::Content => Refusal::Content,
+        };
+        let words = chain(error).to_string();
+        log::debug!("{} lines are refused: {words}", lines.len());
+        if lines.len() == 1 {
+            self.words.insert(lines.start, words);
+        }
+        match self.search.refused(lines, refusal) {
+            _ if error.retry_after().is_some() => Then::Wait,
+            then => then,
+        }
+    }
+
+    /// A line is not to be sent any more, for this reason.
+    pub(crate) fn give_up(&mut self, line: usize, reason: &'static str) {
+        self.given_up.insert(line, reason);
+        self.search.set_aside(line);
+    }
+
+    /// A wait has passed: whether its lines are still the first ones, and the search goes on.
+    pub(crate) fn waited(&mut self, reader: &Reader<LineCounter>) -> bool {
+        self.search.waited();
+        let first = match reader.peek(1) {
+            Ok(Waiting::Records(chunk)) => chunk.start(),
+            Ok(Waiting::Large(record)) => record.start(),
+            Ok(Waiting::Nothing) | Err(_) => return false,
+        };
+        is_same(first, self.start())
+    }
+
+    /// Removes from the journal what is done with, from the front, and sets aside what is to be.
+    pub(crate) fn settle(&mut self, reader: &Reader<LineCounter>) {
+        let done = self.search.done();
+        let is_all = done == self.bundle.ends.len();
+        if self.is_gone || (done <= self.gone && !is_all) {
+            return;
+        }
+        self.is_gone = is_all;
+        let is_passed = |before: usize| before >= self.gone && (before < done || is_all);
+        for rejected in self.bundle.rejected.iter().filter(|rejected| is_passed(rejected.before)) {
+            reader.set_aside(&rejected.line, rejected.lines, &rejected.reason);
+        }
+        for line in (self.gone..done).filter(|&line| self.search.is_set_aside(line)) {
+            let words = self.words.get(&line).map_or("", String::as_str);
+            let reason = match self.given_up.get(&line) {
+                Some(&reason) => reason.to_owned(),
+                None => format!("the server refuses it alone, and takes others: {words}"),
+            };
+            let lines = self.bundle.ends.get(line).map_or(1, |end| end.lines);
+            reader.set_aside(self.data(&(line..line + 1)).as_bytes(), lines, &reason);
+        }
+        self.gone = done;
+        reader.acknowledge(if is_all { self.bundle.end } else { self.start() });
+    }
+
+    /// Takes in what waits behind, as much as a request has: for comparison.
+    pub(crate) fn grow(
+        &mut self,
+        bundler: &mut Bundler,
+        reader: &Reader<LineCounter>,
+        room: &Room,
+    ) -> Result<(), JournalError> {
+        let rest = self.gone..self.bundle.ends.len();
+        let known = self.data(&rest);
+        let mut grown = None;
+        if rest.len() < MOST_REQUESTS * room.lines && known.len() < MOST_REQUESTS * room.bytes {
+            let room = Room { lines: rest.len() + room.lines, bytes: known.len() + room.bytes, ..*room };
+            grown = bundler.next(reader, &room)?;
+        }
+        let is_grown = |bundle: &Bundle| {
+            let same = is_same(bundle.start, self.start()) && bundle.data.starts_with(known);
+            same && bundle.ends.len() > rest.len()
+        };
+        match grown.filter(is_grown) {
+            Some(bundle) => {
+                self.search.forget(self.gone);
+                self.search.grow(bundle.ends.len() - rest.len());
+                let gone = self.gone;
+                self.words = self.words.split_off(&gone).into_iter().map(|(line, text)| (line - gone, text)).collect();
+                self.given_up =
+                    self.given_up.split_off(&gone).into_iter().map(|(line, text)| (line - gone, text)).collect();
+                (self.bundle, self.gone, self.is_gone) = (bundle, 0, false);
+            }
+            None => self.search.grow(0),
+        }
+        Ok(())
+    }
+
+    /// Where the first line is that is not gone.
+    fn start(&self) -> Position {
+        let before = self.gone.checked_sub(1).and_then(|before| self.bundle.ends.get(before));
+        before.map_or(self.bundle.start, |end| end.position)
+    }
+}
+
+/// Whether two places in a journal are the same one: the end of a segment is the next one's beginning.
+fn is_same(one: Position, other: Position) -> bool {
+    let in_memory = one.is_in_memory();
+    in_memory == other.is_in_memory() && one.line == other.line && (!in_memory || one.offset == other.offset)
+}
