@@ -134,6 +134,11 @@ impl Search {
         self.lines.iter().position(|line| !is_done(line)).unwrap_or(self.lines.len())
     }
 
+    /// Whether the server has just taken lines, so that a refusal says something of those that it refuses.
+    pub(crate) fn is_up(&self) -> bool {
+        self.is_up
+    }
+
     /// Whether a line is set aside.
     pub(crate) fn is_set_aside(&self, line: usize) -> bool {
         self.lines.get(line) == Some(&Line::SetAside)
@@ -314,6 +319,10 @@ impl Search {
     /// There is nothing to be said of lines: the server can't be reached, or asks to be left alone. Or one has waited for
     /// another reason.
     pub(crate) fn waited(&mut self) {
+        if self.is_up && self.refused_controls > 0 {
+            // Perhaps an outage, and nothing is left to find out with.
+            self.put_back(1);
+        }
         self.is_up = false;
         self.waits += 1;
         self.refused_in_a_row = 0;

@@ -88,7 +88,7 @@ impl Window {
         };
         let words = chain(error).to_string();
         log::debug!("{} lines are refused: {words}", lines.len());
-        if lines.len() == 1 {
+        if lines.len() == 1 && self.search.is_up() {
             self.words.insert(lines.start, words);
         }
         match self.search.refused(lines, refusal) {
