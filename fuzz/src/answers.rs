@@ -13,7 +13,7 @@ use osquery_remote_tls::remote::api::{
 };
 use osquery_remote_tls::remote::{Endpoint, configuration, retry_after, same_host_redirect};
 use osquery_remote_tls::secret::{MASK, Secret, redact};
-use osquery_remote_tls::settings::HostPort;
+use osquery_remote_tls::settings::Server;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -35,7 +35,7 @@ struct Asked {
     place: KeyPlace,
     certificate: ClientCertificate,
     limits: ConfigLimits,
-    server: HostPort,
+    server: Server,
 }
 
 impl Asked {
@@ -54,7 +54,7 @@ impl Asked {
             certificate: if bit(16) { ClientCertificate::Configured } else { ClientCertificate::Absent },
             // Limits that small inputs reach, too.
             limits: if bit(32) { ConfigLimits { bytes: 64, depth: 3 } } else { ConfigLimits::of_version(None) },
-            server: HostPort::parse(SERVERS[usize::from(byte >> 6)]).unwrap(),
+            server: Server::parse(SERVERS[usize::from(byte >> 6)]).unwrap(),
         }
     }
 }
@@ -77,13 +77,13 @@ pub fn run(input: &[u8]) {
 }
 
 /// To whoever makes the connection, a redirect that is followed leads to the same host and port, by https.
-fn check_redirect(server: &HostPort, location: &str) {
+fn check_redirect(server: &Server, location: &str) {
     let Some(url) = same_host_redirect(server, location) else { return };
     let Ok(url) = url.parse::<http::Uri>() else { return };
     assert_eq!(url.scheme_str(), Some("https"), "{location}");
     let host = url.host().unwrap_or_default();
-    assert!(host.eq_ignore_ascii_case(&server.host), "{location} leads to {host}");
-    assert_eq!(url.port_u16().unwrap_or(443), server.port.unwrap_or(443), "{location}");
+    assert!(host.eq_ignore_ascii_case(&server.address.host), "{location} leads to {host}");
+    assert_eq!(url.port_u16().unwrap_or(443), server.address.port.unwrap_or(443), "{location}");
     assert!(url.authority().is_some_and(|authority| !authority.as_str().contains('@')), "{location}");
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use osquery_remote_tls::cli::Cli;
 use osquery_remote_tls::remote::Url;
-use osquery_remote_tls::settings::{FrontSettings, HostPort, Options, OwnFlags, REMOTE_PREFIX, Settings, own};
+use osquery_remote_tls::settings::{FrontSettings, Options, OwnFlags, REMOTE_PREFIX, Server, Settings, own};
 
 /// Between the flag file and the options.
 pub const SEPARATOR: &str = "----";
@@ -114,8 +114,9 @@ fn check_ranges(settings: &Settings) {
 }
 
 /// What is taken for an address is one, to whoever reads the URL that is made of it.
-fn check_address(address: &HostPort) {
-    assert_eq!(HostPort::parse(&address.to_string()).as_ref(), Some(address));
+fn check_address(address: &Server) {
+    assert_eq!(Server::parse(&address.to_string()).as_ref(), Some(address));
     let url: http::Uri = Url::new(address, "/log", None).expose().parse().expect("a URL");
-    assert_eq!((url.host(), url.port_u16(), url.path()), (Some(&*address.host), address.port, "/log"));
+    assert_eq!((url.host(), url.port_u16()), (Some(&*address.address.host), address.address.port));
+    assert_eq!(url.path(), format!("{}/log", address.path));
 }

@@ -23,6 +23,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
         }
         return;
     };
+    let server = &server.address;
     let first = proxy.as_ref().map_or(server, |proxy| &proxy.address);
     if !resolve(first, proxy.is_some(), report) {
         for step in STEPS.into_iter().skip(1) {

@@ -21,7 +21,7 @@ use ureq::{Agent, Body};
 use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
 use super::url::{Url, same_host_redirect};
 use crate::secret::Secret;
-use crate::settings::{HostPort, Proxy, SettingError, Settings, TlsSettings};
+use crate::settings::{Proxy, Server, SettingError, Settings, TlsSettings};
 use crate::shutdown::Shutdown;
 
 /// The largest answer that is read, in bytes after decompression. osqueryd takes configurations of 4 MiB, which
@@ -368,7 +368,7 @@ fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>) {
     }
 }
 
-fn redirect(server: &HostPort, response: &Response<Body>) -> Result<String, TransportError> {
+fn redirect(server: &Server, response: &Response<Body>) -> Result<String, TransportError> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or(TransportError::Redirect("to nowhere"))?;
     same_host_redirect(server, location).ok_or(TransportError::Redirect("to another host, or away from https"))

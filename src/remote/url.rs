@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::secret::{Secret, percent_encode};
-use crate::settings::HostPort;
+use crate::settings::{HostPort, Server};
 
 /// A URL to ask, and the same without secrets to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub struct Url {
 pub(super) type SecretVariable<'a> = Option<(&'a str, &'a Secret)>;
 
 impl Url {
-    /// `https://<server><endpoint>`, and the secret when there is one to send always.
+    /// `https://<server><endpoint>` (with whatever path `tls_hostname` has between them), and the secret when there is one to send always.
     #[must_use]
-    pub fn new(server: &HostPort, endpoint: &str, secret: SecretVariable<'_>) -> Self {
+    pub fn new(server: &Server, endpoint: &str, secret: SecretVariable<'_>) -> Self {
         Self::from_path(server, endpoint.to_owned(), endpoint.to_owned(), secret)
     }
 
@@ -27,7 +27,7 @@ impl Url {
     /// The built-in plugins write a bare `&` before it also when there is no query yet; here it is a `?` then. Both
     /// percent-encode nothing; keys of unreserved characters are the same bytes in both.
     #[must_use]
-    pub fn for_node(server: &HostPort, endpoint: &str, node_key: &Secret, secret: SecretVariable<'_>) -> Self {
+    pub fn for_node(server: &Server, endpoint: &str, node_key: &Secret, secret: SecretVariable<'_>) -> Self {
         let key = node_key.percent_encoded();
         let mut url = Self::from_path(server, format!("/{key}{endpoint}"), format!("/<node_key>{endpoint}"), secret);
         url.add_variable("node_key", &key, "<node_key>");
@@ -40,7 +40,7 @@ impl Url {
         &self.full
     }
 
-    fn from_path(server: &HostPort, path: String, shown_path: String, secret: SecretVariable<'_>) -> Self {
+    fn from_path(server: &Server, path: String, shown_path: String, secret: SecretVariable<'_>) -> Self {
         let mut url = Self { full: format!("https://{server}{path}"), shown: format!("https://{server}{shown_path}") };
         if let Some((name, secret)) = secret {
             url.add_variable(&percent_encode(name), &secret.percent_encoded(), "<secret>");
@@ -66,28 +66,41 @@ impl fmt::Display for Url {
 ///
 /// `location` is absolute, or relative to the host (`/path`), as in the redirects that the built-in client follows.
 #[must_use]
-pub fn same_host_redirect(server: &HostPort, location: &str) -> Option<String> {
+pub fn same_host_redirect(server: &Server, location: &str) -> Option<String> {
     if location.starts_with('/') && !location.starts_with("//") {
-        return Some(format!("https://{server}{location}"));
+        return Some(format!("https://{}{location}", server.address));
     }
     let rest = location.strip_prefix("https://")?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let target = HostPort::parse(authority)?;
-    let same_port = target.port.unwrap_or(443) == server.port.unwrap_or(443);
-    (same_port && target.host.eq_ignore_ascii_case(&server.host)).then(|| location.to_owned())
+    let same_port = target.port.unwrap_or(443) == server.address.port.unwrap_or(443);
+    (same_port && target.host.eq_ignore_ascii_case(&server.address.host)).then(|| location.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn server() -> HostPort {
-        HostPort::parse("localhost:8443").unwrap()
+    fn server() -> Server {
+        Server::parse("localhost:8443").unwrap()
     }
 
     #[test]
     fn a_plain_endpoint() {
         assert_eq!(Url::new(&server(), "/log", None).expose(), "https://localhost:8443/log");
+    }
+
+    /// After the case doctor-flags: osqueryd takes a path in `tls_hostname` as it is.
+    #[test]
+    fn the_host_s_path_stands_before_each_endpoint() {
+        let server = Server::parse("fleet.example.com:8443/osquery").unwrap();
+        assert_eq!(Url::new(&server, "/log", None).expose(), "https://fleet.example.com:8443/osquery/log");
+        let url = Url::for_node(&server, "/config", &Secret::new("k-1"), None);
+        assert_eq!(url.expose(), "https://fleet.example.com:8443/osquery/k-1/config?node_key=k-1");
+        let with_slash = Server::parse("fleet.example.com:8443/").unwrap();
+        assert_eq!(Url::new(&with_slash, "/log", None).expose(), "https://fleet.example.com:8443//log");
+        let elsewhere = same_host_redirect(&server, "/elsewhere");
+        assert_eq!(elsewhere.as_deref(), Some("https://fleet.example.com:8443/elsewhere"));
     }
 
     #[test]
@@ -119,7 +132,7 @@ mod tests {
         for bad in bad.into_iter().chain(["https://localhost:8443@evil/", "https://evil/#localhost:8443"]) {
             assert_eq!(same_host_redirect(&server, bad), None, "{bad}");
         }
-        let default_port = HostPort::parse("fleet").unwrap();
+        let default_port = Server::parse("fleet").unwrap();
         assert!(same_host_redirect(&default_port, "https://fleet:443/x").is_some());
     }
 }

@@ -4,6 +4,15 @@ use std::fmt;
 
 use crate::secret::Secret;
 
+/// `tls_hostname`: the server, and a path that stands before each endpoint's own, as it does for the built-in plugins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Host and port.
+    pub address: HostPort,
+    /// Empty, or from its first slash on.
+    pub path: String,
+}
+
 /// A host name or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
@@ -20,6 +29,23 @@ pub struct Proxy {
     pub address: HostPort,
     /// User name and password, when given before an `@`.
     pub credentials: Option<(String, Secret)>,
+}
+
+impl Server {
+    /// `host[:port][/path]`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+        let valid = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&b));
+        let address = HostPort::parse(address)?;
+        valid.then(|| Self { address, path: path.to_owned() })
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.address, self.path)
+    }
 }
 
 impl HostPort {
@@ -71,6 +97,16 @@ impl Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_may_have_a_path() {
+        for good in ["localhost", "fleet:8080/", "10.0.0.1/osquery", "[::1]:8443/a/b%20c"] {
+            assert_eq!(Server::parse(good).unwrap().to_string(), good);
+        }
+        for bad in ["", "/osquery", "https://host", "host /path", "host/a b", "host/a?b", "host/a#b", "host/\n"] {
+            assert_eq!(Server::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn servers_are_hosts_with_or_without_a_port() {

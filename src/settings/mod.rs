@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::address::{HostPort, Proxy};
+pub use self::address::{HostPort, Proxy, Server};
 pub use self::front::FrontSettings;
 pub use self::own::{ExpandEvents, OwnFlags, REMOTE_PREFIX};
 use crate::extension::registry::NAME;
@@ -53,7 +53,7 @@ impl SettingError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Where the server is: `tls_hostname`.
-    pub server: Result<HostPort, SettingError>,
+    pub server: Result<Server, SettingError>,
     /// The five endpoints' paths, each as its flag has it.
     pub endpoints: Endpoints,
     /// Trust, client authentication and connection reuse.

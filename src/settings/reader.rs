@@ -9,8 +9,8 @@ use log::LevelFilter;
 
 use super::own::{self, Flag, OwnFlags, Parse, REMOTE_PREFIX, Setter};
 use super::{
-    ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, HostPort, LogSettings,
-    LoggerSettings, Options, Placement, Proxy, SecretSource, SettingError, Settings, TlsSettings,
+    ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, LogSettings,
+    LoggerSettings, Options, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
 };
 
 /// No flag asks for a longer time than a week.
@@ -68,14 +68,10 @@ impl Reader<'_> {
         }
     }
 
-    fn server(&self) -> Result<HostPort, SettingError> {
+    fn server(&self) -> Result<Server, SettingError> {
         let value = self.text("tls_hostname", "");
-        HostPort::parse(&value).ok_or_else(|| {
-            SettingError::new(
-                "tls_hostname",
-                value,
-                "the server's host or host:port is needed, without a scheme or path",
-            )
+        Server::parse(&value).ok_or_else(|| {
+            SettingError::new("tls_hostname", value, "the server's host or host:port is needed, without a scheme")
         })
     }
 

@@ -264,3 +264,13 @@ fn answers_may_be_compressed_where_the_flag_says_so() {
     let request = rig.server.requests_to(Endpoint::Config).remove(0);
     assert_eq!(request.header("accept-encoding"), Some("gzip"));
 }
+
+/// After the case doctor-flags: what osqueryd takes as `tls_hostname`.
+#[test]
+fn a_path_of_the_server_s_stands_before_each_endpoint() {
+    for (path, target) in [("/osquery", "/osquery/config"), ("/", "//config")] {
+        let rig = Setup::new().server_path(path).start();
+        rig.config();
+        assert_eq!(rig.server.requests_to(Endpoint::Config)[0].target, target);
+    }
+}

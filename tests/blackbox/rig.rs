@@ -23,6 +23,8 @@ pub(crate) struct Setup {
     pub(crate) osqueryd: osqueryd::Options,
     own_flags: String,
     address: Option<String>,
+    /// What stands behind the server's name in `tls_hostname`.
+    server_path: String,
     directory: TempDir,
 }
 
@@ -40,7 +42,8 @@ impl Setup {
         let mut osqueryd = osqueryd::Options::new(directory.path());
         osqueryd.extensions = vec![PathBuf::from(BINARY)];
         let server = server::Options { enroll_secret: Some(SECRET.to_owned()), ..server::Options::default() };
-        let setup = Self { server, osqueryd, own_flags: String::new(), address: None, directory };
+        let setup =
+            Self { server, osqueryd, own_flags: String::new(), address: None, server_path: String::new(), directory };
         let authority = setup.file("ca.pem", &default_authority().cert_pem());
         let secret = setup.file("secret", &format!("  {SECRET}\n"));
         setup
@@ -92,6 +95,12 @@ impl Setup {
         self
     }
 
+    /// The server is named with this path.
+    pub(crate) fn server_path(mut self, path: &str) -> Self {
+        self.server_path = path.to_owned();
+        self
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -106,8 +115,8 @@ impl Setup {
     pub(crate) fn finish(mut self) -> (Server, osqueryd::Options, TempDir) {
         let server = Server::start(self.server.clone()).unwrap();
         self.osqueryd.flags.entry("tls_hostname".to_owned()).or_insert_with(|| match &self.address {
-            Some(address) => format!("{address}:{}", server.port()),
-            None => server.hostname(),
+            Some(address) => format!("{address}:{}{}", server.port(), self.server_path),
+            None => format!("{}{}", server.hostname(), self.server_path),
         });
         let own_flags = self.file("remote_tls.flags", &self.own_flags);
         self.osqueryd.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), own_flags.display().to_string()));
