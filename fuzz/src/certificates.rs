@@ -7,13 +7,11 @@
 //! * a certificate built from parts, of which is known what must be refused, and what must not.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use osquery_remote_tls::remote::{ServerVerifier, TrustKind, explain};
 use rustls::client::danger::ServerCertVerifier;
-use rustls::crypto::ring;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -47,7 +45,7 @@ fn accepts(
     host: &str,
     now: u64,
 ) -> bool {
-    let Ok(verifier) = ServerVerifier::new(bundle, kind, Arc::new(ring::default_provider())) else { return false };
+    let Ok(verifier) = ServerVerifier::new(bundle, kind) else { return false };
     let Ok(name) = ServerName::try_from(host) else { return false };
     let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
     match verifier.verify_server_cert(leaf, &[], &name, &[], now) {
@@ -340,11 +338,15 @@ impl Case {
         let host = self.host.text();
         let name = canonical(&host);
         if let Some(alternatives) = &self.alternatives {
-            let mut alternatives = alternatives.iter().map(alternative);
-            return match host.parse::<IpAddr>() {
-                Ok(address) => alternatives.any(|other| other == (tag::IP_ADDRESS, octets(address))),
-                Err(_) => alternatives.any(|(kind, other)| kind == tag::DNS_NAME && matches(&other, &name)),
-            };
+            let alternatives: Vec<_> = alternatives.iter().map(alternative).collect();
+            if let Ok(address) = host.parse::<IpAddr>() {
+                return alternatives.contains(&(tag::IP_ADDRESS, octets(address)));
+            }
+            let dns: Vec<_> = alternatives.iter().filter(|(kind, _)| *kind == tag::DNS_NAME).collect();
+            // Without any the common name counts.
+            if !dns.is_empty() {
+                return dns.iter().any(|(_, other)| matches(other, &name));
+            }
         }
         let common_names = self.subject.iter().map(attribute).filter(|part| part.kind == AttributeKind::CommonName);
         let is_believed =
@@ -360,7 +362,7 @@ impl Case {
         let names = self
             .alternatives
             .as_ref()
-            .is_some_and(|names| names.iter().all(|(kind, text)| *kind == AlternativeKind::Dns && plain_names(text)));
+            .is_some_and(|names| !names.is_empty() && names.iter().all(|(kind, text)| *kind == AlternativeKind::Dns && plain_names(text)));
         let subject = self.subject.iter().all(|(_, kind, text)| *kind == StringType::Utf8 && plain_names(text));
         let is_leaf = self.issuer == Issuer::Itself || self.constraints != BasicConstraints::Authority;
         matches!(self.host, Host::Known(0..4)) && names && subject && is_leaf && !self.limited

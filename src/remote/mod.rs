@@ -1,18 +1,22 @@
 //! The remote TLS API: what is sent where, how the answer is judged, and who this node is.
 //!
 //! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (bodies and answers) and
-//! [`configuration`] (what osqueryd takes for one). With a network: `trust` below `tls` below `transport` (HTTP) below `request` (built, sent, judged, noted in
+//! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
+//! (`pem` reads its files) below `transport` (HTTP) below `request` (built, sent, judged, noted in
 //! `stats`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake.
 
+mod algorithms;
 pub mod api;
 pub mod configuration;
 mod endpoint;
 mod enroll;
 mod host;
 mod node;
+mod pem;
 mod probe;
 mod request;
+mod roots;
 mod stats;
 mod tls;
 mod transport;

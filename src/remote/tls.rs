@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::ServerCertVerifier;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
+use super::pem;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
@@ -177,7 +177,7 @@ impl TlsConnector {
 impl Files {
     fn load(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let provider = Arc::new(ring::default_provider());
-        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(self.verifier(Arc::clone(&provider))?);
+        let verifier: Arc<dyn ServerCertVerifier> = Arc::new(self.verifier()?);
         let verifier = match &self.watch {
             None => verifier,
             Some(watch) => watch(verifier),
@@ -192,7 +192,7 @@ impl Files {
             None => builder.with_no_client_auth(),
             Some(client) => {
                 let certificates = certificates("tls_client_cert", &client.cert)?;
-                let key = PrivateKeyDer::from_pem_slice(&read("tls_client_key", &client.key)?).map_err(|_| {
+                let key = pem::private_key(&read("tls_client_key", &client.key)?).map_err(|_| {
                     unusable("tls_client_key", &client.key, "it holds no unencrypted private key in PEM")
                 })?;
                 client_expiry = certificates.first().and_then(expiry).unwrap_or_default();
@@ -205,12 +205,12 @@ impl Files {
         Ok(Arc::new(config))
     }
 
-    fn verifier(&self, provider: Arc<CryptoProvider>) -> Result<ServerVerifier, TlsError> {
+    fn verifier(&self) -> Result<ServerVerifier, TlsError> {
         const FLAG: &str = "tls_server_certs";
         let path = &self.server_certs;
         let bundle = bundle(path)?;
         let kind = if path == Path::new(DEFAULT_SERVER_CERTS) { TrustKind::Default } else { TrustKind::Explicit };
-        ServerVerifier::new(bundle, kind, provider).map_err(|reason| unusable(FLAG, path, &reason))
+        ServerVerifier::new(bundle, kind).map_err(|reason| unusable(FLAG, path, &reason))
     }
 
     fn stamp(&self) -> Vec<Stamp> {
@@ -253,8 +253,7 @@ fn bundle_files(server_certs: &Path) -> Vec<PathBuf> {
 
 /// The certificates of a PEM file that this flag names; at least one.
 pub fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(flag, path)?).collect();
-    match certificates {
+    match pem::certificates(&read(flag, path)?) {
         Ok(certificates) if certificates.is_empty() => Err(unusable(flag, path, "it holds no certificate in PEM")),
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(unusable(flag, path, &format!("its PEM is damaged ({error})"))),

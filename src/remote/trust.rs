@@ -1,25 +1,36 @@
-//! Which server certificates are trusted: webpki's judgement, and beside it the three kinds of certificate that
-//! osquery's OpenSSL accepts, webpki doesn't, and people deploy.
+//! Which server certificates are trusted: webpki's judgement, and beside it what osquery's OpenSSL judges otherwise and
+//! people deploy.
 //!
 //! Only where `tls_server_certs` names the trust explicitly:
-//! 1. a certificate without subjectAltName whose subject CN is the host's name (osquery's own example is one);
+//! 1. a certificate without a DNS name in its subjectAltName whose subject CN is the host's name (osquery's own example
+//!    has no subjectAltName at all);
 //! 2. a self-signed server certificate in the bundle as itself, with `CA:TRUE` (what `openssl req -x509` makes);
 //! 3. the same without basicConstraints.
 //!
-//! A certificate with subjectAltName is judged by that alone, and in each case a wrong name, an expired
+//! A certificate with a DNS name is judged by its subjectAltName alone, and in each case a wrong name, an expired
 //! certificate, another issuer or a bad signature is refused.
+//!
+//! Everywhere, as OpenSSL and unlike webpki: an authority of the bundle counts while it is in its time (`roots`), and
+//! whoever issued a certificate must be meant to (keyUsage).
 
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::EndEntityCert;
+use x509_parser::asn1_rs::Any;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME, Oid};
-use x509_parser::prelude::{FromDer, X509Version};
+use x509_parser::prelude::FromDer;
+
+use super::algorithms::{ALGORITHMS, verify_by_pss_key};
+use super::pem::elements;
+use super::roots::{OutOfTime, Roots, is_for_servers, may_sign, seconds};
 
 /// How the trust came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,40 +44,31 @@ pub enum TrustKind {
 /// Judges server certificates.
 #[derive(Debug)]
 pub struct ServerVerifier {
-    /// Judges chains; `None` where nothing but pinned certificates is trusted.
-    webpki: Option<Arc<WebPkiServerVerifier>>,
-    algorithms: WebPkiSupportedAlgorithms,
+    /// Whose certificates are trusted. webpki takes whatever it is given for an authority, so that a server's pinned
+    /// certificate must not be among them.
+    roots: Roots,
     kind: TrustKind,
     /// The bundle's certificates as themselves.
     bundle: Vec<CertificateDer<'static>>,
 }
 
+/// An intermediate certificate that would make the chain whole, if it were meant to sign others.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("an intermediate certificate of the server's is not meant to sign others (keyUsage)")]
+struct MayNotSign;
+
 impl ServerVerifier {
     /// Trusts `bundle`; fails when none of its certificates is of use.
-    pub fn new(
-        bundle: Vec<CertificateDer<'static>>,
-        kind: TrustKind,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        // webpki takes whatever it is given for an authority: a server's pinned certificate must not be one.
-        roots.add_parsable_certificates(bundle.iter().filter(|certificate| is_authority(certificate)).cloned());
+    pub fn new(bundle: Vec<CertificateDer<'static>>, kind: TrustKind) -> Result<Self, String> {
+        let roots = Roots::of(&bundle);
         let pinned =
             kind == TrustKind::Explicit && bundle.iter().any(|certificate| is_self_signed(certificate) == Ok(true));
         if roots.is_empty() && !pinned {
-            return Err("it holds no usable certificate".to_owned());
+            return Err(
+                "it holds no certificate of an authority (CA:TRUE, and meant to sign those of servers)".to_owned()
+            );
         }
-        // Judges names, handshake signatures and, where there are authorities, chains.
-        let algorithms = provider.signature_verification_algorithms;
-        let webpki = match roots.is_empty() {
-            true => None,
-            false => Some(
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .build()
-                    .map_err(|error| error.to_string())?,
-            ),
-        };
-        Ok(Self { webpki, algorithms, kind, bundle })
+        Ok(Self { roots, kind, bundle })
     }
 
     fn verify(
@@ -77,18 +79,38 @@ impl ServerVerifier {
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
         if self.kind == TrustKind::Explicit && self.bundle.contains(certificate) && is_self_signed(certificate)? {
-            return self.verify_pinned(certificate, name, now);
+            verify_pinned(certificate, now)?;
+            return verify_name(certificate, name, CommonName::Counts);
         }
-        let Some(webpki) = &self.webpki else { return Err(CertificateError::UnknownIssuer.into()) };
-        match webpki.verify_server_cert(certificate, intermediates, name, &[], now) {
-            // The name is judged last: the chain is good.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.kind == TrustKind::Explicit && !self.has_name_constraints(intermediates) => {
-                verify_name(certificate, name)
-            }
-            outcome => outcome.map(drop),
+        self.verify_chain(&ParsedCertificate::try_from(certificate)?, intermediates, now)?;
+        let common_name = match self.kind == TrustKind::Explicit && !self.has_name_constraints(intermediates) {
+            true => CommonName::Counts,
+            false => CommonName::Ignored,
+        };
+        verify_name(certificate, name, common_name)
+    }
+
+    fn verify_chain(
+        &self,
+        certificate: &ParsedCertificate<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let judge = |roots: &RootCertStore, intermediates: &[CertificateDer<'_>]| {
+            verify_server_cert_signed_by_trust_anchor(certificate, roots, intermediates, now, ALGORITHMS.all)
+        };
+        let signers: Vec<_> = intermediates.iter().filter(|certificate| is_signer(certificate)).cloned().collect();
+        let valid = self.roots.valid(now);
+        let error = match judge(&valid, &signers) {
+            Err(error @ rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => error,
+            outcome => return outcome,
+        };
+        // With whom would it have been trusted?
+        if signers.len() < intermediates.len() && judge(&valid, intermediates).is_ok() {
+            return Err(CertificateError::Other(OtherError(Arc::new(MayNotSign))).into());
         }
+        let reason = self.roots.out_of_time(now).find(|(root, _)| judge(root, &signers).is_ok());
+        Err(reason.map_or(error, |(_, reason)| CertificateError::Other(OtherError(Arc::new(reason))).into()))
     }
 
     /// Whether any authority that may be in the chain is limited to some names. Those limits were judged against
@@ -99,31 +121,42 @@ impl ServerVerifier {
         };
         intermediates.iter().any(constrains) || self.bundle.iter().any(constrains)
     }
+}
 
-    /// A self-signed certificate that is trusted as itself, whatever its basicConstraints.
-    fn verify_pinned(
-        &self,
-        certificate: &CertificateDer<'_>,
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let parsed = parse(certificate)?;
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        if now < parsed.validity().not_before.timestamp() {
-            return Err(CertificateError::NotValidYet.into());
-        }
-        if now > parsed.validity().not_after.timestamp() {
-            return Err(CertificateError::Expired.into());
-        }
-        // As OpenSSL does: a certificate for clients is none for servers.
-        let usage = parsed.extended_key_usage().map_err(|_| CertificateError::BadEncoding)?;
-        if usage.is_some_and(|usage| !usage.value.server_auth) {
-            return Err(CertificateError::InvalidPurpose.into());
-        }
-        // With its own key.
-        parsed.verify_signature(None).map_err(|_| CertificateError::BadSignature)?;
-        verify_name(certificate, name)
+/// A self-signed certificate that is trusted as itself, whatever its basicConstraints.
+fn verify_pinned(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+    let parsed = parse(certificate)?;
+    if seconds(now) < parsed.validity().not_before.timestamp() {
+        return Err(CertificateError::NotValidYet.into());
     }
+    if seconds(now) > parsed.validity().not_after.timestamp() {
+        return Err(CertificateError::Expired.into());
+    }
+    // As OpenSSL does: a certificate for clients is none for servers.
+    if !is_for_servers(&parsed) {
+        return Err(CertificateError::InvalidPurpose.into());
+    }
+    verify_own_signature(certificate, &parsed)
+}
+
+/// That a certificate's signature is by its own key.
+fn verify_own_signature(certificate: &CertificateDer<'_>, parsed: &X509Certificate<'_>) -> Result<(), rustls::Error> {
+    // The parser's own judgement knows what is deployed mostly; then the algorithms that it doesn't know.
+    if parsed.verify_signature(None).is_ok() || is_signed_by_itself(certificate, parsed) == Some(true) {
+        return Ok(());
+    }
+    Err(CertificateError::BadSignature.into())
+}
+
+fn is_signed_by_itself(certificate: &CertificateDer<'_>, parsed: &X509Certificate<'_>) -> Option<bool> {
+    let (_, whole) = Any::from_der(certificate).ok()?;
+    // What is signed, how, and the signature.
+    let named = elements(whole.data).get(1)?.data;
+    let own = EndEntityCert::try_from(certificate).ok()?;
+    let signature = parsed.signature_value.as_ref();
+    let mut algorithms = ALGORITHMS.all.iter().filter(|algorithm| algorithm.signature_alg_id().as_ref() == named);
+    let signed = parsed.tbs_certificate.as_ref();
+    Some(algorithms.any(|&algorithm| own.verify_signature(algorithm, signed, signature).is_ok()))
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -145,7 +178,7 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        verify_tls12_signature(message, certificate, signature, &ALGORITHMS)
     }
 
     fn verify_tls13_signature(
@@ -154,11 +187,14 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        match verify_by_pss_key(message, certificate, signature) {
+            Some(outcome) => outcome.map(|()| HandshakeSignatureValid::assertion()),
+            None => verify_tls13_signature(message, certificate, signature, &ALGORITHMS),
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        ALGORITHMS.supported_schemes()
     }
 }
 
@@ -167,13 +203,26 @@ pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
     parse(certificate).ok().map(|parsed| parsed.validity().not_after.timestamp())
 }
 
-/// subjectAltName when there is one, else the subject's CN.
-fn verify_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), rustls::Error> {
+/// Whether a certificate that has no DNS name is for the host that its common name is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CommonName {
+    Counts,
+    Ignored,
+}
+
+/// subjectAltName when it has a DNS name, else the subject's CN where it counts.
+fn verify_name(
+    certificate: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    common_name: CommonName,
+) -> Result<(), rustls::Error> {
     let parsed = parse(certificate)?;
-    if has_alternative_names(&parsed) {
-        return end_entity(certificate)?.verify_is_valid_for_subject_name(name).map_err(other);
+    let ServerName::DnsName(dns) = name else {
+        return verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
+    };
+    if common_name == CommonName::Ignored || has_dns_name(&parsed) {
+        return verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
     }
-    let ServerName::DnsName(dns) = name else { return Err(CertificateError::NotValidForName.into()) };
     let matches = parsed
         .subject()
         .iter_common_name()
@@ -195,8 +244,17 @@ fn matches_host(common_name: &str, host: &str) -> bool {
     }
 }
 
-fn has_alternative_names(certificate: &X509Certificate<'_>) -> bool {
-    has_extension(certificate, &OID_X509_EXT_SUBJECT_ALT_NAME)
+/// Whether there is a DNS name in subjectAltName. In one that can't be parsed there may be.
+fn has_dns_name(certificate: &X509Certificate<'_>) -> bool {
+    match certificate.subject_alternative_name() {
+        Ok(Some(names)) => names
+            .value
+            .general_names
+            .iter()
+            .any(|name| matches!(name, GeneralName::DNSName(_) | GeneralName::Invalid(..))),
+        Ok(None) => has_extension(certificate, &OID_X509_EXT_SUBJECT_ALT_NAME),
+        Err(_) => true,
+    }
 }
 
 /// By its identifier: one that can't be parsed is there all the same.
@@ -204,9 +262,9 @@ fn has_extension(certificate: &X509Certificate<'_>, identifier: &Oid<'_>) -> boo
     certificate.extensions().iter().any(|extension| extension.oid == *identifier)
 }
 
-/// Whether a certificate may issue others: `CA:TRUE`, or of version 1, which knows no such extension.
-fn is_authority(certificate: &CertificateDer<'_>) -> bool {
-    parse(certificate).is_ok_and(|parsed| parsed.is_ca() || parsed.version() == X509Version::V1)
+/// Whether a server's intermediate certificate may have signed another one.
+fn is_signer(certificate: &CertificateDer<'_>) -> bool {
+    parse(certificate).is_ok_and(|parsed| may_sign(&parsed))
 }
 
 fn is_self_signed(certificate: &CertificateDer<'_>) -> Result<bool, rustls::Error> {
@@ -219,18 +277,6 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
         Ok((_, parsed)) => Ok(parsed),
         Err(_) => Err(CertificateError::BadEncoding.into()),
     }
-}
-
-fn end_entity<'a>(certificate: &'a CertificateDer<'_>) -> Result<EndEntityCert<'a>, rustls::Error> {
-    EndEntityCert::try_from(certificate).map_err(other)
-}
-
-fn other(error: webpki::Error) -> rustls::Error {
-    let error = match error {
-        webpki::Error::CertNotValidForName(_) => CertificateError::NotValidForName,
-        error => CertificateError::Other(OtherError(Arc::new(error))),
-    };
-    error.into()
 }
 
 /// A handshake's error in words that name the cause and the remedy.
@@ -254,9 +300,10 @@ pub fn explain(error: &rustls::Error) -> String {
         Cert::UnsupportedSignatureAlgorithmContext { .. }
         | Cert::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
             "the server's certificate is signed with a weak or unsupported algorithm or key \
-             (RSA of 2048 bits and more, ECDSA P-256 and P-384, Ed25519, with SHA-256 and better)"
+             (RSA of 2048 bits and more, ECDSA P-256, P-384 and P-521, Ed25519, with SHA-256 and better)"
                 .to_owned()
         }
+        Cert::Other(OtherError(inner)) if inner.is::<OutOfTime>() || inner.is::<MayNotSign>() => inner.to_string(),
         Cert::Other(OtherError(inner)) => match inner.downcast_ref::<webpki::Error>() {
             Some(webpki::Error::UnsupportedCertVersion) => {
                 "the server's certificate is of X.509 version 1, which is not supported: issue one of version 3"
@@ -294,8 +341,7 @@ fn explain_handshake(error: &rustls::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
-    use rustls::crypto::ring;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
     use rustls_pki_types::pem::PemObject;
     use std::time::Duration;
 
@@ -305,8 +351,7 @@ mod tests {
         let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let authority = certificate(include_str!("../../tests/kit/fixtures/v1-ca.pem"));
         let leaf = certificate(include_str!("../../tests/kit/fixtures/v1-leaf.pem"));
-        let provider = Arc::new(ring::default_provider());
-        let verifier = ServerVerifier::new(vec![authority], TrustKind::Explicit, provider).unwrap();
+        let verifier = ServerVerifier::new(vec![authority], TrustKind::Explicit).unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
         let name = ServerName::try_from("localhost").unwrap();
         let error = verifier.verify_server_cert(&leaf, &[], &name, &[], now).unwrap_err();
@@ -319,8 +364,7 @@ mod tests {
             let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
             params.extended_key_usages = usages;
             let leaf = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone();
-            let provider = Arc::new(ring::default_provider());
-            let verifier = ServerVerifier::new(vec![leaf.clone()], TrustKind::Explicit, provider).unwrap();
+            let verifier = ServerVerifier::new(vec![leaf.clone()], TrustKind::Explicit).unwrap();
             let now = UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
             verifier.verify_server_cert(&leaf, &[], &ServerName::try_from("localhost").unwrap(), &[], now)
         };
@@ -328,6 +372,33 @@ mod tests {
         assert!(judge(vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]).is_ok());
         let error = judge(vec![ExtendedKeyUsagePurpose::ClientAuth]).unwrap_err();
         assert!(explain(&error).contains("not meant for TLS servers"), "{error:?}");
+    }
+
+    /// A bundle at osquery's default path can't be tried with the real binary.
+    #[test]
+    fn only_an_explicit_bundle_makes_names_and_certificates_count() {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_900_000_000));
+        let host = ServerName::try_from("localhost").unwrap();
+        let params = |name: &str, is_ca: IsCa| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = is_ca;
+            params
+        };
+        let authority = params("authority", IsCa::Ca(BasicConstraints::Unconstrained));
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let leaf =
+            params("localhost", IsCa::ExplicitNoCa).signed_by(&KeyPair::generate().unwrap(), &authority).unwrap();
+        let itself = params("localhost", IsCa::NoCa).self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let judge = |kind: TrustKind, certificate: &rcgen::Certificate| {
+            let bundle = vec![authority.der().clone(), itself.der().clone()];
+            let verifier = ServerVerifier::new(bundle, kind).unwrap();
+            verifier.verify_server_cert(certificate.der(), &[], &host, &[], now).map(drop)
+        };
+        for certificate in [&leaf, &itself] {
+            judge(TrustKind::Explicit, certificate).unwrap();
+            judge(TrustKind::Default, certificate).unwrap_err();
+        }
     }
 
     #[test]

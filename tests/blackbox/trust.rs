@@ -3,8 +3,16 @@
 use std::fs;
 use std::net::Ipv4Addr;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use testkit::certs::{Authority, CertificateKind, Identity, self_signed};
+use testkit::server::TlsVersions;
 
 use crate::rig::{Rig, Setup};
 
@@ -84,26 +92,16 @@ fn a_damaged_signature_is_refused_in_every_kind() {
 }
 
 /// The same certificate with the last byte of its signature changed.
-fn with_damaged_signature(pem: &str) -> String {
-    use rustls_pki_types::CertificateDer;
-    use rustls_pki_types::pem::PemObject;
-    let mut der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+fn with_damaged_signature(certificate: &str) -> String {
+    let mut der = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap().to_vec();
     *der.last_mut().unwrap() ^= 1;
-    let base64: String = base64(&der).as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line) + "\n").collect();
-    format!("-----BEGIN CERTIFICATE-----\n{base64}-----END CERTIFICATE-----\n")
+    pem(&der)
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0u32, |group, &byte| group << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        for index in 0..4 {
-            let symbol = ALPHABET[(group >> (18 - 6 * index) & 63) as usize];
-            text.push(if index <= chunk.len() { symbol as char } else { '=' });
-        }
-    }
-    text
+fn pem(der: &[u8]) -> String {
+    let base64 = BASE64_STANDARD.encode(der);
+    let lines: Vec<_> = base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 #[test]
@@ -306,4 +304,168 @@ fn an_authority_limited_to_some_names_can_t_vouch_for_others_by_a_common_name() 
     let leaf = leaf.signed_by(&key, &limited).unwrap();
     let identity = Identity { cert_pem: leaf.pem(), key_pem: key.serialize_pem() };
     assert!(refusal(&trusting(&limited.pem(), identity)).contains("another name"));
+}
+
+/// After the case san-without-dns-name.
+#[test]
+fn the_common_name_counts_where_the_alternative_names_are_no_dns_names() {
+    let authority = Authority::new("ours");
+    let with = |alternative: SanType, name: &str| {
+        authority.issue_server_with(|params| {
+            params.subject_alt_names = vec![alternative];
+            params.distinguished_name.push(DnType::CommonName, name);
+        })
+    };
+    let alternatives = || {
+        [
+            SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
+            SanType::Rfc822Name("root@localhost".try_into().unwrap()),
+            SanType::URI("spiffe://localhost/fleet".try_into().unwrap()),
+        ]
+    };
+    for alternative in alternatives() {
+        trusting(&authority.cert_pem(), with(alternative, "localhost")).config();
+    }
+    for alternative in alternatives() {
+        let message = refusal(&trusting(&authority.cert_pem(), with(alternative, "elsewhere")));
+        assert!(message.contains("another name"), "{message}");
+    }
+}
+
+/// After the case pem-forms.
+#[test]
+fn pem_may_have_a_byte_order_mark_and_the_older_labels() {
+    let authority = Authority::new("ours");
+    let plain = authority.cert_pem();
+    let labelled = |label: &str| plain.replace("CERTIFICATE", label);
+    let forms = [format!("\u{feff}{plain}"), labelled("TRUSTED CERTIFICATE"), labelled("X509 CERTIFICATE")];
+    for bundle in forms.iter().chain([&with_trust(&plain, 0x30)]) {
+        trusting(bundle, authority.issue_server(&["localhost"])).config();
+    }
+    // RHEL's bundle has authorities that are not trusted, too.
+    let message = refusal(&trusting(&with_trust(&plain, 0xa0), authority.issue_server(&["localhost"])));
+    assert!(message.contains("it holds no certificate"), "{message}");
+}
+
+/// A trusted certificate as `openssl x509 -trustout` writes it, with servers in the list of this tag: 0x30 is what it is
+/// trusted for, 0xa0 what it is not.
+fn with_trust(certificate: &str, list: u8) -> String {
+    let mut der = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap().to_vec();
+    der.extend([0x30, 12, list, 10, 0x06, 8, 0x2b, 6, 1, 5, 5, 7, 3, 1]);
+    pem(&der).replace("CERTIFICATE", "TRUSTED CERTIFICATE")
+}
+
+/// An authority after `customise` has changed it.
+fn authority(name: &str, customise: impl FnOnce(&mut CertificateParams)) -> CertifiedIssuer<'static, KeyPair> {
+    CertifiedIssuer::self_signed(authority_params(name, customise), KeyPair::generate().unwrap()).unwrap()
+}
+
+fn authority_params(name: &str, customise: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    customise(&mut params);
+    params
+}
+
+/// A certificate for `localhost` of this authority, with these behind it.
+fn issued(authority: &CertifiedIssuer<'_, KeyPair>, others: &[String]) -> Identity {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::ExplicitNoCa;
+    let leaf = params.signed_by(&key, authority).unwrap();
+    Identity { cert_pem: format!("{}{}", leaf.pem(), others.concat()), key_pem: key.serialize_pem() }
+}
+
+fn in_2020(params: &mut CertificateParams) {
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+}
+
+/// After the case expired-root.
+#[test]
+fn an_authority_out_of_its_time_is_none() {
+    let old = authority("old root", in_2020);
+    let message = refusal(&trusting(&old.pem(), issued(&old, &[])));
+    assert!(
+        message.contains("that the server's certificate comes from (CN=old root) has expired on 2021-01-01"),
+        "{message}"
+    );
+    let middle = authority_params("middle", |_| {});
+    let middle = CertifiedIssuer::signed_by(middle, KeyPair::generate().unwrap(), &old).unwrap();
+    let message = refusal(&trusting(&old.pem(), issued(&middle, &[middle.pem()])));
+    assert!(message.contains("(CN=old root) has expired on 2021-01-01"), "{message}");
+    let coming = authority("coming", |params| params.not_before = rcgen::date_time_ymd(2900, 1, 1));
+    let message = refusal(&trusting(&coming.pem(), issued(&coming, &[])));
+    assert!(message.contains("(CN=coming) is valid from 2900-01-01 only (is this host's clock right?)"), "{message}");
+    // Beside a good one it does no harm, and another one's chain isn't blamed on it.
+    let good = authority("good", |_| {});
+    let bundle = format!("{}{}", old.pem(), good.pem());
+    trusting(&bundle, issued(&good, &[])).config();
+    let message = refusal(&trusting(&bundle, issued(&authority("stranger", |_| {}), &[])));
+    assert!(message.contains("not issued by an authority in tls_server_certs"), "{message}");
+}
+
+#[test]
+fn whoever_is_not_meant_to_sign_is_no_authority() {
+    let digital = |params: &mut CertificateParams| params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let clients =
+        |params: &mut CertificateParams| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    for unfit in [authority("unfit", digital), authority("unfit", clients)] {
+        // Alone it makes no trust; beside another one it doesn't count.
+        let message = refusal(&trusting(&unfit.pem(), issued(&unfit, &[])));
+        let expected = "it holds no certificate of an authority (CA:TRUE, and meant to sign those of servers)";
+        // It is self-signed, and might be meant as itself.
+        assert!(message.contains(expected) || message.contains("not issued by an authority"), "{message}");
+        let bundle = format!("{}{}", unfit.pem(), authority("good", |_| {}).pem());
+        let message = refusal(&trusting(&bundle, issued(&unfit, &[])));
+        assert!(message.contains("not issued by an authority"), "{message}");
+    }
+    let root = authority("root", |_| {});
+    let between = |customise: fn(&mut CertificateParams)| {
+        let params = authority_params("between", customise);
+        CertifiedIssuer::signed_by(params, KeyPair::from_pem(EC_KEY).unwrap(), &root).unwrap()
+    };
+    let unfit = between(digital);
+    let message = refusal(&trusting(&root.pem(), issued(&unfit, &[unfit.pem()])));
+    assert!(
+        message.contains("an intermediate certificate of the server's is not meant to sign others (keyUsage)"),
+        "{message}"
+    );
+    // The same authority by a certificate that allows it: the other one is superfluous.
+    let fit = between(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]);
+    trusting(&root.pem(), issued(&unfit, &[unfit.pem(), fit.pem()])).config();
+}
+
+#[test]
+fn keys_on_p_521_and_keys_for_rsassa_pss_alone_are_known() {
+    let p521 = || Identity {
+        cert_pem: include_str!("../kit/fixtures/p521-leaf.pem").to_owned(),
+        key_pem: include_str!("../kit/fixtures/p521-pkcs8.key").to_owned(),
+    };
+    let pss = || Identity {
+        cert_pem: include_str!("../kit/fixtures/pss-leaf.pem").to_owned(),
+        key_pem: include_str!("../kit/fixtures/pss-pkcs1.key").to_owned(),
+    };
+    let p521_ca = include_str!("../kit/fixtures/p521-ca.pem");
+    let pss_ca = include_str!("../kit/fixtures/pss-ca.pem");
+    let speaking = |versions: TlsVersions, bundle: &str, identity: Identity| {
+        let setup = Setup::new();
+        let path = setup.file("bundle.pem", bundle);
+        let setup = setup.flag("tls_server_certs", path.to_str().unwrap()).flag("tls_enroll_max_attempts", "1");
+        setup.server(|server| (server.identity, server.tls_versions) = (identity, versions)).start()
+    };
+    speaking(TlsVersions::Tls13, p521_ca, p521()).config();
+    speaking(TlsVersions::Tls12, p521_ca, p521()).config();
+    speaking(TlsVersions::Tls13, pss_ca, pss()).config();
+    for (damaged, bundle) in [(p521(), p521_ca), (pss(), pss_ca)] {
+        let damaged = Identity { cert_pem: with_damaged_signature(&damaged.cert_pem), ..damaged };
+        let message = refusal(&trusting(bundle, damaged));
+        assert!(message.contains("bad signature"), "{message}");
+        let stranger = Authority::new("stranger").cert_pem();
+        let message = refusal(&trusting(&stranger, p521()));
+        assert!(message.contains("not issued by an authority"), "{message}");
+    }
+    // rustls signs nothing by such a key in TLS 1.2.
+    refusal(&speaking(TlsVersions::Tls12, pss_ca, pss()));
 }

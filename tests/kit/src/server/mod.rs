@@ -8,6 +8,7 @@
 mod answer;
 mod body;
 mod connection;
+mod keys;
 mod masking;
 mod misbehave;
 mod options;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use super::Options;
+use super::keys::signing_key;
 
 /// The versions of TLS that a server speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +56,20 @@ pub(super) fn acceptor(options: &Options) -> io::Result<TlsAcceptor> {
     let chain = certificates(&options.identity.cert_pem, "server certificate")?;
     let key = PrivateKeyDer::from_pem_slice(options.identity.key_pem.as_bytes())
         .map_err(|error| invalid("server private key", &error))?;
-    let config = builder.with_single_cert(chain, key).map_err(|error| invalid("server certificate and key", &error))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    let key = chain.first().map(|certificate| signing_key(&key, certificate));
+    let key = key.transpose().map_err(|error| invalid("server private key", &error))?;
+    let key = key.ok_or_else(|| invalid("server certificate", &"no certificate in it"))?;
+    let identity = CertifiedKey::new(chain, key);
+    identity.keys_match().or_else(unless_unknown).map_err(|error| invalid("server certificate and key", &error))?;
+    Ok(TlsAcceptor::from(Arc::new(builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity))))))
+}
+
+/// Whether a key of ours belongs to the certificate, rustls can't say.
+fn unless_unknown(error: rustls::Error) -> Result<(), rustls::Error> {
+    match error {
+        rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown) => Ok(()),
+        error => Err(error),
+    }
 }
 
 fn certificates(pem: &str, what: &str) -> io::Result<Vec<CertificateDer<'static>>> {
