@@ -2,19 +2,21 @@
 //!
 //! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (bodies and answers) and
 //! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
-//! (`pem` reads its files) below `transport` (HTTP) below `request` (built, sent, judged, noted in
-//! `stats`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
+//! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP) below `request` (built, sent,
+//! judged, noted in `stats`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake.
 
 mod algorithms;
 pub mod api;
 pub mod configuration;
+mod deadline;
 mod endpoint;
 mod enroll;
 mod host;
 mod node;
 mod pem;
 mod probe;
+mod proxy;
 mod request;
 mod roots;
 mod stats;
@@ -28,13 +30,14 @@ pub use self::enroll::{EnrollError, Enrollment, Standing, stored_key};
 pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};
 pub use self::probe::{Look, look};
+pub use self::proxy::ProxyError;
 pub use self::request::{
     Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,
 };
 pub use self::stats::{EndpointStats, Stats};
 pub use self::tls::{Expiries, TlsConnector, TlsError, Traffic, bundle, certificates};
 pub use self::transport::{
-    Answer, Encoding, HostNotFound, Method, Outgoing, ProxyError, Step, Transport, TransportError, retry_after,
+    Answer, Encoding, HostNotFound, Method, Outgoing, Step, Transport, TransportError, retry_after,
 };
 pub use self::trust::{ServerVerifier, TrustKind, explain};
 pub use self::url::{Url, same_host_redirect};

@@ -13,9 +13,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use ureq::Agent;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConnector, Transport};
 
+use super::proxy::ProxyConnector;
 use super::tls::{TlsConnector, TlsTransport, Watch};
-use super::transport::{NamingResolver, ProxyConnector, TransportError, Wanted, config};
+use super::transport::{NamingResolver, TransportError, Wanted, config};
 use crate::settings::Settings;
+
+/// What a proxy is told of who looks; osqueryd, whose version it would be, is perhaps not there.
+const USER_AGENT: &str = "osquery/0.0.0";
 
 /// What a look at the server shows.
 #[derive(Debug, Default)]
@@ -44,13 +48,15 @@ pub fn look(settings: &Settings) -> Look {
 fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportError> {
     let server = settings.server.as_ref().map_err(Clone::clone)?;
     let client = settings.tls.client.clone()?;
+    let wanted = Wanted::new(settings, USER_AGENT)?;
+    let watch = Some(Witness::watch(witness));
     let connector =
-        ().chain(ProxyConnector::default())
+        ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
             .chain(TcpConnector::default())
             .chain(Connected(Arc::clone(witness)))
-            .chain(TlsConnector::new(&settings.tls, client).watched(Witness::watch(witness)))
+            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), watch))
             .chain(Agreed(Arc::clone(witness)));
-    let agent = Agent::with_parts(config(&Wanted::new(settings)?)?, connector, NamingResolver::default());
+    let agent = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
     // The last connector ends it before there is anything to send.
     agent.get(format!("https://{server}/")).call().map(drop).map_err(TransportError::from)
 }

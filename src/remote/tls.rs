@@ -1,7 +1,8 @@
 //! Trust and client authentication: osquery's PEM files made into rustls connections, as a connector for ureq.
 //!
-//! The files are looked at again for each new connection, so that a rotated certificate, key or bundle is used at
-//! the next one. While a new file is unusable the old contents go on working, and that is said once.
+//! The files are looked at again before each request, so that a rotated certificate, key or bundle is used at once:
+//! connections that were made with others are not used again. While a new file is unusable the old contents go on
+//! working, and that is said once.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,7 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::ring;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
@@ -20,6 +23,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
 
+use super::deadline::Deadline;
 use super::pem;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
@@ -91,6 +95,12 @@ pub(super) fn traffic() -> Traffic {
 
 /// Wraps a connection in TLS, as the [`TlsSettings`] say.
 pub struct TlsConnector {
+    trust: Arc<Trust>,
+    max_age: Duration,
+}
+
+/// What the files make, kept until they change.
+struct Trust {
     files: Files,
     loaded: Mutex<Option<Loaded>>,
 }
@@ -124,30 +134,30 @@ impl TlsConnector {
     /// A connector for these settings; the files are read at the first connection.
     #[must_use]
     pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>) -> Self {
-        let files =
-            Files { server_certs: settings.server_certs.clone(), client, expiries: Arc::default(), watch: None };
-        Self { files, loaded: Mutex::new(None) }
+        Self::with(settings, client, Arc::default(), None)
     }
 
-    /// The same, which tells when certificates expire.
+    /// The same, which tells when certificates expire; `watch` puts a verifier around ours that sees the chain which
+    /// the server presents before it is judged.
     #[must_use]
-    pub(super) fn telling(mut self, expiries: Arc<Expiries>) -> Self {
-        self.files.expiries = expiries;
-        self
-    }
-
-    /// The same, with a verifier around ours that sees the chain which the server presents before it is judged.
-    #[must_use]
-    pub(super) fn watched(mut self, watch: Watch) -> Self {
-        self.files.watch = Some(watch);
-        self
+    pub(super) fn with(
+        settings: &TlsSettings,
+        client: Option<ClientIdentity>,
+        expiries: Arc<Expiries>,
+        watch: Option<Watch>,
+    ) -> Self {
+        let files = Files { server_certs: settings.server_certs.clone(), client, expiries, watch };
+        let trust = Arc::new(Trust { files, loaded: Mutex::new(None) });
+        Self { trust, max_age: settings.session_timeout }
     }
 
     /// Whether a connection can be tried with the files as they are.
     pub fn check_files(&self) -> Result<(), TlsError> {
-        self.config().map(drop)
+        self.trust.config().map(drop)
     }
+}
 
+impl Trust {
     /// The rustls configuration that the files make now.
     fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let stamp = self.files.stamp();
@@ -188,7 +198,7 @@ impl Files {
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut client_expiry = 0;
-        let config = match &self.client {
+        let mut config = match &self.client {
             None => builder.with_no_client_auth(),
             Some(client) => {
                 let certificates = certificates("tls_client_cert", &client.cert)?;
@@ -201,6 +211,8 @@ impl Files {
                     .map_err(|error| unusable("tls_client_cert", &client.cert, &format!("with its key: {error}")))?
             }
         };
+        // A session that is resumed shows no certificate, and so none that could be judged.
+        config.resumption = Resumption::disabled();
         self.expiries.client.store(client_expiry, Ordering::Relaxed);
         Ok(Arc::new(config))
     }
@@ -279,25 +291,29 @@ impl<In: Transport> Connector<In> for TlsConnector {
         if !details.needs_tls() {
             return Ok(Some(Either::A(transport)));
         }
-        let config = self.config().map_err(|error| ureq::Error::Other(error.into()))?;
+        let config = self.trust.config().map_err(|error| ureq::Error::Other(error.into()))?;
         let host = details.uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned())
             .map_err(|_| ureq::Error::Other(TlsError::Name(host.to_owned()).into()))?;
-        let mut connection = ClientConnection::new(config, name).map_err(|error| handshake_error(&error))?;
+        let mut connection =
+            ClientConnection::new(Arc::clone(&config), name).map_err(|error| handshake_error(&error))?;
         let mut socket = TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time));
-        socket.set_timeout(details.timeout);
+        socket.set_timeout(Deadline::of(details).left()?);
         if let Err(error) = connection.complete_io(&mut socket) {
             return Err(broken(error, &mut connection, &mut socket));
         }
         if let Some(expiry) = connection.peer_certificates().and_then(<[_]>::first).and_then(expiry) {
-            self.files.expiries.server.store(expiry, Ordering::Relaxed);
+            self.trust.files.expiries.server.store(expiry, Ordering::Relaxed);
         }
-        let config = details.config;
         Ok(Some(Either::B(TlsTransport {
             answered_early: false,
-            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+            buffers: LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size()),
             stream: StreamOwned::new(connection, socket),
+            made: Instant::now(),
+            max_age: self.max_age,
+            made_with: config,
+            trust: Arc::clone(&self.trust),
         })))
     }
 }
@@ -334,6 +350,10 @@ pub struct TlsTransport {
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     /// The server has answered and gone before it had the whole request: what was received is all that there is.
     answered_early: bool,
+    made: Instant,
+    max_age: Duration,
+    made_with: Arc<ClientConfig>,
+    trust: Arc<Trust>,
 }
 
 impl TlsTransport {
@@ -402,8 +422,12 @@ impl Transport for TlsTransport {
         Ok(read > 0)
     }
 
+    /// Whether another request may use it, which is asked before one does: not when it is old, or was made with
+    /// files that have changed since.
     fn is_open(&mut self) -> bool {
-        !self.answered_early && self.stream.sock.get_mut().is_open()
+        let is_current = || self.trust.config().is_ok_and(|config| Arc::ptr_eq(&config, &self.made_with));
+        let is_usable = !self.answered_early && self.made.elapsed() < self.max_age && is_current();
+        is_usable && self.stream.sock.get_mut().is_open()
     }
 
     fn is_tls(&self) -> bool {

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -15,9 +15,10 @@ use ureq::http::header::{
 };
 use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, TcpConnector};
+use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
+use super::proxy::{ProxyConnector, ProxyError};
 use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
 use super::url::{Url, same_host_redirect};
 use crate::secret::Secret;
@@ -102,14 +103,6 @@ pub struct HostNotFound {
     source: BoxedError,
 }
 
-/// Why a proxy gave no connection.
-#[derive(Debug, thiserror::Error)]
-#[error("the proxy {address} gave no connection")]
-pub struct ProxyError {
-    address: String,
-    source: BoxedError,
-}
-
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The methods of the API.
@@ -171,15 +164,17 @@ pub struct Transport {
 #[derive(PartialEq)]
 pub(super) struct Wanted {
     tls: TlsSettings,
-    proxy: Option<Proxy>,
+    pub(super) proxy: Option<Proxy>,
+    user_agent: String,
     request_timeout: Duration,
 }
 
 impl Wanted {
-    pub(super) fn new(settings: &Settings) -> Result<Self, TransportError> {
+    pub(super) fn new(settings: &Settings, user_agent: &str) -> Result<Self, TransportError> {
         Ok(Self {
             tls: settings.tls.clone(),
             proxy: settings.proxy.clone()?,
+            user_agent: user_agent.to_owned(),
             request_timeout: settings.request_timeout,
         })
     }
@@ -205,20 +200,22 @@ impl Transport {
     }
 
     /// Sends a request to the configured server and reads its answer, whatever its status; redirects are followed
-    /// within the same host.
+    /// within the same host. All of that has `request_timeout`, together.
     pub fn send(&self, settings: &Settings, request: &Outgoing<'_>) -> Result<Answer, TransportError> {
+        let until = Instant::now() + settings.request_timeout;
         let server = settings.server.as_ref().map_err(Clone::clone)?;
-        let agent = self.agent(settings)?;
+        let agent = self.agent(settings, request.user_agent)?;
         let body = match (request.method, request.encoding) {
             (Method::Get, _) => Cow::Borrowed(&[][..]),
             (Method::Post, Encoding::Plain) => Cow::Borrowed(request.body.as_bytes()),
             (Method::Post, Encoding::Gzip) => Cow::Owned(gzip(request.body).map_err(TransportError::Connect)?),
         };
-        let mut url = request.url.expose().to_owned();
+        let mut exchange =
+            Exchange { agent: &agent, settings, request, url: request.url.expose().to_owned(), body: &body, until };
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.once(&agent, settings, request, &url, &body)?;
+            let response = self.once(&exchange)?;
             match response.status().as_u16() {
-                301 | 302 | 303 | 307 | 308 => url = redirect(server, &response)?,
+                301 | 302 | 303 | 307 | 308 => exchange.url = redirect(server, &response)?,
                 _ => return read(response),
             }
         }
@@ -226,16 +223,9 @@ impl Transport {
     }
 
     /// Sends once; a kept connection that turns out to be closed costs one more sending, on a new one.
-    fn once(
-        &self,
-        agent: &Agent,
-        settings: &Settings,
-        request: &Outgoing<'_>,
-        url: &str,
-        body: &[u8],
-    ) -> Result<Response<Body>, TransportError> {
+    fn once(&self, exchange: &Exchange<'_>) -> Result<Response<Body>, TransportError> {
         let opened = OPENED.get();
-        let error = match exchange(agent, settings, request, url, body, KeptConnections::Use) {
+        let error = match exchange.run(KeptConnections::Use) {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
@@ -246,12 +236,12 @@ impl Transport {
             return Err(error.into());
         }
         log::debug!("a kept connection was closed by the server ({error}): sending once more on a new one");
-        exchange(agent, settings, request, url, body, KeptConnections::Pass).map_err(TransportError::from)
+        exchange.run(KeptConnections::Pass).map_err(TransportError::from)
     }
 
-    fn agent(&self, settings: &Settings) -> Result<Agent, TransportError> {
+    fn agent(&self, settings: &Settings, user_agent: &str) -> Result<Agent, TransportError> {
         let client = settings.tls.client.clone()?;
-        let wanted = Wanted::new(settings)?;
+        let wanted = Wanted::new(settings, user_agent)?;
         let mut agent = self.lock();
         if self.shutdown.requested() && agent.is_none() {
             return Err(TransportError::Ending);
@@ -260,9 +250,9 @@ impl Transport {
             Some((made_with, agent)) if *made_with == wanted => Ok(agent.clone()),
             _ => {
                 let connector =
-                    ().chain(ProxyConnector::default())
+                    ().chain(ProxyConnector::new(wanted.proxy.clone(), user_agent))
                         .chain(TcpConnector::default())
-                        .chain(TlsConnector::new(&settings.tls, client).telling(Arc::clone(&self.expiries)))
+                        .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None))
                         .chain(CountOpened);
                 let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
                 *agent = Some((wanted, new.clone()));
@@ -280,14 +270,11 @@ pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportE
     let proxy = match &wanted.proxy {
         None => None,
         Some(proxy) => {
-            let mut builder = ureq::Proxy::builder(ureq::ProxyProtocol::Http)
+            // Connections are kept by proxy, and it resolves the server's name; the rest is our connector's.
+            let builder = ureq::Proxy::builder(ureq::ProxyProtocol::Http)
                 .host(&proxy.address.host)
                 .port(proxy.address.port.unwrap_or_default());
-            if let Some((user, password)) = &proxy.credentials {
-                builder = builder.username(user).password(password.expose());
-            }
-            let unusable = |error: ureq::Error| ProxyError { address: proxy.address.to_string(), source: error.into() };
-            Some(builder.build().map_err(unusable)?)
+            Some(builder.build().map_err(|error| ProxyError::new(proxy, error))?)
         }
     };
     let kept = if wanted.tls.session_reuse { KEPT_CONNECTIONS } else { 0 };
@@ -316,38 +303,49 @@ enum KeptConnections {
     Pass,
 }
 
-fn exchange(
-    agent: &Agent,
-    settings: &Settings,
-    request: &Outgoing<'_>,
-    url: &str,
-    body: &[u8],
-    kept: KeptConnections,
-) -> Result<Response<Body>, ureq::Error> {
-    let mut builder = Request::builder().uri(url);
-    if let Some(headers) = builder.headers_mut() {
-        add_headers(headers, request);
-    }
-    let idle_limit = match kept {
-        KeptConnections::Use => settings.tls.session_timeout,
-        KeptConnections::Pass => Duration::ZERO,
-    };
-    answered_early();
-    let response = match request.method {
-        Method::Get => {
-            let request = builder.method("GET").body(())?;
-            agent.run(agent.configure_request(request).max_idle_age(idle_limit).build())
+/// A request on its way to one URL.
+struct Exchange<'a> {
+    agent: &'a Agent,
+    settings: &'a Settings,
+    request: &'a Outgoing<'a>,
+    url: String,
+    body: &'a [u8],
+    /// When all must be over.
+    until: Instant,
+}
+
+impl Exchange<'_> {
+    fn run(&self, kept: KeptConnections) -> Result<Response<Body>, ureq::Error> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ureq::Error::Timeout(ureq::Timeout::Global));
         }
-        Method::Post => {
-            let request = builder.method("POST").body(body)?;
-            agent.run(agent.configure_request(request).max_idle_age(idle_limit).build())
+        let mut builder = Request::builder().uri(&self.url);
+        if let Some(headers) = builder.headers_mut() {
+            add_headers(headers, self.request);
         }
-    }?;
-    // A refusal is one; but nobody can have accepted what wasn't sent.
-    if answered_early() && response.status().is_success() {
-        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the server hung up while the request was sent").into());
+        let idle_limit = match kept {
+            KeptConnections::Use => self.settings.tls.session_timeout,
+            KeptConnections::Pass => Duration::ZERO,
+        };
+        answered_early();
+        let response = match self.request.method {
+            Method::Get => {
+                let request = self.agent.configure_request(builder.method("GET").body(())?);
+                self.agent.run(request.max_idle_age(idle_limit).timeout_global(Some(left)).build())
+            }
+            Method::Post => {
+                let request = self.agent.configure_request(builder.method("POST").body(self.body)?);
+                self.agent.run(request.max_idle_age(idle_limit).timeout_global(Some(left)).build())
+            }
+        }?;
+        // A refusal is one; but nobody can have accepted what wasn't sent.
+        if answered_early() && response.status().is_success() {
+            let reason = "the server hung up while the request was sent";
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, reason).into());
+        }
+        Ok(response)
     }
-    Ok(response)
 }
 
 fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>) {
@@ -447,35 +445,6 @@ impl TransportError {
             Ok(error) => Self::HostNotFound(*error),
             Err(error) => Self::Broken(error.to_string()),
         }
-    }
-}
-
-/// CONNECT, with the proxy's failures named as its own.
-#[derive(Debug, Default)]
-pub(super) struct ProxyConnector(Connecting);
-
-/// ureq's connector has no `Debug`.
-#[derive(Default)]
-struct Connecting(ConnectProxyConnector);
-
-impl fmt::Debug for Connecting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ConnectProxyConnector")
-    }
-}
-
-impl<In: ureq::unversioned::transport::Transport> Connector<In> for ProxyConnector {
-    type Out = <ConnectProxyConnector as Connector<In>>::Out;
-
-    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
-        self.0.0.connect(details, chained).map_err(|error| {
-            let address = details.config.proxy().map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
-            let source = match error {
-                ureq::Error::ConnectProxyFailed(reason) => reason.into(),
-                error => TransportError::from(error).into(),
-            };
-            ureq::Error::Other(ProxyError { address: address.unwrap_or_default(), source }.into())
-        })
     }
 }
 

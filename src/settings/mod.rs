@@ -115,7 +115,7 @@ pub struct TlsSettings {
     pub client: Result<Option<ClientIdentity>, SettingError>,
     /// `tls_session_reuse`: whether connections are kept open.
     pub session_reuse: bool,
-    /// `tls_session_timeout`: how long an idle connection is kept.
+    /// `tls_session_timeout`: how old a connection may become that is kept.
     pub session_timeout: Duration,
     /// `tls_accept_gzip`: whether answers may be compressed.
     pub accept_gzip: bool,

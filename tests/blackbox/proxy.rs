@@ -25,6 +25,8 @@ fn every_request_goes_through_the_proxy() {
     assert_eq!(connects.len(), rig.server.connections());
     for connect in connects {
         assert_eq!((connect.target, connect.authorization), (rig.server.hostname(), None));
+        // As every request's, and no library's.
+        assert_eq!(connect.user_agent.as_deref(), rig.server.requests()[0].header("user-agent"));
     }
 }
 
@@ -58,11 +60,11 @@ fn the_environment_s_proxies_do_not_count() {
 #[test]
 fn a_proxy_s_refusals_are_named_as_the_proxy_s() {
     for (behaviour, reason) in [
-        (Behaviour::Refuse(403), "403"),
-        (Behaviour::Refuse(407), "407"),
-        (Behaviour::Refuse(502), "502"),
-        (Behaviour::Close, "did not respond"),
-        (Behaviour::Garbage, "http"),
+        (Behaviour::Refuse(403), "it answered HTTP 403 (Refused)"),
+        (Behaviour::Refuse(407), "it answered HTTP 407 (Refused)"),
+        (Behaviour::Refuse(502), "it answered HTTP 502 (Refused)"),
+        (Behaviour::Close, "it closed the connection without an answer"),
+        (Behaviour::Garbage, "its answer is no HTTP"),
     ] {
         let proxy = Proxy::start(behaviour).unwrap();
         let rig = behind(&format!("127.0.0.1:{}", proxy.port())).start();
@@ -80,6 +82,17 @@ fn a_proxy_that_never_answers_is_given_up() {
     let rig = behind(&format!("127.0.0.1:{}", proxy.port())).own_flag("--request_timeout=2").start();
     let message = rig.gen_config().message;
     assert!(message.contains("timed out"), "{message}");
+}
+
+/// One that answered a byte now and then held a request 100 s at a limit of 10.
+#[test]
+fn a_proxy_that_answers_slowly_is_given_up_in_time() {
+    let proxy = Proxy::start(Behaviour::Trickle(Duration::from_millis(300))).unwrap();
+    let rig = behind(&format!("127.0.0.1:{}", proxy.port())).own_flag("--request_timeout=2").start();
+    let began = Instant::now();
+    let message = rig.gen_config().message;
+    assert!(message.contains("the proxy 127.0.0.1:") && message.contains("timed out"), "{message}");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use testkit::certs::Authority;
-use testkit::server::{Endpoint, TlsVersions};
+use testkit::certs::{Authority, default_authority};
+use testkit::server::{Answer, Endpoint, TlsVersions};
 
-use crate::rig::{Rig, Setup, line};
+use crate::rig::{LIMIT, Rig, Setup, line};
 
 /// What genConfig says where there is no connection.
 fn refusal(rig: &Rig) -> String {
@@ -82,6 +82,15 @@ fn a_connection_idle_for_too_long_is_not_used_again() {
 }
 
 #[test]
+fn a_connection_that_is_never_idle_is_not_used_for_ever() {
+    let rig = Setup::new().flag("tls_session_timeout", "1").start();
+    rig.osqueryd.wait("another connection", LIMIT, || {
+        rig.config();
+        (rig.server.connections() >= 3).then_some(())
+    });
+}
+
+#[test]
 fn a_connection_closed_while_idle_costs_nothing() {
     let rig = Setup::new().flag("config_tls_max_attempts", "1").start();
     for _ in 0..3 {
@@ -95,10 +104,9 @@ fn a_connection_closed_while_idle_costs_nothing() {
 }
 
 #[test]
-fn certificates_replaced_on_disk_are_used_at_the_next_connection() {
+fn certificates_replaced_on_disk_are_used_at_once() {
     let (first, second) = (Authority::new("first"), Authority::new("second"));
     let setup = Setup::new()
-        .flag("tls_session_reuse", "false")
         .flag("config_tls_max_attempts", "1")
         .server(|server| server.identity = second.issue_server(&["localhost"]));
     let bundle = setup.file("bundle.pem", &first.cert_pem());
@@ -110,6 +118,52 @@ fn certificates_replaced_on_disk_are_used_at_the_next_connection() {
     fs::write(&bundle, "damaged").unwrap();
     rig.config();
     rig.said("the certificates read before go on being used");
+}
+
+#[test]
+fn a_kept_connection_ends_when_its_trust_is_withdrawn() {
+    let setup = Setup::new().flag("config_tls_max_attempts", "1");
+    let bundle = setup.file("bundle.pem", &default_authority().cert_pem());
+    let rig = setup.flag("tls_server_certs", bundle.to_str().unwrap()).start();
+    rig.config();
+    let asked = rig.server.requests().len();
+    fs::write(&bundle, Authority::new("another").cert_pem()).unwrap();
+    let message = refusal(&rig);
+    assert!(message.contains("not issued by an authority in tls_server_certs"), "{message}");
+    assert_eq!(rig.server.requests().len(), asked, "it was asked over the old connection");
+    // Given back, it counts again.
+    fs::write(&bundle, default_authority().cert_pem()).unwrap();
+    rig.config();
+}
+
+#[test]
+fn a_kept_connection_ends_when_the_client_certificate_or_its_key_changes() {
+    let clients = Authority::new("clients");
+    let setup = Setup::new().server(|server| server.client_ca_pem = Some(clients.cert_pem()));
+    let (cert, key) = clients.issue_client("host").write(setup.path(), "client");
+    let flagged = setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap());
+    let rig = flagged.start();
+    rig.config();
+    rig.config();
+    assert_eq!(rig.server.connections(), 1);
+    clients.issue_client("host").write(rig.directory.path(), "client");
+    rig.config();
+    assert_eq!(rig.server.connections(), 2);
+    rig.config();
+    assert_eq!(rig.server.connections(), 2);
+}
+
+/// Eleven redirects took 44 s at a limit of 6.
+#[test]
+fn a_request_s_redirects_have_one_deadline_together() {
+    let rig = Setup::new().flag("config_tls_max_attempts", "1").own_flag("--request_timeout=3").start();
+    rig.config();
+    let redirect = Answer::empty(307).header("location", "/config").delayed(Duration::from_secs(2));
+    rig.server.script(Endpoint::Config, vec![redirect; 5]);
+    let began = Instant::now();
+    let message = refusal(&rig);
+    assert!(message.contains("timed out"), "{message}");
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// What the proxy does with each CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Behaviour {
     Refuse(u16),
     /// Never answers.
     Hang,
+    /// Answers a byte every so often, and never comes to an end.
+    Trickle(Duration),
     /// Hangs up.
     Close,
     /// Answers what is no HTTP.
@@ -30,6 +33,8 @@ pub struct Connect {
     pub target: String,
     /// The `Proxy-Authorization` header.
     pub authorization: Option<String>,
+    /// The `User-Agent` header.
+    pub user_agent: Option<String>,
 }
 
 /// A running proxy on 127.0.0.1. Dropping it ends it and its tunnels.
@@ -128,6 +133,13 @@ impl Shared {
             }
             // Until one side goes.
             Behaviour::Hang => client.read(&mut [0; 1]).map(drop),
+            Behaviour::Trickle(every) => {
+                let head = b"HTTP/1.1 200 Connection established\r\nX-Filler: ";
+                head.iter().chain(std::iter::repeat(&b'.')).try_for_each(|&byte| {
+                    thread::sleep(every);
+                    client.write_all(&[byte])
+                })
+            }
             Behaviour::Close => Ok(()),
             Behaviour::Garbage => client.write_all(b"SSH-2.0-OpenSSH_9.2\r\n"),
         }
@@ -140,7 +152,7 @@ impl Shared {
 
 /// Reads a request's head up to the blank line.
 fn read_head(reader: &mut impl BufRead) -> io::Result<Connect> {
-    let mut connect = Connect { target: String::new(), authorization: None };
+    let mut connect = Connect { target: String::new(), authorization: None, user_agent: None };
     for line in reader.lines() {
         let line = line?;
         if line.is_empty() {
@@ -149,10 +161,13 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Connect> {
         if let Some(rest) = line.strip_prefix("CONNECT ") {
             connect.target = rest.split(' ').next().unwrap_or_default().to_owned();
         }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("proxy-authorization")
-        {
-            connect.authorization = Some(value.trim().to_owned());
+        if let Some((name, value)) = line.split_once(':') {
+            let header = match name.to_ascii_lowercase().as_str() {
+                "proxy-authorization" => &mut connect.authorization,
+                "user-agent" => &mut connect.user_agent,
+                _ => continue,
+            };
+            *header = Some(value.trim().to_owned());
         }
     }
     Ok(connect)
