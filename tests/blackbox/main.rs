@@ -31,6 +31,7 @@ mod lifecycle;
 mod log;
 mod logger;
 mod neighbour;
+mod otherwise;
 mod proxy;
 mod rig;
 mod secrets;
