@@ -448,10 +448,11 @@ mod tests {
     /// A value that is not the default.
     fn another(flag: &AnyFlag) -> String {
         let candidates = flag.kind.range().map_or_else(
-            || ["error", "true", "/elsewhere"].map(str::to_owned).to_vec(),
+            || ["error", "true", "false", "/elsewhere"].map(str::to_owned).to_vec(),
             |range| vec![(range.start() + 2).to_string()],
         );
-        candidates.into_iter().find(|text| flag.kind.accepts(text)).unwrap()
+        let is_another = |text: &String| flag.kind.accepts(text) && flag.kind.default_text().as_ref() != Some(text);
+        candidates.into_iter().find(is_another).unwrap()
     }
 
     #[test]

@@ -84,7 +84,14 @@ pub(crate) struct Rejected {
 pub(crate) struct Bundler {
     /// The batch at hand.
     batch: Option<InBatch>,
+    /// Bytes of records that the last full request took; 0 when it is not known.
+    taken: usize,
+    /// The data of an earlier request, whose memory is used again.
+    data: String,
 }
+
+/// What is looked at beyond what the last request took.
+const MARGIN: usize = 64 << 10;
 
 /// A batch record some of whose lines were handed out.
 struct InBatch {
@@ -115,10 +122,17 @@ impl Bundler {
     /// # Errors
     /// The journal can't be read.
     pub(crate) fn next(&mut self, reader: &Reader<LineCounter>, room: &Room) -> Result<Option<Bundle>, JournalError> {
-        match reader.peek(room.bytes)? {
+        // Where the number of lines is what fills a request, most of what it may have of bytes would be read in vain.
+        let most = if self.taken > 0 { room.bytes.min(self.taken + self.taken / 4 + MARGIN) } else { room.bytes };
+        let mut waiting = reader.peek(most)?;
+        if matches!(waiting, Waiting::Large(_)) && most < room.bytes {
+            // Larger than those before it, and not for that reason too large.
+            waiting = reader.peek(room.bytes)?;
+        }
+        match waiting {
             Waiting::Nothing => Ok(None),
             Waiting::Records(chunk) => {
-                let mut filling = Filling::new(chunk.start(), room);
+                let mut filling = Filling::new(chunk.start(), room, std::mem::take(&mut self.data));
                 for record in chunk.records() {
                     let mut source = Cursor::new(record.bytes);
                     let filled = if batch::may_be_batch(record.bytes) {
@@ -132,19 +146,30 @@ impl Bundler {
                         break;
                     }
                 }
+                self.taken = if filling.bundle.is_full { filling.bundle.data.len() } else { 0 };
                 // What didn't fit into the look at the journal is more.
-                filling.bundle.is_full |= chunk.bytes().len() >= room.bytes - room.bytes / 4;
+                filling.bundle.is_full |= chunk.bytes().len() >= most - most / 4;
                 let bundle = filling.bundle;
-                reader.recycle(chunk);
+                // Not for what comes alone: nothing is kept while nothing is sent.
+                if bundle.is_full {
+                    reader.recycle(chunk);
+                }
                 Ok(Some(bundle))
             }
             Waiting::Large(record) => self.next_of_large(record, room).map(Some).map_err(JournalError::unreadable),
         }
     }
 
+    /// A request was sent: the next one's data goes to the same memory.
+    pub(crate) fn recycle(&mut self, bundle: Bundle) {
+        if bundle.is_full {
+            self.data = bundle.data;
+        }
+    }
+
     fn next_of_large(&mut self, mut record: LargeRecord, room: &Room) -> io::Result<Bundle> {
         let (start, end) = (record.start(), record.end());
-        let mut filling = Filling::new(start, room);
+        let mut filling = Filling::new(start, room, std::mem::take(&mut self.data));
         let beginning = read(&mut record, BEGINNING)?;
         if batch::may_be_batch(&beginning) && self.fill_from_batch(&mut filling, start, end, &mut record)?.is_some() {
             return Ok(filling.bundle);
@@ -214,8 +239,10 @@ struct Filling<'r> {
 }
 
 impl<'r> Filling<'r> {
-    fn new(start: Position, room: &'r Room) -> Self {
-        let (data, ends, rejected) = (String::new(), Vec::new(), Vec::new());
+    /// An empty one, in memory that may hold anything.
+    fn new(start: Position, room: &'r Room, mut data: String) -> Self {
+        data.clear();
+        let (ends, rejected) = (Vec::new(), Vec::new());
         let bundle = Bundle { data, ends, start, end: start, rejected, is_full: false };
         Self { room, bundle }
     }

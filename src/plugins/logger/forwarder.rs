@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::bundle::{Batches, Bundle, Bundler, Room};
 use super::window::Window;
 use super::{Decorations, StatusLine};
@@ -18,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::journal::{JournalError, Position, Reader, Waiting, Writer};
 use crate::line_count::LineCounter;
+use crate::logging::Streak;
 use crate::plugins::config::WholeQueries;
 use crate::plugins::isolation::{Step, Then};
 use crate::remote::api::{LOG_OVERHEAD, LogType, Payload};
@@ -25,6 +28,7 @@ use crate::remote::{Blame, Endpoint, Node, RemoteError};
 use crate::secret::redact;
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
+use crate::words::{Span, counted};
 
 /// At the end, what waits is still sent for so long.
 const LAST_FLUSH_LIMIT: Duration = Duration::from_millis(1300);
@@ -110,6 +114,7 @@ struct Sending {
     has_taken: bool,
     /// Until when refused lines rest, unless others come.
     rest_until: Option<Instant>,
+    failures: Streak,
     rests: Backoff,
 }
 
@@ -183,6 +188,7 @@ impl Forwarder {
         if std::mem::take(&mut sending.has_taken) && outcome.is_err() {
             // Another row of failures.
             backoff.succeeded();
+            sending.failures.succeeded();
         }
         match outcome {
             Ok(flushed) => {
@@ -192,9 +198,9 @@ impl Forwarder {
                         sending.rest_until = Some(Instant::now() + sending.rests.failed_in_a_fleet());
                     }
                 }
-                let failures = backoff.succeeded();
-                if failures > 0 {
-                    log::info!("{name} lines are delivered again, after {failures} failures");
+                backoff.succeeded();
+                if let Some(failures) = sending.failures.succeeded() {
+                    log::info!("{name} lines are delivered again, {failures}");
                 }
                 logger.period
             }
@@ -207,12 +213,10 @@ impl Forwarder {
             Err(error) => {
                 let wait = backoff.failed_in_a_fleet().max(retry_after(&error).unwrap_or_default());
                 self.node.back_off(Endpoint::Logger, wait);
-                if backoff.failures() == 1 {
-                    log::warn!("{name} lines can't be delivered and are kept: {}", chain(&error));
-                } else {
-                    let error = chain(&error);
-                    log::debug!("{name} lines still can't be delivered: {error}; next attempt after {wait:?}");
-                }
+                let failed = sending.failures.failed(Level::Warn);
+                let (waiting, pause) = (counted(self.journal.waiting_lines(), "line"), Span(wait));
+                let (error, then) = (chain(&error), format!("{waiting} waiting, next attempt after {pause}"));
+                log::log!(failed.level, "{name} lines can't be delivered and are kept: {error}{failed}; {then}");
                 wait
             }
         }
@@ -287,6 +291,7 @@ impl Forwarder {
             self.journal.set_aside(&rejected.line, rejected.lines, &rejected.reason);
         }
         self.journal.acknowledge(bundle.end);
+        sending.bundler.recycle(bundle);
         Ok(())
     }
 
@@ -374,6 +379,7 @@ impl Sending {
             window: None,
             has_taken: false,
             rest_until: None,
+            failures: Streak::default(),
             rests: Backoff::new(period, REST_MAX),
         }
     }
