@@ -32,6 +32,7 @@ pub mod logging;
 pub mod members;
 pub mod platform;
 pub mod secret;
+pub mod shown;
 pub mod shutdown;
 pub mod spares;
 pub mod words;

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Pid, test_kill_process};
 
-pub use self::system::{NameWatch, go_first, is_stopped, peer_of};
+pub use self::system::{NameWatch, go_first, is_stopped, peer_of, resident_bytes};
 
 /// Another process on this host, which may end at any time.
 #[derive(Debug)]
@@ -136,6 +136,14 @@ mod system {
         pid.and_then(stat).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
     }
 
+    /// The bytes that a process has in memory.
+    #[must_use]
+    pub fn resident_bytes(id: u32) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
+    }
+
     /// The process that listens on the other side of a connection.
     #[must_use]
     pub fn peer_of(stream: &UnixStream) -> Option<Pid> {
@@ -205,8 +213,18 @@ mod system {
     pub fn go_first() {}
 
     fn state(id: u32) -> Option<char> {
-        let output = Command::new("/bin/ps").args(["-o", "state=", "-p", &id.to_string()]).output().ok()?;
-        String::from_utf8_lossy(&output.stdout).trim().chars().next()
+        ps("state=", id)?.chars().next()
+    }
+
+    fn ps(what: &str, id: u32) -> Option<String> {
+        let output = Command::new("/bin/ps").args(["-o", what, "-p", &id.to_string()]).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The bytes that a process has in memory.
+    #[must_use]
+    pub fn resident_bytes(id: u32) -> Option<u64> {
+        ps("rss=", id)?.parse::<u64>().ok().map(|kib| kib << 10)
     }
 
     /// Whether a process is stopped (SIGSTOP, a debugger): it is there and doesn't run.
@@ -262,6 +280,7 @@ mod tests {
         let process = Process::of_peer(&UnixStream::connect(&path).unwrap()).unwrap();
         assert_eq!(process.id(), std::process::id());
         assert!(process.is_alive() && !is_stopped(process.id()));
+        assert!(resident_bytes(process.id()).unwrap() > 1 << 20);
     }
 
     #[test]

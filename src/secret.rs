@@ -17,7 +17,7 @@ pub const MASK: &str = "<hidden>";
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Secrets shorter than this are not searched for: masking them would mask half of every text.
-const SHORTEST_MASKED: usize = 3;
+pub const SHORTEST_MASKED: usize = 3;
 
 /// Node keys change with each enrollment; of the forms known, so many are kept.
 const FORMS_KEPT: usize = 128;

@@ -12,7 +12,7 @@ use thrift::server::TProcessor;
 use super::osquery::{ExtensionResponse, ExtensionStatus, ExtensionSyncHandler, ExtensionSyncProcessor};
 use super::protocol::LossyInput;
 use super::registry::{Registry, RegistryName, Reply, StringMap};
-use crate::secret::redact;
+use crate::shown::{MESSAGE, shown};
 
 const INTERNAL_ERROR: &str = "internal error of the extension";
 
@@ -93,7 +93,7 @@ impl ExtensionSyncHandler for Handler {
             // A line is lost by this one panic; a failure would end osqueryd.
             if registry == RegistryName::Logger.as_str() { Reply::ok() } else { Reply::failed(INTERNAL_ERROR) }
         });
-        let status = ExtensionStatus::new(reply.code, redact(&reply.message).into_owned(), self.uuid());
+        let status = ExtensionStatus::new(reply.code, shown(&reply.message, MESSAGE), self.uuid());
         Ok(ExtensionResponse::new(status, reply.rows))
     }
 

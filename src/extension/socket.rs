@@ -4,15 +4,16 @@
 //! link: so the shown name can be changed with a registration and, above all, put back. An osqueryd that ends sweeps
 //! `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
 use parking_lot::Mutex;
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 use crate::platform::{NameWatch, Process, go_first};
 
@@ -45,9 +46,7 @@ impl Socket {
         remove_abandoned(directory);
         let private = directory.join(format!("{PRIVATE}{}", std::process::id()));
         remove_if_there(&private)?;
-        let listener = UnixListener::bind(&private)?;
-        fs::set_permissions(&private, Permissions::from_mode(0o600))?;
-        Ok(Self::adopt(manager, private, listener))
+        Ok(Self::adopt(manager, private.clone(), bind_private(&private)?))
     }
 
     /// A socket that another process has bound as `private` and handed over.
@@ -169,6 +168,18 @@ pub fn shown_path(manager: &Path, uuid: i64) -> PathBuf {
     with_suffix(manager, &format!(".{uuid}"))
 }
 
+/// Listens under a name that has mode 0600 from the beginning: to change the mode of a name later is to change whatever has
+/// that name by then.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    // The mask is the whole process's: what other threads make meanwhile is the more private.
+    static MASK: Mutex<()> = Mutex::new(());
+    let _guard = MASK.lock();
+    let before = umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    listener
+}
+
 /// Private names whose process was killed, and that nothing listens to.
 fn remove_abandoned(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -197,6 +208,8 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
+
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

@@ -15,7 +15,7 @@ use crate::extension::server::{Connection, Converse};
 use crate::extension::wire::{self, Conversation, Message, Method, Sink};
 use crate::journal::{Incoming, OneLine, Writer};
 use crate::line_count::LineCounter;
-use crate::secret::redact;
+use crate::shown::{MESSAGE, shown};
 
 /// How long a call waits for a worker when none is there.
 const WORKER_WAIT: Duration = Duration::from_secs(10);
@@ -153,7 +153,7 @@ impl Intake {
             Err(unanswered) => unanswered,
         };
         if !is_logger {
-            return wire::call_reply(sequence, 1, &redact(&format!("remote_tls: {unanswered}")), uuid);
+            return wire::call_reply(sequence, 1, &shown(&format!("remote_tls: {unanswered}"), MESSAGE), uuid);
         }
         if let Some(log) = value(b"log").filter(|log| !log.is_empty()) {
             self.pending.append(log);

@@ -368,7 +368,7 @@ impl Front {
         self.last_check = Instant::now();
         self.next_check = self.last_check + self.cli.interval;
         self.server.end_silent();
-        self.workers.check();
+        self.workers.check(self.settings.worker_max_memory);
         if self.workers.has_new_binary {
             self.resume_at.get_or_insert(Instant::now());
         }

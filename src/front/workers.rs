@@ -17,10 +17,14 @@ use super::succession::Estate;
 use super::worker_process::{Deaths, HUNG_LIMIT, News, Program, WorkerProcess};
 use crate::cli::Cli;
 use crate::control::{Attached, Listener, Order, Ready, Start};
+use crate::platform::resident_bytes;
 use crate::settings::Options;
 
 /// A new worker beside an old one must take calls within this, or the old one stays.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two workers that are replaced for their memory. What one has to have in memory, the next one may, too.
+const MEMORY_PAUSE: Duration = Duration::from_secs(60);
 
 /// The workers of a front.
 pub(super) struct Workers {
@@ -48,6 +52,8 @@ pub(super) struct Workers {
     candidate: Option<Candidate>,
     /// Workers that finish their calls while another one serves already.
     retiring: Vec<WorkerProcess>,
+    /// When one was last replaced for its memory.
+    too_large: Option<Instant>,
 }
 
 /// A worker that is to take over from the present one.
@@ -102,6 +108,7 @@ impl Workers {
             due: None,
             candidate: None,
             retiring: Vec::new(),
+            too_large: None,
         })
     }
 
@@ -277,8 +284,9 @@ impl Workers {
         }
     }
 
-    /// Looks whether the worker hangs, and whether another binary is there. To be called every few seconds.
-    pub(super) fn check(&mut self) {
+    /// Looks whether the worker hangs or has more than `max_memory` bytes in memory, and whether another binary is there. To
+    /// be called every few seconds.
+    pub(super) fn check(&mut self, max_memory: u64) {
         let has_calls = self.relay.in_flight() > 0;
         if self.present.as_mut().is_some_and(|worker| worker.is_hung(has_calls)) {
             log::error!("the worker has not answered for {} s: killing it", HUNG_LIMIT.as_secs());
@@ -286,6 +294,17 @@ impl Workers {
         }
         if self.program.is_replaced() {
             self.bring_in("another binary is there", true);
+        }
+        self.check_memory(max_memory);
+    }
+
+    fn check_memory(&mut self, most: u64) {
+        let is_due = self.too_large.is_none_or(|at| at.elapsed() >= MEMORY_PAUSE);
+        let Some(worker) = self.present.as_ref().filter(|_| is_due) else { return };
+        if let Some(bytes) = resident_bytes(worker.id()).filter(|bytes| *bytes > most) {
+            log::warn!("the worker has {} MiB in memory, more than worker_max_memory allows", bytes >> 20);
+            self.too_large = Some(Instant::now());
+            self.bring_in("the worker is too large", false);
         }
     }
 

@@ -11,7 +11,6 @@ mod file;
 mod streak;
 mod syslog;
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,12 +22,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use self::file::LogFile;
 pub use self::streak::Streak;
 use self::syslog::Syslog;
-use crate::secret::redact;
+use crate::shown::shown;
 use crate::words::counted;
 
 /// The target of `tls_dump`'s lines, which go to stderr and nowhere else: they hold what hosts and servers tell each
 /// other.
 pub const DUMP: &str = "osquery_remote_tls::tls_dump";
+
+/// Characters of a line that are written, and of a dumped body.
+const LONGEST_LINE: usize = 8 << 10;
+/// See [`LONGEST_LINE`].
+pub const DUMPED: usize = 64 << 10;
 
 /// Everything that the log goes to.
 struct Output {
@@ -137,7 +141,8 @@ impl Log for Output {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = one_line(&redact(&record.args().to_string()));
+        let most = if record.target() == DUMP { DUMPED } else { LONGEST_LINE };
+        let text = shown(&record.args().to_string(), most);
         let line = format!(
             "{}{} remote_tls[{}] {}:{}] {text}\n",
             letter(record.level()),
@@ -207,21 +212,6 @@ impl News {
     }
 }
 
-/// A line is one line, whatever a server's words hold: what could end it, or confuse a terminal, is escaped.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\t' => line.push(character),
-            _ if character.is_control() => {
-                let _ = write!(line, "{}", character.escape_default());
-            }
-            _ => line.push(character),
-        }
-    }
-    line
-}
-
 fn letter(level: Level) -> char {
     match level {
         Level::Error => 'E',
@@ -248,11 +238,6 @@ mod tests {
         assert_eq!(calendar(&at), "1123 04:12:02.000042");
         let east = FixedOffset::east_opt(5 * 3600 + 1800).unwrap();
         assert_eq!(calendar(&at.with_timezone(&east)), "1123 09:42:02.000042");
-    }
-
-    #[test]
-    fn a_line_stays_one_line() {
-        assert_eq!(one_line("a\nE1123 forged\r\u{1b}[2Jß\t\u{85}"), "a\\nE1123 forged\\r\\u{1b}[2Jß\t\\u{85}");
     }
 
     #[test]

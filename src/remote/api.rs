@@ -1,14 +1,19 @@
 //! Bodies and answers of the remote API. Pure: bytes in, bytes or a judgement out.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::configuration;
 use super::endpoint::Endpoint;
-use crate::secret::{Secret, redact};
+use super::node_key;
+use crate::members;
+use crate::secret::Secret;
+use crate::shown::beginning;
 
 /// The two kinds of log requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +99,9 @@ pub enum AnswerError {
     /// An enrollment without a key.
     #[error("the answer has no node key")]
     NoNodeKey,
+    /// An enrollment with a key that can't be one.
+    #[error("the answer has a node key that can't be used: {0}")]
+    UnusableNodeKey(&'static str),
     /// A 2xx whose body can't be a configuration.
     #[error("the answer is not a configuration: {0}")]
     NotAConfiguration(String),
@@ -125,39 +133,47 @@ fn reason(message: &Option<String>) -> String {
     message.as_ref().map(|message| format!(": {message}")).unwrap_or_default()
 }
 
-/// The members that every answer may have. `"status": "error"` is how one server (sgt) says it.
+/// The members that every answer may have, as they are written: a tree of them would take fifty times their size.
+/// `"status": "error"` is how one server (sgt) says it.
 #[derive(Default, Deserialize)]
-struct Verdict {
-    node_invalid: Option<Value>,
-    error: Option<Value>,
-    status: Option<Value>,
-    message: Option<Value>,
+struct Verdict<'a> {
+    #[serde(borrow)]
+    node_invalid: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
 }
 
-impl Verdict {
+impl Verdict<'_> {
     fn node_invalid(&self) -> bool {
-        match &self.node_invalid {
-            Some(Value::Bool(flag)) => *flag,
-            Some(Value::String(text)) => text == "true",
-            Some(Value::Number(number)) => number.as_u64() == Some(1),
-            _ => false,
-        }
+        self.node_invalid.is_some_and(|value| matches!(value.get(), "true" | "1") || members::is(value.get(), "true"))
     }
 
     fn error(&self) -> Option<String> {
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        match (&self.error, &self.status) {
-            (Some(Value::Null) | None, Some(Value::String(status))) if status == "error" => {
-                Some(self.message.as_ref().map_or_else(|| "status is error".to_owned(), text))
+        match (self.error, self.status) {
+            (Some(error), _) => Some(message(error)),
+            (None, Some(status)) if members::is(status.get(), "error") => {
+                Some(self.message.map_or_else(|| "status is error".to_owned(), message))
             }
-            (Some(Value::Null) | None, _) => None,
-            (Some(error), _) => Some(text(error)),
+            (None, _) => None,
         }
     }
+}
+
+/// What a server says, cut: a string's text, or the JSON of anything else.
+fn message(value: &RawValue) -> String {
+    let text = members::string(value.get(), usize::MAX);
+    beginning(text.as_deref().unwrap_or(value.get()), LONGEST_MESSAGE).into_owned()
 }
 
 /// No server's answer is nested deeper; osqueryd's own reader, which gets some answers, is recursive.
 const DEEPEST_ANSWER: usize = 100;
+
+/// An answer that is no UTF-8 is repaired, which can triple it, up to so many bytes.
+const LARGEST_REPAIRED: usize = 4 << 20;
 
 /// So many characters of a server's own words are passed on.
 const LONGEST_MESSAGE: usize = 300;
@@ -175,7 +191,7 @@ pub fn judge(
     body: &[u8],
 ) -> Result<String, AnswerError> {
     let success = (200..300).contains(&status);
-    let text = String::from_utf8_lossy(body);
+    let text = text_of(body);
     let text = text.trim();
     let depth = depth(text);
     if depth > DEEPEST_ANSWER {
@@ -191,20 +207,24 @@ pub fn judge(
         _ => verdict,
     });
     match verdict {
-        Ok(verdict) if verdict.node_invalid() => {
-            let message = verdict.error().map(|message| beginning(&message, LONGEST_MESSAGE));
-            Err(AnswerError::NodeInvalid { status, message })
-        }
+        Ok(verdict) if verdict.node_invalid() => Err(AnswerError::NodeInvalid { status, message: verdict.error() }),
         Ok(verdict) => match verdict.error() {
-            Some(message) => {
-                Err(AnswerError::Error { status, message: beginning(&message, LONGEST_MESSAGE), retry_after })
-            }
+            Some(message) => Err(AnswerError::Error { status, message, retry_after }),
             None if !success => Err(AnswerError::Status { status, retry_after }),
             None if text.is_empty() => Ok("{}".to_owned()),
             None => Ok(text.to_owned()),
         },
         Err(()) if !success => Err(AnswerError::Status { status, retry_after }),
-        Err(()) => Err(AnswerError::NotAnObject { beginning: beginning(text, 40) }),
+        Err(()) => Err(AnswerError::NotAnObject { beginning: beginning(text, 40).into_owned() }),
+    }
+}
+
+/// An answer's text. Of a large one that is none, the beginning, which is no JSON.
+fn text_of(body: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(body) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) if body.len() <= LARGEST_REPAIRED => String::from_utf8_lossy(body),
+        Err(_) => String::from_utf8_lossy(body.get(..LARGEST_REPAIRED).unwrap_or_default()),
     }
 }
 
@@ -237,21 +257,27 @@ pub fn judge_enrollment(
     certificate: ClientCertificate,
 ) -> Result<Enrolled, AnswerError> {
     #[derive(Default, Deserialize)]
-    struct Answer {
-        node_key: Option<Value>,
-        id: Option<Value>,
+    struct Answer<'a> {
+        #[serde(borrow)]
+        node_key: Option<&'a RawValue>,
+        #[serde(borrow)]
+        id: Option<&'a RawValue>,
     }
-    let answer: Answer = serde_json::from_slice(body).unwrap_or_default();
-    let key = answer.node_key.as_ref().or(answer.id.as_ref()).and_then(Value::as_str).unwrap_or_default();
+    let answer: Answer<'_> = serde_json::from_slice(body).unwrap_or_default();
+    let key = answer.node_key.or(answer.id).map(RawValue::get).unwrap_or_default();
+    let is_string = key.starts_with('"');
+    let key = members::string(key, usize::MAX).unwrap_or_default();
     let success = (200..300).contains(&status);
     if success && !key.trim().is_empty() {
+        // Before it becomes a secret, which is masked everywhere.
+        node_key::check(&key).map_err(AnswerError::UnusableNodeKey)?;
         return Ok(Enrolled::Key(Secret::new(key)));
     }
     judge(Endpoint::Enroll, status, retry_after, body)?;
-    match answer.node_key {
-        Some(Value::String(_)) if certificate == ClientCertificate::Configured => Ok(Enrolled::Blank),
-        _ => Err(AnswerError::NoNodeKey),
+    if answer.node_key.is_some() && is_string && certificate == ClientCertificate::Configured {
+        return Ok(Enrolled::Blank);
     }
+    Err(AnswerError::NoNodeKey)
 }
 
 /// The most that osqueryd takes as a configuration.
@@ -293,7 +319,7 @@ pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> R
     };
     match configuration::judge(&document, limits) {
         Err(refused) => wrong(&refused.to_string()),
-        Ok(outline) if outline.names.iter().all(|name| name == "node_invalid") => wrong("an empty object"),
+        Ok(outline) if !outline.has_members => wrong("an empty object"),
         Ok(_) => Ok(document),
     }
 }
@@ -359,7 +385,7 @@ pub fn is_object(text: &str) -> bool {
 /// Whether a text is a JSON value, as a log line must be to have a place in a request.
 #[must_use]
 pub fn is_json(text: &str) -> bool {
-    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
 /// The body of an enrollment.
@@ -378,15 +404,6 @@ pub fn enroll_body(
         "host_details": host_details,
     })
     .to_string()
-}
-
-/// The beginning of a text, for a message. Masked before it is cut: the first half of a key would show.
-fn beginning(text: &str, most: usize) -> String {
-    let text = &*redact(text);
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

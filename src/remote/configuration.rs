@@ -39,8 +39,8 @@ pub enum Refused {
 /// What is in a text that osqueryd takes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outline {
-    /// The names of the object's members as they are written, without quotes.
-    pub names: Vec<String>,
+    /// Whether it has any member but `node_invalid`.
+    pub has_members: bool,
 }
 
 /// Whether osqueryd takes this text.
@@ -53,7 +53,7 @@ pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
         return Err(Refused::TooLarge { bytes: stripped.len(), most: limits.bytes });
     }
     let text = stripped.split('\0').next().unwrap_or_default();
-    let mut parser = Parser { text: text.as_bytes(), at: 0, levels: 0, names: Vec::new() };
+    let mut parser = Parser { text: text.as_bytes(), at: 0, levels: 0, has_members: false };
     parser.document().map_err(|NotJson| Refused::NotJson { at: parser.at })?;
     if !text.trim_start_matches(BLANKS).starts_with('{') {
         return Err(Refused::NotAnObject);
@@ -61,7 +61,7 @@ pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
     if parser.levels > limits.depth {
         return Err(Refused::TooDeep { levels: parser.levels, most: limits.depth });
     }
-    Ok(Outline { names: parser.names })
+    Ok(Outline { has_members: parser.has_members })
 }
 
 /// A text as osqueryd parses it: `stripConfigComments`.
@@ -87,8 +87,8 @@ struct Parser<'a> {
     at: usize,
     /// How deep the deepest value stands.
     levels: usize,
-    /// Names of the outermost object's members.
-    names: Vec<String>,
+    /// Whether the outermost object has any member but `node_invalid`.
+    has_members: bool,
 }
 
 struct NotJson;
@@ -163,7 +163,7 @@ impl Parser<'_> {
         self.string()?;
         if depth == 1 {
             let name = self.text.get(start..self.at - 1).unwrap_or_default();
-            self.names.push(String::from_utf8_lossy(name).into_owned());
+            self.has_members |= name != b"node_invalid";
         }
         self.blanks();
         self.expects(b':')
@@ -374,7 +374,8 @@ mod tests {
     #[test]
     fn says_what_is_wrong_and_what_is_there() {
         let judged = |text: &str| judge(text, ConfigLimits { bytes: 20, depth: 2 });
-        assert_eq!(judged("{\"a\":1,\n#x\n\"b\":{}}").unwrap().names, ["a", "b"]);
+        assert_eq!(judged("{\"a\":1,\n#x\n\"b\":{}}"), Ok(Outline { has_members: true }));
+        assert_eq!(judged("{\"node_invalid\":{}}"), Ok(Outline { has_members: false }));
         assert_eq!(judged("{\"a\":{\"b\":1}}"), Err(Refused::TooDeep { levels: 3, most: 2 }));
         assert_eq!(judged("[]"), Err(Refused::NotAnObject));
         assert_eq!(judged("{\"a\"}"), Err(Refused::NotJson { at: 4 }));

@@ -40,6 +40,16 @@ impl Endpoint {
         Err(SettingError { flag: flag.to_owned(), value: path.clone(), allowed: allowed.into() })
     }
 
+    /// The largest answer that is read, in bytes after decompression. osqueryd takes configurations of 4 MiB, which
+    /// `tls_node_api` wraps into a string; other answers say little.
+    #[must_use]
+    pub fn largest_answer(self) -> u64 {
+        match self {
+            Self::Config | Self::DistributedRead => 16 << 20,
+            Self::Enroll | Self::Logger | Self::DistributedWrite => 1 << 20,
+        }
+    }
+
     /// How many attempts a request to it has in a row, where somebody waits for its success.
     #[must_use]
     pub fn attempts(self, settings: &Settings) -> u32 {

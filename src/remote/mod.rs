@@ -14,6 +14,7 @@ mod endpoint;
 mod enroll;
 mod host;
 mod node;
+mod node_key;
 mod pem;
 mod probe;
 mod proxy;

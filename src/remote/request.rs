@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::api::{self, AnswerError, KeyPlace, Payload};
@@ -17,7 +18,8 @@ use super::tls::traffic;
 use super::transport::{Answer, Encoding, Method, Outgoing, Transport, TransportError};
 use super::url::Url;
 use crate::chain::chain;
-use crate::logging::DUMP;
+use crate::logging::{DUMP, DUMPED};
+use crate::members;
 use crate::secret::{MASK, Secret};
 use crate::settings::{SecretSource, SettingError, Settings};
 use crate::shutdown::Shutdown;
@@ -106,7 +108,7 @@ impl RequestError {
             Self::Setting(_) | Self::Secret(_) => Blame::Nothing,
             Self::Transport { source, .. } => match source {
                 TransportError::Timeout(step) if !step.is_connecting() => Blame::Size,
-                TransportError::Broken(_) | TransportError::TooLarge | TransportError::Redirect(_) => Blame::Content,
+                TransportError::Broken(_) | TransportError::TooLarge(_) | TransportError::Redirect(_) => Blame::Content,
                 _ => Blame::Nothing,
             },
             Self::Answer { source: AnswerError::NodeInvalid { .. }, .. } => Blame::Nothing,
@@ -205,8 +207,9 @@ impl Request {
     /// As the transport sends it.
     #[must_use]
     pub fn outgoing<'a>(&'a self, encoding: Encoding, user_agent: &'a str) -> Outgoing<'a> {
-        let Self { method, url, body, node_key, .. } = self;
-        Outgoing { method: *method, url, body, encoding, user_agent, node_key: node_key.as_ref() }
+        let Self { endpoint, method, url, body, node_key } = self;
+        let (node_key, largest_answer) = (node_key.as_ref(), endpoint.largest_answer());
+        Outgoing { method: *method, url, body, encoding, user_agent, node_key, largest_answer }
     }
 }
 
@@ -318,9 +321,9 @@ pub fn enroll_secret(source: &SecretSource) -> Result<Secret, SecretError> {
     Ok(Secret::new(text.trim()))
 }
 
-/// `tls_dump` with `verbose`: the body, before compression and after decompression, goes to stderr, masked like
-/// everything there. Keys and secrets are masked by their members' names too, however the server escapes them; in what
-/// is no JSON, everything from such a name on.
+/// `tls_dump` with `verbose`: the beginning of the body, before compression and after decompression, goes to stderr, masked
+/// like everything there. Keys and secrets are masked by their members' names too, however the server escapes them; in
+/// what is no JSON, everything from such a name on.
 fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
     if !(settings.api.dump && settings.verbose) {
         return;
@@ -329,12 +332,11 @@ fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
     log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {shown}");
 }
 
-/// A body with the values of these members masked. Deeper in an answer `id` is many another thing, a node key and a
-/// secret are themselves.
+/// The beginning of a body with the values of these members masked. Deeper in an answer `id` is many another thing, a node
+/// key and a secret are themselves.
 fn dumped(body: &str, names: &[&str]) -> String {
-    if let Ok(mut json) = serde_json::from_str::<Value>(body) {
-        mask_members(&mut json, names);
-        return json.to_string();
+    if serde_json::from_str::<IgnoredAny>(body).is_ok() {
+        return masked_members(body, names);
     }
     let first = names.iter().filter_map(|name| body.find(&format!("\"{name}\"")));
     match first.min().and_then(|at| body.get(..at)) {
@@ -343,19 +345,46 @@ fn dumped(body: &str, names: &[&str]) -> String {
     }
 }
 
-fn mask_members(json: &mut Value, names: &[&str]) {
-    match json {
-        Value::Object(members) => {
-            for (name, value) in members {
-                match value {
-                    Value::String(_) if names.contains(&name.as_str()) => *value = MASK.into(),
-                    _ => mask_members(value, &names.iter().copied().filter(|&name| name != "id").collect::<Vec<_>>()),
-                }
-            }
+/// Reads JSON, which this is, in one go and no further than is shown.
+fn masked_members(json: &str, names: &[&str]) -> String {
+    let (mut shown, mut rest, mut depth) = (String::new(), json, 0usize);
+    // Of the last member's name: whether its value is to be masked.
+    let mut is_key = false;
+    while let Some(first) = rest.chars().next().filter(|_| shown.len() <= 4 * DUMPED) {
+        let length = if first == '"' { string_length(rest) } else { first.len_utf8() };
+        let (piece, behind) = rest.split_at_checked(length).unwrap_or((rest, ""));
+        let is_name = first == '"' && behind.trim_start().starts_with(':');
+        match first {
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth = depth.saturating_sub(1),
+            _ => {}
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| mask_members(item, names)),
-        _ => {}
+        match first {
+            '"' if is_name => {
+                is_key = names.iter().any(|name| (*name != "id" || depth == 1) && members::is(piece, name));
+                shown.push_str(piece);
+            }
+            '"' if is_key => shown.push_str(&Value::from(MASK).to_string()),
+            _ => shown.push_str(piece),
+        }
+        is_key &= is_name || matches!(first, ':' | ' ' | '\t' | '\r' | '\n');
+        rest = behind;
     }
+    shown
+}
+
+/// The length of the string, quotes included, that this text begins with.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
 }
 
 #[cfg(test)]
@@ -370,5 +399,11 @@ mod tests {
         assert_eq!(shown(r#"{"node_key":7,"node_invalid":true}"#), r#"{"node_key":7,"node_invalid":true}"#);
         assert_eq!(shown(r#"{"a":1,"enroll_secret":"s","node_key":"k""#), r#"{"a":1,<hidden>"#);
         assert_eq!(shown("<p>gone</p>"), "<p>gone</p>");
+        assert_eq!(
+            shown(r#"{"\u006eode_key" : "k\"","a":"node_key"}"#),
+            r#"{"\u006eode_key" : "<hidden>","a":"node_key"}"#
+        );
+        let long = shown(&format!(r#"{{"a":[{}"x"]}}"#, "1,".repeat(1 << 20)));
+        assert!(long.len() < 1 << 19, "{}", long.len());
     }
 }

@@ -4,14 +4,15 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::Compression;
+use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use ureq::http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, USER_AGENT,
 };
 use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
@@ -23,11 +24,8 @@ use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
 use super::url::{Url, same_host_redirect};
 use crate::secret::Secret;
 use crate::settings::{Proxy, Server, SettingError, Settings, TlsSettings};
+use crate::shown::beginning;
 use crate::shutdown::Shutdown;
-
-/// The largest answer that is read, in bytes after decompression. osqueryd takes configurations of 4 MiB, which
-/// `tls_node_api` wraps into a string.
-const MAX_ANSWER: u64 = 16 << 20;
 
 /// Redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 10;
@@ -70,8 +68,11 @@ pub enum TransportError {
     #[error("redirected {0}: not followed")]
     Redirect(&'static str),
     /// The answer is too large to be one.
-    #[error("the answer is larger than {MAX_ANSWER} bytes")]
-    TooLarge,
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(u64),
+    /// The answer's body is compressed although that was not asked for, or in another way.
+    #[error("the answer is encoded in a way that was not asked for: {0:?}")]
+    Encoded(String),
     /// The process is ending.
     #[error("ending")]
     Ending,
@@ -137,6 +138,8 @@ pub struct Outgoing<'a> {
     pub user_agent: &'a str,
     /// For the `Authorization` header.
     pub node_key: Option<&'a Secret>,
+    /// The largest answer that is read, in bytes after decompression.
+    pub largest_answer: u64,
 }
 
 /// An answer, read to its end.
@@ -216,7 +219,7 @@ impl Transport {
             let response = self.once(&exchange)?;
             match response.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 => exchange.url = redirect(server, &response)?,
-                _ => return read(response),
+                _ => return read(response, settings.tls.accept_gzip, request.largest_answer),
             }
         }
         Err(TransportError::Redirect("more than 10 times"))
@@ -285,7 +288,7 @@ pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportE
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
-        .accept_encoding(if wanted.tls.accept_gzip { "gzip" } else { "" })
+        .accept_encoding("")
         .max_idle_connections(kept)
         .max_idle_connections_per_host(kept)
         .max_idle_age(wanted.tls.session_timeout)
@@ -322,7 +325,7 @@ impl Exchange<'_> {
         }
         let mut builder = Request::builder().uri(&self.url);
         if let Some(headers) = builder.headers_mut() {
-            add_headers(headers, self.request);
+            add_headers(headers, self.request, self.settings.tls.accept_gzip);
         }
         let idle_limit = match kept {
             KeptConnections::Use => self.settings.tls.session_timeout,
@@ -348,10 +351,13 @@ impl Exchange<'_> {
     }
 }
 
-fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>) {
+fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>, accept_gzip: bool) {
     let json = HeaderValue::from_static("application/json");
     headers.insert(CONTENT_TYPE, json.clone());
     headers.insert(ACCEPT, json);
+    if accept_gzip {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     if let Ok(agent) = HeaderValue::from_str(request.user_agent) {
         headers.insert(USER_AGENT, agent);
     }
@@ -372,12 +378,38 @@ fn redirect(server: &Server, response: &Response<Body>) -> Result<String, Transp
     same_host_redirect(server, location).ok_or(TransportError::Redirect("to another host, or away from https"))
 }
 
-fn read(mut response: Response<Body>) -> Result<Answer, TransportError> {
+fn read(mut response: Response<Body>, accept_gzip: bool, largest: u64) -> Result<Answer, TransportError> {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
     let date = response.headers().get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
-    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec()?;
+    let encoding = content_encoding(response.headers(), accept_gzip)?;
+    let mut wire = BufReader::new(response.body_mut().as_reader());
+    let broken = |error| TransportError::from(ureq::Error::Io(error));
+    let mut body = Vec::new();
+    // An answer without a body has none that is compressed.
+    if !wire.fill_buf().map_err(broken)?.is_empty() {
+        let most = largest + 1;
+        match encoding {
+            Encoding::Plain => wire.take(most).read_to_end(&mut body),
+            Encoding::Gzip => MultiGzDecoder::new(wire).take(most).read_to_end(&mut body),
+        }
+        .map_err(broken)?;
+    }
+    if body.len() as u64 > largest {
+        return Err(TransportError::TooLarge(largest));
+    }
     Ok(Answer { status, retry_after, date, body })
+}
+
+/// How a body is encoded, where that is as it was asked for.
+fn content_encoding(headers: &HeaderMap, accept_gzip: bool) -> Result<Encoding, TransportError> {
+    let said = headers.get_all(CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let said = said.map(|said| said.trim().to_ascii_lowercase()).filter(|said| !matches!(&**said, "" | "identity"));
+    match said.collect::<Vec<_>>().as_slice() {
+        [] => Ok(Encoding::Plain),
+        [gzip] if accept_gzip && matches!(&**gzip, "gzip" | "x-gzip") => Ok(Encoding::Gzip),
+        others => Err(TransportError::Encoded(beginning(&others.join(", "), 40).into_owned())),
+    }
 }
 
 /// Both forms of `Retry-After`: seconds, or a date. `None` for anything else, at most an hour.
@@ -414,7 +446,6 @@ impl From<ureq::Error> for TransportError {
         };
         match error {
             ureq::Error::Timeout(step) => Self::Timeout(Step(step)),
-            ureq::Error::BodyExceedsLimit(_) => Self::TooLarge,
             ureq::Error::Io(error) => match error.kind() {
                 ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable
                 | PermissionDenied => Self::Connect(error),

@@ -25,6 +25,8 @@ pub struct FrontSettings {
     pub sync_interval: Option<Duration>,
     /// How long osqueryd is waited for when it has gone away.
     pub return_timeout: Duration,
+    /// Bytes that a worker may have in memory.
+    pub worker_max_memory: u64,
     /// Where the log goes, and how much of it.
     pub log: LogSettings,
     /// Whether status lines are not sent, and so not kept.
@@ -48,6 +50,7 @@ impl From<&Settings> for FrontSettings {
             min_free_bytes: settings.logger.buffer_min_free_bytes,
             sync_interval: settings.journal_sync_interval,
             return_timeout: settings.return_timeout,
+            worker_max_memory: settings.worker_max_memory,
             log: settings.log.clone(),
             status_disabled: settings.logger.status_disabled,
         }

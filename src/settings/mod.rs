@@ -85,6 +85,8 @@ pub struct Settings {
     /// How long osqueryd is waited for when it has gone away. When its worker dies within 5 s of its start, the next
     /// one comes only 7 to 9 s later; the watcher's longest pause between two starts is a minute.
     pub return_timeout: Duration,
+    /// Our `worker_max_memory`: bytes that a worker may have in memory.
+    pub worker_max_memory: u64,
     /// `logger_plugin`: the names of osqueryd's loggers, with commas between them.
     pub logger_plugin: String,
     /// Our `keep_plugins`: whether a configuration's options may not put the built-in plugins in our places.

@@ -63,6 +63,7 @@ impl Reader<'_> {
             journal_sync_interval: some_time(self.own(&own::JOURNAL_SYNC_INTERVAL)),
             request_timeout: Duration::from_secs(self.own(&own::REQUEST_TIMEOUT)),
             return_timeout: Duration::from_secs(self.own(&own::RETURN_TIMEOUT)),
+            worker_max_memory: self.own(&own::WORKER_MAX_MEMORY),
             logger_plugin: self.text("logger_plugin", "filesystem"),
             keep_plugins: self.own(&own::KEEP_PLUGINS),
         }

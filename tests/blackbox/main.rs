@@ -14,6 +14,7 @@
 )]
 
 mod answers;
+mod attacks;
 mod boundary;
 mod cli;
 mod config;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::operator::FlagSources;
 use super::options::with_values;
 use crate::extension::registry::NAME;
+use crate::members;
 use crate::remote::api::ConfigLimits;
 use crate::remote::configuration;
 use crate::settings::Options;
@@ -23,6 +24,9 @@ const FLAGS: [&str; 3] = ["config_plugin", "logger_plugin", "distributed_plugin"
 
 /// The plugins whose places ours take.
 const BUILT_IN: &str = "tls";
+
+/// A list of plugins with more bytes than this, as it is written, is none.
+const LONGEST_LIST: usize = 4096;
 
 /// Knows what the host's operator wants, and sees to it.
 pub struct ActivePlugins {
@@ -54,8 +58,8 @@ impl ActivePlugins {
     pub(super) fn hand_on(&self, document: &str, limits: ConfigLimits) -> Option<String> {
         let ours = self.state().ours.clone();
         with_values(document, |name, value| {
-            let flag = ours.get(name)?;
-            let value = with_ours(&serde_json::from_str::<String>(value).ok()?)?;
+            let flag = ours.iter().find(|flag| members::is(name, flag))?;
+            let value = with_ours(&members::string(value, LONGEST_LIST)?)?;
             self.say(flag, &value);
             Some(Value::from(value).to_string())
         })

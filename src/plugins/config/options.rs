@@ -7,17 +7,23 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::members::Members;
+use crate::members::{self, is};
 
 /// The member's name, as osquery has it.
 const OPTIONS: &str = "options";
 
+/// Nobody mentions `options`, or an option, more often than this. A document that does is left as it is.
+const MOST_MENTIONS: usize = 64;
+
 /// The value, as JSON, that the document's `options` give to `name`: the last one. `None` where they don't mention it.
 pub(super) fn option<'a>(document: &'a str, name: &str) -> Option<&'a str> {
-    let Members(members) = Members::of(document)?;
-    let objects = members.into_iter().filter(|(member, _)| is(member, OPTIONS));
-    let mut options = objects.filter_map(|(_, object)| Members::of(object)).flat_map(|Members(options)| options);
-    options.rfind(|(member, _)| is(member, name)).map(|(_, value)| value)
+    let mut last = None;
+    members::each(document, |member, object| {
+        if is(member, OPTIONS) {
+            let _ = members::each(object, |member, value| last = if is(member, name) { Some(value) } else { last });
+        }
+    })?;
+    last
 }
 
 /// The document with `name` set to `value`, which is JSON, in its `options`, which are created where there are none.
@@ -25,40 +31,64 @@ pub(super) fn option<'a>(document: &'a str, name: &str) -> Option<&'a str> {
 /// `None` for a text that is no JSON object, and where `options` is something else than an object.
 pub(super) fn with_option(document: &str, name: &str, value: &str) -> Option<String> {
     let member = format!("{}:{value}", Value::from(name));
-    let Members(members) = Members::of(document)?;
-    let objects: Vec<&str> =
-        members.iter().filter(|(member, _)| is(member, OPTIONS)).map(|(_, object)| *object).collect();
+    let Mentions { values: objects, empty } = Mentions::of(OPTIONS, document)?;
     let mut edits = Vec::new();
     if objects.is_empty() {
         let options = format!("{}:{{{member}}}", Value::from(OPTIONS));
-        edits.push(insertion(document, document, &options, members.is_empty())?);
+        edits.push(insertion(document, document, &options, empty)?);
     }
     for object in objects {
-        let Members(options) = Members::of(object)?;
-        let empty = options.is_empty();
-        let present: Vec<Range<usize>> =
-            options.iter().filter(|(member, _)| is(member, name)).map(|(_, value)| place(document, value)).collect();
-        if present.is_empty() {
+        let Mentions { values, empty } = Mentions::of(name, object)?;
+        if values.is_empty() {
             edits.push(insertion(document, object, &member, empty)?);
         }
-        edits.extend(present.into_iter().map(|range| (range, value.to_owned())));
+        edits.extend(values.into_iter().map(|present| (place(document, present), value.to_owned())));
     }
     apply(document, edits)
 }
 
-/// The document with other values in its `options`: `change` is given each option's name and value, as JSON, and answers
-/// what stands in the value's place. `None` when nothing changes, and for a text that is no JSON object.
+/// The document with other values in its `options`: `change` is given each option's name, as it is written, and value, as
+/// JSON, and answers what stands in the value's place. `None` when nothing changes, when too much would, and for a text that
+/// is no JSON object.
 pub(super) fn with_values(document: &str, change: impl Fn(&str, &str) -> Option<String>) -> Option<String> {
-    let Members(members) = Members::of(document)?;
-    let objects = members.into_iter().filter(|(member, _)| is(member, OPTIONS));
-    let options = objects.filter_map(|(_, object)| Members::of(object)).flat_map(|Members(options)| options);
-    let edits: Vec<_> = options
-        .filter_map(|(name, value)| {
-            let name: String = serde_json::from_str(name).ok()?;
-            Some((place(document, value), change(&name, value)?))
-        })
-        .collect();
-    if edits.is_empty() { None } else { apply(document, edits) }
+    let mut edits = Vec::new();
+    members::each(document, |member, object| {
+        if is(member, OPTIONS) {
+            let _ = members::each(object, |name, value| {
+                if edits.len() <= MOST_MENTIONS
+                    && let Some(changed) = change(name, value)
+                {
+                    edits.push((place(document, value), changed));
+                }
+            });
+        }
+    })?;
+    if edits.is_empty() || edits.len() > MOST_MENTIONS { None } else { apply(document, edits) }
+}
+
+/// What an object says of a name.
+struct Mentions<'a> {
+    /// The values that it gives to it.
+    values: Vec<&'a str>,
+    /// Whether it has no member at all.
+    empty: bool,
+}
+
+impl<'a> Mentions<'a> {
+    /// `None` when the text is no object, or mentions the name too often.
+    fn of(name: &str, object: &'a str) -> Option<Self> {
+        let (mut mentions, mut count) = (Self { values: Vec::new(), empty: true }, 0);
+        members::each(object, |member, value| {
+            mentions.empty = false;
+            if is(member, name) {
+                count += 1;
+                if count <= MOST_MENTIONS {
+                    mentions.values.push(value);
+                }
+            }
+        })?;
+        (count <= MOST_MENTIONS).then_some(mentions)
+    }
 }
 
 /// Puts a member in front of an object's others.
@@ -84,11 +114,6 @@ fn apply(document: &str, edits: Vec<(Range<usize>, String)>) -> Option<String> {
 fn place(document: &str, piece: &str) -> Range<usize> {
     let start = (piece.as_ptr() as usize).saturating_sub(document.as_ptr() as usize);
     start..start + piece.len()
-}
-
-/// Whether a name as it is written, with quotes and escapes, is this one.
-fn is(written: &str, name: &str) -> bool {
-    serde_json::from_str::<String>(written).is_ok_and(|read| read == name)
 }
 
 #[cfg(test)]
@@ -157,7 +182,7 @@ mod tests {
 
     #[test]
     fn values_are_changed_where_they_stand() {
-        let swap = |name: &str, value: &str| (name == "a" && value == "1").then(|| "[2]".to_owned());
+        let swap = |name: &str, value: &str| (is(name, "a") && value == "1").then(|| "[2]".to_owned());
         assert_eq!(
             with_values("{\"options\" :{ \"a\": 1 ,\"b\":1,\"\\u0061\":1, \"a\":3}, \"a\":1}\n", swap).as_deref(),
             Some("{\"options\" :{ \"a\": [2] ,\"b\":1,\"\\u0061\":[2], \"a\":3}, \"a\":1}\n")
@@ -243,9 +268,9 @@ mod tests {
             let document = format!("{}{}{}", blank(&mut random), object(&mut random, 3), blank(&mut random));
             let mut expected: Value = serde_json::from_str(&document).unwrap();
             let Some(result) = set(&document) else {
-                let Members(members) = Members::of(&document).unwrap();
-                let other = |(name, value): &(&str, &str)| is(name, OPTIONS) && !value.starts_with('{');
-                assert!(members.iter().any(other), "seed {seed}: {document}");
+                let mut other = false;
+                members::each(&document, |name, value| other |= is(name, OPTIONS) && !value.starts_with('{')).unwrap();
+                assert!(other, "seed {seed}: {document}");
                 continue;
             };
             expected[OPTIONS][NAME] = Value::Bool(false);

@@ -10,11 +10,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::Value;
-
 use super::operator::{FlagSources, Unread};
 use super::options::{option, with_option};
 use crate::extension::registry::NAME;
+use crate::members;
 use crate::remote::api::ConfigLimits;
 use crate::remote::configuration;
 use crate::settings::{ExpandEvents, Options};
@@ -42,11 +41,9 @@ impl Word {
 
     /// What the server says in a configuration.
     fn of_server(document: &str) -> Option<Self> {
-        let value = serde_json::from_str(option(document, FLAG)?).unwrap_or_default();
-        Some(match &value {
-            Value::String(text) => Self::of(text),
-            value => Self::of(&value.to_string()),
-        })
+        let value = option(document, FLAG)?;
+        // No word that means something is longer.
+        Some(Self::of(members::string(value, 100).as_deref().unwrap_or(value)))
     }
 }
 

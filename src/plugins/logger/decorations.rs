@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::status_line::Decoration;
@@ -35,6 +35,7 @@ use crate::errand::{Errand, Next, NotDone, Ticket};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::StringMap;
 use crate::logging::Streak;
+use crate::members;
 use crate::settings::Placement;
 use crate::shutdown::Shutdown;
 
@@ -44,6 +45,12 @@ pub const ROUND_LIMIT: Duration = Duration::from_secs(1);
 /// How long a decorator is left alone after its first failure, and at most.
 const PAUSE_STEP: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// As many decorators of a configuration are run, the first ones.
+const MOST_DECORATORS: usize = 1000;
+
+/// As many of those that can't be used are named.
+const MOST_NAMED: usize = 10;
 
 /// Runs the decorators of the configuration that osqueryd has, and knows what they found.
 pub struct Decorations {
@@ -258,68 +265,90 @@ impl Decorator {
 /// A configuration's decorators, in the order in which they replace each other's findings. Says what can't be used.
 fn decorators_of(document: &str) -> Vec<Decorator> {
     #[derive(Default, Deserialize)]
-    struct Document {
-        #[serde(default)]
-        decorators: Value,
+    struct Document<'a> {
+        #[serde(borrow)]
+        decorators: Option<&'a RawValue>,
     }
     let Document { decorators } = serde_json::from_str(document).unwrap_or_default();
-    let (queries, unusable) = queries_of(&decorators);
+    let (queries, unusable) = decorators.map(|decorators| queries_of(decorators.get())).unwrap_or_default();
     for what in unusable {
         log::warn!("a decorator is passed over: {what}");
     }
     queries.iter().map(|(moment, sql)| Decorator::new(*moment, sql)).collect()
 }
 
-/// The queries of a configuration's `decorators`, and what is wrong with the rest.
-fn queries_of(decorators: &Value) -> (Vec<(Moment, String)>, Vec<String>) {
+/// The queries of a configuration's `decorators`, and what is wrong with the rest. Read in place: a server can write
+/// anything there.
+fn queries_of(decorators: &str) -> (Vec<(Moment, String)>, Vec<String>) {
     let mut reader = Reader::default();
-    match decorators {
-        Value::Null => {}
-        Value::Object(moments) => {
-            for (name, value) in moments {
-                match (name.as_str(), value) {
-                    ("load", value) => reader.list(Moment::Load, name, value),
-                    ("always", value) => reader.list(Moment::Always, name, value),
-                    ("interval", Value::Object(intervals)) => {
-                        intervals.iter().for_each(|(seconds, value)| reader.interval(seconds, value));
-                    }
-                    ("interval", _) => reader.unusable.push("interval is no object of seconds and lists".to_owned()),
-                    _ => reader.unusable.push(format!("{name} is neither load nor always nor interval")),
-                }
+    let read = members::each(decorators, |name, value| match () {
+        () if members::is(name, "load") => reader.list(Moment::Load, "load", value),
+        () if members::is(name, "always") => reader.list(Moment::Always, "always", value),
+        () if members::is(name, "interval") => {
+            let read = members::each(value, |seconds, value| reader.interval(&name_of(seconds), value));
+            if read.is_none() {
+                reader.passed_over(|| "interval is no object of seconds and lists".to_owned());
             }
         }
-        _ => reader.unusable.push("decorators is no object".to_owned()),
+        () => reader.passed_over(|| format!("{} is neither load nor always nor interval", name_of(name))),
+    });
+    if read.is_none() {
+        reader.passed_over(|| "decorators is no object".to_owned());
     }
-    // Whatever their order in the document.
-    reader.queries.sort_by_key(|(moment, _)| *moment);
-    (reader.queries, reader.unusable)
+    reader.finish()
+}
+
+/// A member's name, or its beginning as it is written.
+fn name_of(written: &str) -> String {
+    members::string(written, 60).unwrap_or_else(|| written.chars().take(60).collect())
 }
 
 #[derive(Default)]
 struct Reader {
     queries: Vec<(Moment, String)>,
     unusable: Vec<String>,
+    /// Those of the unusable that are not named.
+    further: u64,
 }
 
 impl Reader {
-    fn list(&mut self, moment: Moment, name: &str, value: &Value) {
-        let Value::Array(items) = value else { return self.unusable.push(format!("{name} is no list of queries")) };
-        for item in items {
-            match item {
-                Value::String(sql) => self.queries.push((moment, sql.clone())),
-                _ => self.unusable.push(format!("{name} holds something that is no query")),
+    fn list(&mut self, moment: Moment, name: &str, value: &str) {
+        let read = members::items(value, |item| match members::string(item, usize::MAX) {
+            Some(_) if self.queries.len() >= MOST_DECORATORS => {
+                self.passed_over(|| format!("{name} has one more than the {MOST_DECORATORS} that are run"));
             }
+            Some(sql) => self.queries.push((moment, sql)),
+            None => self.passed_over(|| format!("{name} holds something that is no query")),
+        });
+        if read.is_none() {
+            self.passed_over(|| format!("{name} is no list of queries"));
         }
     }
 
     /// Whole minutes only, as in osqueryd.
-    fn interval(&mut self, seconds: &str, value: &Value) {
+    fn interval(&mut self, seconds: &str, value: &str) {
         match seconds.parse::<u64>() {
             Ok(number) if number > 0 && number.is_multiple_of(60) => {
                 self.list(Moment::Interval(Duration::from_secs(number)), &format!("interval {seconds}"), value);
             }
-            _ => self.unusable.push(format!("interval {seconds} is no multiple of 60 seconds")),
+            _ => self.passed_over(|| format!("interval {seconds} is no multiple of 60 seconds")),
         }
+    }
+
+    fn passed_over(&mut self, what: impl FnOnce() -> String) {
+        match self.unusable.len() < MOST_NAMED {
+            true => self.unusable.push(what()),
+            false => self.further += 1,
+        }
+    }
+
+    fn finish(mut self) -> (Vec<(Moment, String)>, Vec<String>) {
+        // Whatever their order in the document.
+        self.queries.sort_by_key(|(moment, _)| *moment);
+        if self.further > 0 {
+            self.unusable.push(format!("{} more can't be used", self.further));
+        }
+        (self.queries, self.unusable)
     }
 }
 
@@ -341,7 +370,7 @@ mod tests {
     #[test]
     fn queries_are_run_in_one_order_whatever_the_document_s() {
         let decorators = json!({"always": ["a1", "a2"], "interval": {"3600": ["j"], "60": ["i"]}, "load": ["l"]});
-        let (queries, unusable) = queries_of(&decorators);
+        let (queries, unusable) = queries_of(&decorators.to_string());
         let minutes = |minutes: u64| Moment::Interval(Duration::from_secs(60 * minutes));
         let expected = [
             (Moment::Load, "l"),
@@ -358,7 +387,7 @@ mod tests {
     fn what_is_no_decorator_is_named_and_the_others_count() {
         let decorators = json!({"load": ["l", 7], "always": "a", "allways": [], "interval": {
             "61": ["i"], "0": ["i"], "x": ["i"], "60": "i", "120": ["j"]}});
-        let (queries, unusable) = queries_of(&decorators);
+        let (queries, unusable) = queries_of(&decorators.to_string());
         assert_eq!(queries.iter().map(|(_, sql)| sql.as_str()).collect::<Vec<_>>(), ["l", "j"]);
         assert_eq!(
             unusable,
@@ -372,9 +401,16 @@ mod tests {
                 "interval 60 is no list of queries",
             ]
         );
-        assert_eq!(queries_of(&json!([])).1, ["decorators is no object"]);
-        assert_eq!(queries_of(&json!({"interval": []})).1, ["interval is no object of seconds and lists"]);
-        assert_eq!(queries_of(&Value::Null), (Vec::new(), Vec::new()));
+        assert_eq!(queries_of("[]").1, ["decorators is no object"]);
+        assert_eq!(queries_of(r#"{"interval":[]}"#).1, ["interval is no object of seconds and lists"]);
+    }
+
+    #[test]
+    fn decorators_without_number_cost_neither_memory_nor_a_line_each() {
+        let many = format!("{{\"load\":[{}7],\"x\":1}}", "\"q\",7,".repeat(2 * MOST_DECORATORS));
+        let (queries, unusable) = queries_of(&many);
+        assert_eq!((queries.len(), unusable.len()), (MOST_DECORATORS, MOST_NAMED + 1));
+        assert_eq!(unusable[MOST_NAMED], format!("{} more can't be used", 3 * MOST_DECORATORS + 2 - MOST_NAMED));
     }
 
     #[test]

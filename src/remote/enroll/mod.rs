@@ -25,6 +25,7 @@ use self::state::{Action, Course, Event, Place};
 use super::api::{self, ClientCertificate, Enrolled};
 use super::endpoint::Endpoint;
 use super::host::Host;
+use super::node_key;
 use super::request::{Applicant, Request, Requests};
 use super::transport::Encoding;
 use crate::chain::chain;
@@ -241,7 +242,7 @@ impl Enrollment {
         let _guard = self.store();
         if self.course().is_in_store() {
             match self.manager.setting(KEY) {
-                Ok(stored) => self.on(Event::Seen(stored.map(Secret::new)), policy),
+                Ok(stored) => self.on(Event::Seen(stored.filter(|key| is_usable(key)).map(Secret::new)), policy),
                 Err(error) => log::debug!("going on with the node key seen last: {}", chain(&error)),
             }
         }
@@ -312,7 +313,17 @@ impl Enrollment {
 
 /// The node key in osqueryd's store, when there is one: for a look at the enrollment without a part in it.
 pub fn stored_key(manager: &Manager) -> Result<Option<Secret>, ManagerError> {
-    Ok(manager.setting(KEY)?.filter(|key| !key.is_empty()).map(Secret::new))
+    Ok(manager.setting(KEY)?.filter(|key| !key.is_empty() && is_usable(key)).map(Secret::new))
+}
+
+/// Whether a stored key can be used: one that no server could have given us counts as none, so that nothing in the store can
+/// keep this host from enrolling.
+fn is_usable(key: &str) -> bool {
+    let usable = node_key::check(key);
+    if let Err(reason) = usable {
+        log::debug!("the stored node key counts for nothing: {reason}");
+    }
+    usable.is_ok()
 }
 
 fn unix_time() -> i64 {

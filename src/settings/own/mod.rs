@@ -191,6 +191,14 @@ table! {
         more: "",
         kind: Number { unit: Unit::Seconds, range: 1..=3600, default: 60 },
     };
+    WORKER_MAX_MEMORY: Number = Flag {
+        name: "worker_max_memory",
+        setter: Setter::Host,
+        help: "Bytes that a worker may have in memory; another one takes its place when it has more",
+        more: "osqueryd's watchdog doesn't see our processes. The calls that it is at are finished, and at most one worker \
+               a minute is replaced for this.",
+        kind: Number { unit: Unit::Bytes, range: 48 << 20..=u64::MAX, default: 256 << 20 },
+    };
     LOG_LEVEL: Words<LevelFilter> = Flag {
         name: "log_level",
         setter: Setter::Server,

@@ -1,0 +1,243 @@
+//! Files and directories that others may have had their hands on: nothing is waited for, read without a bound, or
+//! followed to where somebody else has put it.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// Symbolic links on the way to a directory, at most.
+const MOST_LINKS: usize = 40;
+
+/// Reads a file that an operator has named, of at most `most` bytes.
+///
+/// # Errors
+/// It is no regular file, has more bytes, or can't be read.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_all(open(path, OpenOptions::new().read(true), OFlags::empty())?, most)
+}
+
+/// Reads a text file that we have made: nobody else's, and not through a link.
+///
+/// # Errors
+/// It is none of ours, has more than `most` bytes, or can't be read.
+pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
+    let file = open_ours(path, OpenOptions::new().read(true))?;
+    String::from_utf8(read_all(file, most)?).map_err(|_| io::Error::other("it is no UTF-8"))
+}
+
+/// Opens a file that is ours alone, or makes it with mode 0600: no link is followed, no other name leads to it, and it is
+/// of our user.
+///
+/// # Errors
+/// It is none of ours, or can't be opened.
+pub fn open_ours(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    let file = open(path, options, OFlags::NOFOLLOW)?;
+    let found = file.metadata()?;
+    if found.uid() != our_user() {
+        return Err(io::Error::other(format!("it is the user {}'s, and not ours", found.uid())));
+    }
+    if found.nlink() > 1 {
+        return Err(io::Error::other("it has another name, too (a hard link)"));
+    }
+    Ok(file)
+}
+
+/// A pipe that nobody writes to must be an error, and not a wait.
+fn open(path: &Path, options: &OpenOptions, flags: OFlags) -> io::Result<File> {
+    let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = options.clone().mode(0o600).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+fn read_all(file: File, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Why a directory is not to be trusted with what only we may write: somebody else could change what is in it, or put
+/// another one in its place. `None` when it can be trusted, and when it isn't there and the one above it can.
+///
+/// The directory itself must be ours and nobody else may write it; those above it must be ours or root's, and not everybody
+/// may write them unless only owners can rename (the sticky bit). A link counts as the directory that it stands in: who
+/// may write that decides where it leads.
+#[must_use]
+pub fn distrust(directory: &Path) -> Option<String> {
+    let mut links = 0;
+    let mut waiting: Vec<PathBuf> = parts(directory);
+    let mut at = PathBuf::from("/");
+    let mut last = above(&at);
+    while let Some(part) = waiting.pop() {
+        if let Some(reason) = last {
+            return Some(reason);
+        }
+        let next = at.join(&part);
+        let found = match fs::symlink_metadata(&next) {
+            Ok(found) => found,
+            // It is still to be made, by us.
+            Err(_) => return None,
+        };
+        last = None;
+        if found.is_symlink() {
+            links += 1;
+            let Ok(target) = fs::read_link(&next).map(|target| at.join(target)) else { return None };
+            if links > MOST_LINKS || !is_trusted(found.uid()) {
+                return Some(format!("{} is a link of the user {}", next.display(), found.uid()));
+            }
+            waiting.extend(parts(&target));
+            at = PathBuf::from("/");
+        } else if waiting.is_empty() {
+            last = itself(&next, &found);
+            at = next;
+        } else {
+            at = next;
+            last = above(&at);
+        }
+    }
+    last
+}
+
+/// The names on the way from the root, the last first. `..` is taken as it is written: the path is resolved on the way.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    let mut names: Vec<PathBuf> = names.map(|part| PathBuf::from(part.as_os_str())).collect();
+    names.reverse();
+    names
+}
+
+fn itself(path: &Path, found: &Metadata) -> Option<String> {
+    if found.uid() != our_user() {
+        return Some(format!("{} is the user {}'s", path.display(), found.uid()));
+    }
+    (found.mode() & 0o022 != 0)
+        .then(|| format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+}
+
+fn above(path: &Path) -> Option<String> {
+    let found = fs::metadata(path).ok()?;
+    if !is_trusted(found.uid()) {
+        return Some(format!("{} is the user {}'s", path.display(), found.uid()));
+    }
+    let anybody = found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0;
+    anybody.then(|| format!("anybody may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+}
+
+fn is_trusted(user: u32) -> bool {
+    user == 0 || user == our_user()
+}
+
+fn our_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Why a program is not to be run as us, as osqueryd judges extensions: whose it is, and who may write it or beside it.
+#[must_use]
+pub fn distrust_program(path: &Path) -> Option<String> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) => return Some(error.to_string()),
+    };
+    if !found.is_file() {
+        return Some("it is no regular file".to_owned());
+    }
+    if !is_trusted(found.uid()) {
+        return Some(format!("it is the user {}'s", found.uid()));
+    }
+    if found.mode() & 0o022 != 0 {
+        return Some(format!("others may write it (mode {:04o})", found.mode() & 0o7777));
+    }
+    let directory = path.parent()?;
+    let beside = fs::metadata(directory).ok()?;
+    if beside.mode() & 0o022 != 0 && beside.gid() != 0 {
+        return Some(format!("others may write in {} (mode {:04o})", directory.display(), beside.mode() & 0o7777));
+    }
+    if is_trusted(beside.uid()) { None } else { Some(format!("{} is the user {}'s", directory.display(), beside.uid())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::process::Command;
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn only_regular_files_of_a_bounded_size_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("a"), "12345").unwrap();
+        assert_eq!(read(&path("a"), 5).unwrap(), b"12345");
+        assert!(read(&path("a"), 4).unwrap_err().to_string().contains("more than 4 bytes"));
+        assert!(Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+        for other in [path("pipe"), directory.path().to_owned(), "/dev/zero".into()] {
+            assert!(read(&other, 5).unwrap_err().to_string().contains("no regular file"), "{}", other.display());
+        }
+    }
+
+    #[test]
+    fn a_file_that_another_name_leads_to_is_none_of_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let append = || OpenOptions::new().append(true).create(true).clone();
+        assert!(open_ours(&path("new"), &append()).is_ok());
+        assert_eq!(fs::metadata(path("new")).unwrap().mode() & 0o777, 0o600);
+        symlink(path("new"), path("link")).unwrap();
+        assert!(open_ours(&path("link"), &append()).is_err());
+        fs::hard_link(path("new"), path("hard")).unwrap();
+        assert!(open_ours(&path("hard"), &append()).unwrap_err().to_string().contains("hard link"));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_change_is_not_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (outer, inner) = (directory.path().join("outer"), directory.path().join("outer/inner"));
+        fs::create_dir_all(&inner).unwrap();
+        for (outer_mode, inner_mode, trusted) in [
+            (0o755, 0o700, true),
+            (0o755, 0o755, true),
+            (0o755, 0o775, false),
+            (0o755, 0o777, false),
+            (0o755, 0o1777, false),
+            (0o775, 0o700, true),
+            (0o777, 0o700, false),
+            (0o1777, 0o700, true),
+        ] {
+            mode(&outer, outer_mode);
+            mode(&inner, inner_mode);
+            let reason = distrust(&inner);
+            assert_eq!(reason.is_none(), trusted, "{outer_mode:o} {inner_mode:o}: {reason:?}");
+        }
+        mode(&outer, 0o777);
+        assert!(distrust(&outer.join("missing")).is_some());
+        let link = directory.path().join("link");
+        symlink(&inner, &link).unwrap();
+        assert!(distrust(&link).is_some(), "it leads through the one that anybody may write");
+        mode(&outer, 0o755);
+        assert_eq!((distrust(&link), distrust(&outer.join("missing"))), (None, None));
+    }
+
+    #[test]
+    fn a_program_that_others_can_change_is_not_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("p");
+        fs::write(&program, "").unwrap();
+        mode(&program, 0o755);
+        assert_eq!(distrust_program(&program), None);
+        mode(&program, 0o775);
+        assert!(distrust_program(&program).is_some());
+        mode(&program, 0o755);
+        let link = directory.path().join("l");
+        symlink(&program, &link).unwrap();
+        assert!(distrust_program(&link).is_some() && distrust_program(&directory.path().join("none")).is_some());
+    }
+}

@@ -1,0 +1,170 @@
+//! An answer's cost is not its size: bodies that are small on the wire, or in bytes, and grow in the reader's hands.
+
+use testkit::server::{Answer, Endpoint};
+
+use super::{forget_peak, memory_of};
+use crate::rig::{LIMIT, Rig, Setup, line};
+
+/// What an answer may cost each of our processes at its peak, in KiB.
+const PEAK: u64 = 64 << 10;
+
+/// What may be left of that when the answer is dealt with.
+const KEPT: u64 = 24 << 10;
+
+/// Small enough to be read, and enough for what grows.
+const LARGEST: usize = 6 << 20;
+
+/// The largest configuration that the newest osqueryd takes.
+const LARGEST_CONFIGURATION: usize = (4 << 20) - 100;
+
+/// So many times `piece`, with commas, that they have `bytes` bytes at most, between `head` and `tail`.
+fn flood(head: &str, piece: &str, tail: &str, bytes: usize) -> String {
+    let count = (bytes - head.len() - tail.len() - piece.len()) / (piece.len() + 1);
+    format!("{head}{}{piece}{tail}", format!("{piece},").repeat(count))
+}
+
+/// An array of many objects: a tree of it takes some fifty times its size.
+fn tree(head: &str, tail: &str, bytes: usize) -> String {
+    flood(&format!("{head}["), r#"{"a":1}"#, &format!("]{tail}"), bytes)
+}
+
+/// A host that takes compressed answers and is not enrolled yet; every failure ends the attempt.
+fn host() -> Rig {
+    Setup::new()
+        .flag("tls_accept_gzip", "true")
+        .flag("tls_enroll_max_attempts", "1")
+        .flag("config_tls_max_attempts", "1")
+        .flag("distributed_tls_max_attempts", "1")
+        .osqueryd(|options| options.version = "5.24.0".to_owned())
+        .start()
+}
+
+/// Has the host ask this endpoint once, and deal with the answer.
+fn ask(rig: &Rig, endpoint: Endpoint) {
+    let _ = match endpoint {
+        Endpoint::Enroll | Endpoint::Config => rig.gen_config(),
+        Endpoint::DistributedRead => rig.call("distributed", &[("action", "getQueries")]),
+        Endpoint::DistributedWrite => rig.call("distributed", &[("action", "writeResults"), ("results", "{}")]),
+        Endpoint::Log | Endpoint::Other => {
+            rig.log(&line(0));
+            // The second request begins when the first one's answer was dealt with.
+            rig.server
+                .wait("two log requests", LIMIT, |server| (server.requests_to(Endpoint::Log).len() > 1).then_some(()));
+            return;
+        }
+    };
+}
+
+/// Answers `endpoint` once by this body, compressed, and says what it cost the front and the worker.
+fn is_cheap(endpoint: Endpoint, body: String) {
+    let rig = host();
+    if endpoint != Endpoint::Enroll {
+        rig.config();
+    }
+    let processes = [("front", rig.pid()), ("worker", rig.worker_pid())];
+    let idle = processes.map(|(_, process)| memory_of(process, "VmRSS:"));
+    processes.iter().for_each(|(_, process)| forget_peak(*process));
+    rig.server.script(endpoint, [Answer::status(200, body).gzip()]);
+    ask(&rig, endpoint);
+    assert_eq!(processes[1].1, rig.worker_pid(), "the worker died of it");
+    for ((name, process), idle) in processes.into_iter().zip(idle) {
+        let peak = memory_of(process, "VmHWM:").saturating_sub(idle);
+        assert!(peak <= PEAK, "{name}: {peak} KiB over idle at its peak");
+        rig.osqueryd.wait(&format!("the {name} to give memory back"), LIMIT, || {
+            (memory_of(process, "VmRSS:").saturating_sub(idle) <= KEPT).then_some(())
+        });
+    }
+    // Whatever was answered: the host goes on.
+    rig.osqueryd.wait("a configuration", LIMIT, || (rig.gen_config().code == 0).then_some(()));
+}
+
+/// Each is an attack, by its name: where, and what is answered.
+macro_rules! cheap {
+    ($($name:ident: $endpoint:ident, $body:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            is_cheap(Endpoint::$endpoint, $body);
+        })*
+    };
+}
+
+cheap! {
+    an_error_that_is_a_tree_for_an_enrollment: Enroll, tree(r#"{"error":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_a_configuration: Config, tree(r#"{"error":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_log_lines: Log, tree(r#"{"error":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_queries: DistributedRead, tree(r#"{"error":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_results: DistributedWrite, tree(r#"{"error":"#, "}", LARGEST);
+    a_node_invalid_that_is_a_tree: Log, tree(r#"{"node_invalid":"#, "}", LARGEST);
+    a_status_that_is_a_tree: Config, tree(r#"{"status":"#, "}", LARGEST);
+    a_message_that_is_a_tree: DistributedWrite, tree(r#"{"status":"error","message":"#, "}", LARGEST);
+    a_node_key_that_is_a_tree: Enroll, tree(r#"{"node_key":"#, "}", LARGEST);
+    an_id_that_is_a_tree: Enroll, tree(r#"{"id":"#, "}", LARGEST);
+    a_node_key_of_megabytes: Enroll, format!(r#"{{"node_key":"{}"}}"#, "k".repeat(LARGEST - 100));
+    an_error_of_escapes: Config, format!(r#"{{"error":"{}"}}"#, "\\u0041".repeat(LARGEST / 6 - 10));
+    an_error_of_backslashes: Log, format!(r#"{{"error":"{}"}}"#, "\\\\".repeat(LARGEST / 2 - 10));
+    an_error_of_brackets: DistributedWrite, format!(r#"{{"error":"{}"}}"#, "[".repeat(LARGEST - 100));
+    a_flood_of_members_for_a_configuration: Config, flood("{", r#""":1"#, "}", LARGEST_CONFIGURATION);
+    a_flood_of_members_for_queries: DistributedRead, flood("{", r#""":1"#, "}", LARGEST);
+    a_flood_of_members_for_log_lines: Log, flood("{", r#""":1"#, "}", LARGEST);
+    many_queries: DistributedRead, flood(r#"{"queries":{"#, r#""a":"b""#, "}}", LARGEST);
+    a_schedule_that_is_a_tree: Config, tree(r#"{"schedule":"#, "}", LARGEST_CONFIGURATION);
+    decorators_that_are_a_tree: Config, tree(r#"{"decorators":"#, "}", LARGEST_CONFIGURATION);
+    decorators_that_are_no_queries: Config, tree(r#"{"decorators":{"load":"#, "}}", LARGEST_CONFIGURATION);
+    decorators_without_number: Config, flood(r#"{"decorators":{"load":["#, r#""""#, "]}}", LARGEST_CONFIGURATION);
+    intervals_without_number: Config,
+        flood(r#"{"decorators":{"interval":{"#, r#""7":[]"#, "}}}", LARGEST_CONFIGURATION);
+    a_flood_of_options: Config, flood(r#"{"options":{"#, r#""":1"#, "}}", LARGEST_CONFIGURATION);
+    options_again_and_again: Config, flood("{", r#""options":{}"#, "}", LARGEST_CONFIGURATION);
+    an_option_that_is_a_tree: Config, tree(r#"{"options":{"logger_event_type":"#, "}}", LARGEST_CONFIGURATION);
+    a_text_that_is_no_json: Config, "x".repeat(LARGEST);
+    a_text_of_characters_that_grow_when_escaped: Config, "\u{1}".repeat(LARGEST);
+}
+
+#[test]
+fn a_content_encoding_that_was_not_asked_for_is_refused() {
+    let rig = Setup::new().flag("config_tls_max_attempts", "1").start();
+    rig.config();
+    for answer in [
+        Answer::default_behaviour().gzip(),
+        Answer::default_behaviour().header("Content-Encoding", "br"),
+        Answer::default_behaviour().header("Content-Encoding", "gzip, gzip"),
+        Answer::default_behaviour().header("Content-Encoding", "\u{e9}"),
+    ] {
+        rig.server.script(Endpoint::Config, [answer]);
+        let outcome = rig.gen_config();
+        assert_eq!(outcome.code, 1, "{:?}", outcome.rows);
+        assert!(outcome.message.contains("encoded in a way that was not asked for"), "{}", outcome.message);
+    }
+    rig.server.script(Endpoint::Config, [Answer::default_behaviour().header("Content-Encoding", "identity")]);
+    rig.config();
+}
+
+#[test]
+fn a_body_that_is_no_gzip_although_it_says_so_is_a_failure() {
+    let rig = Setup::new().flag("tls_accept_gzip", "true").flag("config_tls_max_attempts", "1").start();
+    rig.config();
+    let answer = Answer::default_behaviour().header("Content-Encoding", "gzip");
+    rig.server.script(Endpoint::Config, [answer]);
+    assert_eq!(rig.gen_config().code, 1);
+    // One compressed by another server, in capitals.
+    let answer = Answer::default_behaviour().gzip().header("Content-Encoding", "GZIP");
+    rig.server.script(Endpoint::Config, [answer]);
+    rig.config();
+}
+
+#[test]
+fn a_worker_that_is_too_large_is_replaced_and_its_call_is_answered() {
+    let rig = Setup::new().own_flag("--worker_max_memory=50331648").start();
+    rig.config();
+    let before = rig.worker_pid();
+    rig.server.script(Endpoint::DistributedWrite, [Answer::hang()]);
+    let results = format!("{{\"queries\":\"{}\"}}", "x".repeat(40 << 20));
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| rig.call("distributed", &[("action", "writeResults"), ("results", &results)]));
+        rig.said("MiB in memory, more than worker_max_memory allows");
+        rig.said("has taken over");
+        rig.server.stop();
+        assert_eq!(call.join().unwrap().code, 0);
+    });
+    rig.osqueryd.wait("another worker alone", LIMIT, || (rig.worker_pid() != before).then_some(()));
+}
