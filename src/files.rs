@@ -157,7 +157,11 @@ pub fn distrust_program(path: &Path) -> Option<String> {
     if beside.mode() & 0o022 != 0 && beside.gid() != 0 {
         return Some(format!("others may write in {} (mode {:04o})", directory.display(), beside.mode() & 0o7777));
     }
-    if is_trusted(beside.uid()) { None } else { Some(format!("{} is the user {}'s", directory.display(), beside.uid())) }
+    if is_trusted(beside.uid()) {
+        None
+    } else {
+        Some(format!("{} is the user {}'s", directory.display(), beside.uid()))
+    }
 }
 
 #[cfg(test)]

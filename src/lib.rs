@@ -27,6 +27,7 @@ pub mod backoff;
 pub mod chain;
 pub mod clock;
 pub mod errand;
+pub mod files;
 pub mod line_count;
 pub mod logging;
 pub mod members;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Check;
 use crate::secret::redact;
+use crate::shown::one_line;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,24 +208,14 @@ fn lines(finding: &Finding, form: Form) -> String {
         Form::Coloured => (format!("\x1b[{colour}m{symbol} {word}\x1b[0m"), "→"),
         _ => (word.to_owned(), "->"),
     };
-    let mut text = format!("{head} {}: {}\n", finding.check.name(), on_one_line(&finding.message));
+    let mut text = format!("{head} {}: {}\n", finding.check.name(), one_line(&finding.message));
     for detail in &finding.details {
-        text.push_str(&format!("       {}\n", on_one_line(detail)));
+        text.push_str(&format!("       {}\n", one_line(detail)));
     }
     if let Some(remedy) = &finding.remedy {
-        text.push_str(&format!("     {arrow} {}\n", on_one_line(remedy)));
+        text.push_str(&format!("     {arrow} {}\n", one_line(remedy)));
     }
     text
-}
-
-/// Files, certificates and servers have a say in messages: what could forge a line or move a terminal's cursor is
-/// escaped.
-fn on_one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for letter in text.chars() {
-        if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }
-    }
-    line
 }
 
 #[cfg(test)]

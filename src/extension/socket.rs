@@ -212,6 +212,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn socket(directory: &Path) -> Arc<Socket> {
         Arc::new(Socket::bind(&directory.join("osquery.em")).unwrap())

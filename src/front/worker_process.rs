@@ -16,6 +16,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther};
+use crate::files::distrust_program;
 use crate::platform::is_stopped;
 
 /// A worker that doesn't answer a ping for this long is replaced.
@@ -54,7 +55,13 @@ impl Program {
         &self.path
     }
 
-    /// Whether another binary has taken the place of the one seen, and is whole.
+    /// What the next worker is started from: this front's own program when what has its name now may not be run.
+    fn for_a_worker(&self) -> &Path {
+        let is_safe = distrust_program(&self.path).is_none();
+        if is_safe || !cfg!(target_os = "linux") { &self.path } else { Path::new("/proc/self/exe") }
+    }
+
+    /// Whether another binary has taken the place of the one seen, is whole, and may be run, by osqueryd's own rules.
     pub(super) fn is_replaced(&mut self) -> bool {
         let now = look(&self.path);
         let settled = now == std::mem::replace(&mut self.before, now);
@@ -62,7 +69,13 @@ impl Program {
         if replaced {
             self.seen = now;
         }
-        replaced
+        match distrust_program(&self.path).filter(|_| replaced) {
+            Some(reason) => {
+                log::error!("another binary is at {} and is not run: {reason}", self.path.display());
+                false
+            }
+            None => replaced,
+        }
     }
 }
 
@@ -102,7 +115,7 @@ impl WorkerProcess {
     /// The program can't be started.
     pub(super) fn start(number: u64, program: &Program, arguments: &[OsString]) -> anyhow::Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("can't make a socket pair")?;
-        let mut command = Command::new(&program.path);
+        let mut command = Command::new(program.for_a_worker());
         command.arg0("remote_tls.ext: worker").arg("--worker").args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         for (name, value) in ALLOCATOR {

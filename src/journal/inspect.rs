@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -201,6 +201,10 @@ pub fn rejected(directory: &Path, most: usize, characters: usize) -> io::Result<
     Ok(newest.into_iter().rev().collect())
 }
 
+/// A file of lines that were set aside is not larger, and none of its lines is longer.
+const LARGEST_REJECTED: u64 = 9 << 20;
+const LONGEST_REJECTED: u64 = 1 << 20;
+
 fn read_rejected(file: &File, most: usize, characters: usize, newest: &mut VecDeque<RejectedLine>) -> io::Result<()> {
     #[derive(Deserialize)]
     struct Entry {
@@ -210,9 +214,11 @@ fn read_rejected(file: &File, most: usize, characters: usize, newest: &mut VecDe
         size: u64,
         line: String,
     }
+    // Ours don't become larger: of another one, the end is read, and of a line no more than one of ours has.
     let mut reader = BufReader::new(file);
+    reader.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(LARGEST_REJECTED)))?;
     let mut text = Vec::new();
-    while reader.read_until(b'\n', &mut text)? > 0 {
+    while reader.by_ref().take(LONGEST_REJECTED).read_until(b'\n', &mut text)? > 0 {
         if let Ok(Entry { time, stream, reason, size, line }) = serde_json::from_slice(&text) {
             let beginning = line.chars().take(characters).collect();
             newest.push_back(RejectedLine { time, stream, reason, size, beginning });

@@ -43,7 +43,10 @@
 //!   points beyond the end goes back. A writer that finds the cursor beyond what is there begins a new segment, so that
 //!   new records never lie before an old cursor.
 //! * **Foreign things**: what has a name of ours and is no regular file, or may not be read, is moved aside (to
-//!   `NAME.damaged-UNIXTIME`), and said. Nothing is followed through a symbolic link but the directory itself.
+//!   `NAME.damaged-UNIXTIME`, of which the newest 16 are kept), and said. Nothing is followed through a symbolic link but
+//!   the directory itself.
+//! * **A directory that somebody else could change** (its mode, its owner, a directory above it) is not used: lines wait in
+//!   memory as if the disk refused them.
 //! * A disk that can't be read is waited for. Meanwhile what waits in memory is handed out.
 //!
 //! Every line that is dropped or set aside is counted and said. Lines that no server takes are kept beside the journals,

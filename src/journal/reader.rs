@@ -296,6 +296,8 @@ impl<W: Weigher> Reader<W> {
         }
         let patience = if state.was_tried { Duration::ZERO } else { PREDECESSOR_LIMIT };
         state.was_tried = true;
+        segments::trust_in(&self.directory)
+            .map_err(|source| JournalError::Directory { path: self.directory.clone(), source })?;
         let lock = segments::lock(&self.directory.join(READER_LOCK), patience)?;
         state.place.open::<W>()?;
         state.lock = Some(lock);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::OFlags;
 
 use super::JournalError;
+use crate::files;
 
 pub(super) const CURSOR: &str = "cursor";
 pub(super) const WRITER_LOCK: &str = "writer.lock";
@@ -28,6 +29,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(5);
 const SUFFIX: &[u8] = b".ndjson";
 const INCOMING: &str = "incoming-";
 const ASIDE: &str = ".damaged-";
+
+/// As many things that were moved aside are kept in a directory.
+const MOST_ASIDE: usize = 16;
 
 /// Digits of a segment's name.
 const DIGITS: usize = 16;
@@ -103,14 +107,25 @@ pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
 }
 
 /// Makes the journal's directory if need be. What has its name and is none is moved aside.
+///
+/// One that somebody else could change is refused: what lies there could be anybody's, and what we write go anywhere.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
+    if !directory.is_dir() {
+        trust_in(directory.parent().unwrap_or(directory))?;
+        if fs::symlink_metadata(directory).is_ok() {
+            move_aside(directory, &"it is no directory")?;
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    if fs::symlink_metadata(directory).is_ok() {
-        move_aside(directory, &"it is no directory")?;
+    trust_in(directory)
+}
+
+/// Refuses a directory that somebody else could change.
+pub(super) fn trust_in(directory: &Path) -> io::Result<()> {
+    match files::distrust(directory) {
+        Some(reason) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("not to be trusted: {reason}"))),
+        None => Ok(()),
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// Opens a file of ours, with mode 0600 when it is made. What is no regular file is refused: nothing is followed or waited
@@ -152,6 +167,7 @@ pub(super) fn move_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Res
     // The clock may have gone back: what was moved aside before stays.
     let is_free = |time: &u64| fs::symlink_metadata(name(*time)).is_err();
     let aside = name((unix_time()..).find(is_free).unwrap_or_default());
+    forget_oldest(path);
     match fs::rename(path, &aside) {
         Ok(()) => log::error!("{} can't be used ({reason}): it is now {}", path.display(), aside.display()),
         Err(ref error) => log::debug!("{} can't be moved aside: {error}", path.display()),
@@ -162,6 +178,17 @@ pub(super) fn move_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Res
         Err(error) => Err(error),
         Ok(_) => Err(io::Error::other(format!("{} is in the way and can't be moved", path.display()))),
     }
+}
+
+/// Removes the oldest files that were moved aside in this directory, so that one more makes [`MOST_ASIDE`].
+fn forget_oldest(path: &Path) {
+    let Some(directory) = path.parent() else { return };
+    let mut aside = list(directory).unwrap_or_default().aside;
+    let time = |name: &String| name.rsplit(ASIDE).next().and_then(|time| time.parse::<u64>().ok()).unwrap_or_default();
+    aside.sort_by_key(time);
+    let surplus = (aside.len() + 1).saturating_sub(MOST_ASIDE);
+    // A directory, which is not removed, is nothing that we have made.
+    aside.iter().take(surplus).for_each(|name| remove(&directory.join(name)));
 }
 
 pub(super) fn unix_time() -> u64 {

@@ -5,10 +5,10 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use crate::files;
 
 /// The largest size of the file; with the one before it, the log takes twice as much.
 pub(super) const FILE_BYTES: u64 = 10 << 20;
@@ -58,9 +58,8 @@ impl LogFile {
 
 impl Open {
     fn at(path: &Path) -> io::Result<Self> {
-        // A pipe that nobody reads from must be an error, and not a wait.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
+        // Somebody else may write in its directory: no link of theirs is followed, and no file of theirs is written.
+        let file = files::open_ours(path, OpenOptions::new().create(true).append(true))?;
         let identity = identity(&file.metadata()?);
         Ok(Self { file, identity })
     }

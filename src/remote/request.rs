@@ -1,7 +1,6 @@
 //! One request of the API and its answer. It is built here, whoever sends it; its answer is judged before anything is
 //! noted of it.
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,11 +17,15 @@ use super::tls::traffic;
 use super::transport::{Answer, Encoding, Method, Outgoing, Transport, TransportError};
 use super::url::Url;
 use crate::chain::chain;
+use crate::files;
 use crate::logging::{DUMP, DUMPED};
 use crate::members;
 use crate::secret::{MASK, Secret};
 use crate::settings::{SecretSource, SettingError, Settings};
 use crate::shutdown::Shutdown;
+
+/// The longest enroll secret, in bytes of its file.
+const LONGEST_SECRET: u64 = 8 << 10;
 
 /// Why a request had no success.
 #[derive(Debug, thiserror::Error)]
@@ -314,7 +317,10 @@ pub fn enroll_secret(source: &SecretSource) -> Result<Secret, SecretError> {
     let text = match source {
         SecretSource::None => String::new(),
         SecretSource::File(path) => {
-            fs::read_to_string(path).map_err(|source| SecretError::File { path: path.clone(), source })?
+            let text = files::read(path, LONGEST_SECRET).and_then(|bytes| {
+                String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no UTF-8"))
+            });
+            text.map_err(|source| SecretError::File { path: path.clone(), source })?
         }
         SecretSource::Environment(name) => std::env::var(name).map_err(|_| SecretError::Variable(name.clone()))?,
     };

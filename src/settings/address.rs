@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::secret::Secret;
+use crate::secret::{MASK, Secret};
 
 /// `tls_hostname`: the server, and a path that stands before each endpoint's own, as it does for the built-in plugins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,12 @@ impl fmt::Display for HostPort {
             None => Ok(()),
         }
     }
+}
+
+/// An address as it may be shown: what stands before an `@` can be a password.
+#[must_use]
+pub(super) fn without_password(text: &str) -> String {
+    text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, address)| format!("{MASK}@{address}"))
 }
 
 impl Proxy {

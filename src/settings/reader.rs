@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use super::address::without_password;
 use super::own::{self, Flag, OwnFlags, Parse, REMOTE_PREFIX, Setter};
 use super::{
     ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, LogSettings,
@@ -72,6 +73,7 @@ impl Reader<'_> {
     fn server(&self) -> Result<Server, SettingError> {
         let value = self.text("tls_hostname", "");
         Server::parse(&value).ok_or_else(|| {
+            let value = without_password(&value);
             SettingError::new("tls_hostname", value, "the server's host or host:port is needed, without a scheme")
         })
     }
@@ -106,10 +108,9 @@ impl Reader<'_> {
             return Ok(None);
         }
         Proxy::parse(&value).map(Some).ok_or_else(|| {
-            let shown = value.rsplit_once('@').map_or(value.clone(), |(_, address)| format!("<hidden>@{address}"));
             SettingError::new(
                 "proxy_hostname",
-                shown,
+                without_password(&value),
                 "host or host:port is needed, with user:password@ before it if any",
             )
         })

@@ -2,15 +2,41 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use log::Level;
 
+use crate::files;
 use crate::logging::Streak;
 
 /// Its name in the directory of the buffers.
 pub const FILE: &str = "config.json";
+
+/// No configuration is larger.
+const LARGEST: u64 = 4 << 20;
+
+/// The last good configuration, as it lies in this file; whether it still is one is not known. `None` also where somebody
+/// else could have put it there.
+#[must_use]
+pub fn kept(path: &Path) -> Option<String> {
+    let directory = path.parent()?;
+    match trust_in(directory).and_then(|()| files::read_ours(path, LARGEST)) {
+        Ok(document) => Some(document),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            log::debug!("the kept configuration in {} counts for nothing: {error}", path.display());
+            None
+        }
+    }
+}
+
+fn trust_in(directory: &Path) -> io::Result<()> {
+    match files::distrust(directory) {
+        Some(reason) => Err(io::Error::other(format!("not to be trusted: {reason}"))),
+        None => Ok(()),
+    }
+}
 
 /// The file.
 pub(super) struct Kept {
@@ -26,7 +52,7 @@ impl Kept {
 
     /// What is kept; whether that is still a configuration is not known.
     pub(super) fn read(&self) -> Option<String> {
-        fs::read_to_string(&self.path).ok()
+        kept(&self.path)
     }
 
     /// Keeps a configuration; a failure is said, and is none for the caller.
@@ -50,11 +76,18 @@ impl Kept {
             return Ok(());
         }
         if let Some(directory) = self.path.parent() {
+            trust_in(directory)?;
             // Mode 0700, as whoever else makes it has it.
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            trust_in(directory)?;
         }
         let aside = self.path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+        // A new one: what was left there, or put there, is not written into.
+        match fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = files::open_ours(&aside, OpenOptions::new().create_new(true).write(true))?;
         file.write_all(document.as_bytes())?;
         file.sync_all()?;
         fs::rename(&aside, &self.path)

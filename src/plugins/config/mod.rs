@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 pub use self::active_plugins::ActivePlugins;
-pub use self::kept::FILE;
 use self::kept::Kept;
+pub use self::kept::{FILE, kept};
 pub use self::operator::arguments_of;
 pub use self::whole_queries::WholeQueries;
 use crate::backoff::Backoff;

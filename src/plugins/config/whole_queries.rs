@@ -6,10 +6,10 @@
 //! would notice: with another logger beside ours, its lines would change.
 
 use std::borrow::Cow;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::kept::kept;
 use super::operator::{FlagSources, Unread};
 use super::options::{option, with_option};
 use crate::extension::registry::NAME;
@@ -101,7 +101,7 @@ impl WholeQueries {
         let osqueryd = lock(&self.osqueryd).clone();
         *lock(&self.said).get_or_insert_with(|| {
             // Without one osqueryd has none either, as far as anybody knows.
-            osqueryd.word(&fs::read_to_string(&self.kept).unwrap_or_default())
+            osqueryd.word(&kept(&self.kept).unwrap_or_default())
         })
     }
 }
@@ -145,6 +145,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const DOCUMENT: &str = r#"{"schedule":{"q":{"query":"select 1","interval":60}},"options":{"verbose":true}}"#;
     const CHANGED: &str =

@@ -17,7 +17,6 @@
 //! * A decorator that fails is left alone for a time that grows with its failures.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +35,7 @@ use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::StringMap;
 use crate::logging::Streak;
 use crate::members;
+use crate::plugins::config::kept;
 use crate::settings::Placement;
 use crate::shutdown::Shutdown;
 
@@ -158,7 +158,7 @@ impl Decorations {
         if self.state().configuration.is_some() {
             return;
         }
-        let document = fs::read_to_string(&self.kept).unwrap_or_default();
+        let document = kept(&self.kept).unwrap_or_default();
         let decorators = decorators_of(&document);
         let mut state = self.state();
         if state.configuration.is_none() {

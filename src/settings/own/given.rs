@@ -8,7 +8,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files;
+
 use super::{AnyFlag, DEFAULT_FLAGFILE, FLAGFILE_VARIABLE, FLAGS, named};
+
+/// The largest flag file, in bytes.
+const LARGEST_FILE: u64 = 1 << 20;
 
 /// The flags of ours that were given, by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -145,8 +150,9 @@ impl OwnFlags {
     /// isn't there holds no flags.
     #[must_use]
     pub fn read_file(path: &Path) -> (Self, Vec<FlagfileError>) {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
+        match files::read(path, LARGEST_FILE) {
+            // A byte that is no UTF-8 makes its line, and not the file, useless.
+            Ok(bytes) => Self::parse(path, &String::from_utf8_lossy(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
             Err(error) => {
                 let error = FlagfileError::Unreadable { path: path.to_owned(), reason: error.to_string() };
@@ -187,13 +193,19 @@ impl Line {
         let name = before.split_whitespace().next().unwrap_or_default();
         match (named(name), value) {
             _ if name.is_empty() => Self::Wrong("this is no --name=value".to_owned()),
-            (None, _) => Self::Unknown(name.to_owned()),
+            (None, _) if looks_like_a_name(name) => Self::Unknown(name.to_owned()),
+            // Not even its beginning: the file may be another one.
+            (None, _) => Self::Wrong("this is no --name=value of ours".to_owned()),
             (Some(flag), Some(value)) if before == name => Self::Flag(flag, value.to_owned()),
             (Some(flag), _) => {
                 Self::Wrong(format!("--{name} needs a value behind a =: --{name}={}", flag.kind.placeholder()))
             }
         }
     }
+}
+
+fn looks_like_a_name(text: &str) -> bool {
+    text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
 /// The names of all flags, for messages.

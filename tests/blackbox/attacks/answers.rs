@@ -154,11 +154,11 @@ fn a_body_that_is_no_gzip_although_it_says_so_is_a_failure() {
 
 #[test]
 fn a_worker_that_is_too_large_is_replaced_and_its_call_is_answered() {
-    let rig = Setup::new().own_flag("--worker_max_memory=50331648").start();
+    let rig = Setup::new().flag("extensions_interval", "1").own_flag("--worker_max_memory=50331648").start();
     rig.config();
     let before = rig.worker_pid();
     rig.server.script(Endpoint::DistributedWrite, [Answer::hang()]);
-    let results = format!("{{\"queries\":\"{}\"}}", "x".repeat(40 << 20));
+    let results = format!("{{\"queries\":\"{}\"}}", "x".repeat(24 << 20));
     std::thread::scope(|scope| {
         let call = scope.spawn(|| rig.call("distributed", &[("action", "writeResults"), ("results", &results)]));
         rig.said("MiB in memory, more than worker_max_memory allows");
