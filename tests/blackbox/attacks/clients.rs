@@ -1,0 +1,79 @@
+//! Local processes that connect to the extension's socket: osqueryd's user and root can.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::{forget_peak, memory_of};
+use crate::rig::{LIMIT, Rig, line};
+
+fn connect(rig: &Rig) -> UnixStream {
+    let uuid = rig.wait_attached();
+    UnixStream::connect(format!("{}.{uuid}", rig.osqueryd.socket().display())).unwrap()
+}
+
+#[test]
+fn silent_connections_hold_up_no_line_and_kill_no_worker() {
+    let rig = Rig::start();
+    rig.config();
+    let worker = rig.worker_pid();
+    let silent: Vec<UnixStream> = (0..400).map(|_| connect(&rig)).collect();
+    let began = Instant::now();
+    for n in 0..5 {
+        rig.log(&line(n));
+    }
+    // With a thread each for 64 of them, the others come into their turns a second later each time.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    rig.config();
+    assert_eq!(rig.worker_pid(), worker);
+    drop(silent);
+    assert_eq!(rig.delivered(5), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn connections_that_never_speak_are_ended_when_they_are_many() {
+    let rig = Rig::start();
+    let mut silent: Vec<UnixStream> = (0..40).map(|_| connect(&rig)).collect();
+    // The first ones: a few may stay.
+    for stream in silent.iter_mut().take(20) {
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    }
+    rig.log(&line(1));
+}
+
+#[test]
+fn a_string_that_is_announced_is_no_memory_reserved() {
+    let rig = Rig::start();
+    rig.config();
+    let processes = [rig.pid(), rig.worker_pid()];
+    let idle = processes.map(|process| memory_of(process, "VmRSS:"));
+    processes.iter().for_each(|process| forget_peak(*process));
+    let string = |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
+    let message = |name: &str| [&[0x80, 1, 0, 1][..], &string(name), &[0, 0, 0, 7]].concat();
+    let mut connections = Vec::new();
+    for announced in [0x7fff_ffff_u32, 0x3fff_0000, 0x1000_0000] {
+        let length = announced.to_be_bytes();
+        let registry = [&message("call")[..], &[11, 0, 1], &string("distributed"), &[11, 0, 2]].concat();
+        let request = [&registry[..], &string("remote_tls"), &[13, 0, 3, 11, 11, 0, 0, 0, 1], &length].concat();
+        for bytes in [
+            // A method's name, an argument, a request's name; and a map, and a list, of so many.
+            [&[0x80, 1, 0, 1][..], &length].concat(),
+            [&registry[..], &length, b"short"].concat(),
+            [&request[..], b"short"].concat(),
+            [&message("call")[..], &[13, 0, 3, 11, 11], &length].concat(),
+            [&message("ping")[..], &[15, 0, 1, 12], &length].concat(),
+        ] {
+            let mut stream = connect(&rig);
+            // It may be ended at once.
+            let _ = stream.write_all(&bytes);
+            connections.push(stream);
+        }
+    }
+    rig.log(&line(1));
+    assert_eq!(rig.delivered(1), [1]);
+    for (process, idle) in processes.into_iter().zip(idle) {
+        let peak = memory_of(process, "VmHWM:").saturating_sub(idle);
+        assert!(peak < 16 << 10, "{peak} KiB over idle");
+    }
+}
