@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use osquery_remote_tls::cli::{Cli, Command};
 use osquery_remote_tls::extension::registry::routes;
 use osquery_remote_tls::plugins::tables::tables;
-use osquery_remote_tls::{doctor, front, logging, refresh, worker};
+use osquery_remote_tls::{doctor, front, logging, platform, refresh, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Some(Command::Refresh(flags)) => return refresh::run(flags),
         None => {}
     }
+    platform::keep_to_ourselves();
     let ended = if cli.worker { worker::run(cli) } else { front::run(cli, routes(tables())) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,9 +2,21 @@
 
 use std::os::unix::net::UnixStream;
 
-use rustix::process::{Pid, test_kill_process};
+use rustix::fs::Mode;
+use rustix::process::{Pid, Resource, Rlimit, setrlimit, test_kill_process, umask};
 
-pub use self::system::{NameWatch, go_first, is_stopped, peer_of, resident_bytes};
+pub use self::system::{NameWatch, go_first, is_ours, is_stopped, peer_of, resident_bytes};
+
+/// Keeps what this process has in memory and makes on the disk to its own user: files and sockets have no mode for others
+/// from the beginning, and a crash leaves no image of the secrets in memory.
+pub fn keep_to_ourselves() {
+    umask(Mode::from_raw_mode(0o077));
+    // The kernel passes the limit over where images go to a program (systemd-coredump), so it takes both.
+    if let Err(error) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+        log::debug!("images of crashes can't be switched off: {error}");
+    }
+    system::leave_no_image();
+}
 
 /// Another process on this host, which may end at any time.
 #[derive(Debug)]
@@ -58,7 +70,9 @@ mod system {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::fs::inotify;
     use rustix::net::sockopt::socket_peercred;
-    use rustix::process::{Pid, PidfdFlags, pidfd_open, setpriority_process};
+    use rustix::process::{
+        DumpableBehavior, Pid, PidfdFlags, geteuid, pidfd_open, set_dumpable_behavior, setpriority_process,
+    };
     use rustix::thread::gettid;
     use thread_priority::{
         RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
@@ -127,6 +141,19 @@ mod system {
         if let Err(error) = setpriority_process(Some(gettid()), LOWEST_NICENESS) {
             log::debug!("a thread can't be given a higher priority: {error}");
         }
+    }
+
+    /// A crash leaves no image of this process, and only root can look into its memory.
+    pub(super) fn leave_no_image() {
+        if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+            log::debug!("this process stays one that can be dumped: {error}");
+        }
+    }
+
+    /// Whether a connection's other side is our user's, or root's.
+    #[must_use]
+    pub fn is_ours(stream: &UnixStream) -> bool {
+        socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
     }
 
     /// Whether a process is stopped (SIGSTOP, a debugger): it is there and doesn't run.
@@ -207,6 +234,16 @@ mod system {
         pub(super) fn goes_on(&self, pid: Pid) -> bool {
             state(pid.as_raw_nonzero().get().unsigned_abs()) != Some('Z')
         }
+    }
+
+    /// There is no safe interface for it here: the limit on images' size has to do.
+    pub(super) fn leave_no_image() {}
+
+    /// The kernel says whose the other side is (LOCAL_PEERCRED), and no safe interface to that is there: the modes of
+    /// sockets and directories have to do.
+    #[must_use]
+    pub fn is_ours(_: &UnixStream) -> bool {
+        true
     }
 
     /// Threads have no priority of their own here that a safe interface sets.

@@ -209,8 +209,6 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{self, Receiver};
 use crate::extension::socket::PRIVATE;
+use crate::platform::is_ours;
 
 /// The socket of a worker that stands in for its front, beside osqueryd's own: `rtls.osquery.em`.
 #[must_use]
@@ -59,7 +60,8 @@ pub struct Inherited {
 /// Asks a worker that stands in for a dead front for what it has; `None` when there is none, or it can't give it.
 #[must_use]
 pub fn knock(manager: &Path) -> Option<Inherited> {
-    let stream = UnixStream::connect(door(manager)).ok()?;
+    // Somebody else's would be given all that osqueryd says.
+    let stream = UnixStream::connect(door(manager)).ok().filter(is_ours)?;
     let take = || -> io::Result<Option<Inherited>> {
         stream.set_read_timeout(Some(HANDOVER_LIMIT))?;
         control::send(&stream, &Knock {}, &[])?;

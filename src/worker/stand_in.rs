@@ -24,7 +24,7 @@ use crate::front::intake::Intake;
 use crate::front::relay::{Elsewhere, Unanswered};
 use crate::front::succession::{Estate, Knock, door, hand_over};
 use crate::journal::{Writer, WriterEvents};
-use crate::platform::Process;
+use crate::platform::{Process, is_ours};
 use crate::plugins::logger::LastFlush;
 use crate::shutdown::Doorbell;
 
@@ -88,7 +88,7 @@ impl Door {
         if !poll(&mut waiting, Some(&LOOK)).is_ok_and(|count| count > 0) {
             return None;
         }
-        let (stream, _) = self.listener.accept().ok()?;
+        let (stream, _) = self.listener.accept().ok().filter(|(stream, _)| is_ours(stream))?;
         stream.set_read_timeout(Some(KNOCK_LIMIT)).ok()?;
         let mut receiver = Receiver::new(stream.try_clone().ok()?);
         receiver.receive::<Knock>().ok().flatten().map(|_| stream)
