@@ -76,11 +76,13 @@ pub enum AnswerError {
         /// How long the server asks to be left alone.
         retry_after: Option<Duration>,
     },
-    /// Any status but 2xx, without further words.
-    #[error("the server answered HTTP {status}")]
+    /// Any status but 2xx, without an `error`.
+    #[error("the server answered HTTP {status}{}", quoted(.beginning))]
     Status {
         /// The HTTP status.
         status: u16,
+        /// What the body begins with, which may be a page's title: a proxy or a firewall answers so.
+        beginning: String,
         /// How long the server asks to be left alone.
         retry_after: Option<Duration>,
     },
@@ -96,8 +98,18 @@ pub enum AnswerError {
         /// How deep.
         depth: usize,
     },
+    /// An enrollment that the server refuses, in whatever way.
+    #[error("the server refused the enrollment (HTTP {status}){}; is the enroll secret the server's?", reason(.message))]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The server's words.
+        message: Option<String>,
+        /// How long the server asks to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// An enrollment without a key.
-    #[error("the answer has no node key")]
+    #[error("the server did not enroll this host: its answer has no node key; is the enroll secret the server's?")]
     NoNodeKey,
     /// An enrollment with a key that can't be one.
     #[error("the answer has a node key that can't be used: {0}")]
@@ -112,10 +124,26 @@ impl AnswerError {
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
-            Self::NodeInvalid { status, .. } | Self::Error { status, .. } | Self::Status { status, .. } => {
-                Some(*status)
-            }
+            Self::NodeInvalid { status, .. }
+            | Self::Error { status, .. }
+            | Self::Status { status, .. }
+            | Self::Refused { status, .. } => Some(*status),
             _ => None,
+        }
+    }
+
+    /// The same, as the answer to an enrollment: there is no node key of which it could speak.
+    fn of_enrollment(self) -> Self {
+        match self {
+            Self::NodeInvalid { status, message } => Self::Refused { status, message, retry_after: None },
+            Self::Error { status, message, retry_after } => {
+                Self::Refused { status, message: Some(message), retry_after }
+            }
+            Self::Status { status: status @ (400 | 401 | 403 | 422), beginning, retry_after } => {
+                let message = Some(beginning).filter(|beginning| !beginning.is_empty());
+                Self::Refused { status, message, retry_after }
+            }
+            other => other,
         }
     }
 
@@ -123,10 +151,19 @@ impl AnswerError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Error { retry_after, .. } | Self::Status { retry_after, .. } => *retry_after,
+            Self::Error { retry_after, .. } | Self::Status { retry_after, .. } | Self::Refused { retry_after, .. } => {
+                *retry_after
+            }
             _ => None,
         }
     }
+}
+
+/// Characters of a refusal's body that are shown.
+const SHOWN_OF_REFUSAL: usize = 120;
+
+fn quoted(beginning: &str) -> String {
+    if beginning.is_empty() { String::new() } else { format!(" (its body begins {beginning:?})") }
 }
 
 fn reason(message: &Option<String>) -> String {
@@ -195,7 +232,7 @@ pub fn judge(
     let text = text.trim();
     let depth = depth(text);
     if depth > DEEPEST_ANSWER {
-        return Err(if success { AnswerError::TooDeep { depth } } else { AnswerError::Status { status, retry_after } });
+        return Err(if success { AnswerError::TooDeep { depth } } else { refused(status, text, retry_after) });
     }
     let verdict = match text {
         "" => Ok(Verdict::default()),
@@ -210,13 +247,19 @@ pub fn judge(
         Ok(verdict) if verdict.node_invalid() => Err(AnswerError::NodeInvalid { status, message: verdict.error() }),
         Ok(verdict) => match verdict.error() {
             Some(message) => Err(AnswerError::Error { status, message, retry_after }),
-            None if !success => Err(AnswerError::Status { status, retry_after }),
+            None if !success => Err(refused(status, text, retry_after)),
             None if text.is_empty() => Ok("{}".to_owned()),
             None => Ok(text.to_owned()),
         },
-        Err(()) if !success => Err(AnswerError::Status { status, retry_after }),
+        Err(()) if !success => Err(refused(status, text, retry_after)),
         Err(()) => Err(AnswerError::NotAnObject { beginning: beginning(text, 40).into_owned() }),
     }
+}
+
+fn refused(status: u16, text: &str, retry_after: Option<Duration>) -> AnswerError {
+    // An empty object says nothing.
+    let beginning = if text == "{}" { String::new() } else { beginning(text, SHOWN_OF_REFUSAL).into_owned() };
+    AnswerError::Status { status, beginning, retry_after }
 }
 
 /// An answer's text. Of a large one that is none, the beginning, which is no JSON.
@@ -273,7 +316,7 @@ pub fn judge_enrollment(
         node_key::check(&key).map_err(AnswerError::UnusableNodeKey)?;
         return Ok(Enrolled::Key(Secret::new(key)));
     }
-    judge(Endpoint::Enroll, status, retry_after, body)?;
+    judge(Endpoint::Enroll, status, retry_after, body).map_err(|error| error.of_enrollment())?;
     if answer.node_key.is_some() && is_string && certificate == ClientCertificate::Configured {
         return Ok(Enrolled::Blank);
     }

@@ -22,6 +22,7 @@ use crate::secret::Secret;
 use crate::settings::Settings;
 use crate::settings::live::Flags;
 use crate::shutdown::Shutdown;
+use crate::words::Span;
 
 /// How long a request waits for an enrollment. osqueryd's threads wait for some requests, so this is bounded; the
 /// enrollment goes on without them.
@@ -42,7 +43,7 @@ pub enum RemoteError {
         source: Arc<EnrollError>,
     },
     /// The server has asked to be left alone for a while.
-    #[error("{endpoint}: the server asked to be left alone for another {left:?}")]
+    #[error("{endpoint}: the server asked to be left alone for another {}", Span(*.left))]
     Patience {
         /// What was asked for.
         endpoint: Endpoint,

@@ -208,7 +208,7 @@ impl Files {
                 client_expiry = certificates.first().and_then(expiry).unwrap_or_default();
                 builder
                     .with_client_auth_cert(certificates, key)
-                    .map_err(|error| unusable("tls_client_cert", &client.cert, &format!("with its key: {error}")))?
+                    .map_err(|error| unusable("tls_client_cert", &client.cert, &explain(&error)))?
             }
         };
         // A session that is resumed shows no certificate, and so none that could be judged.

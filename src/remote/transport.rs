@@ -30,6 +30,9 @@ use crate::shutdown::Shutdown;
 /// Redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 10;
 
+/// Characters of a redirect's target that are shown.
+const SHOWN_OF_TARGET: usize = 200;
+
 /// One step of a request (connecting with the handshake, sending, the first byte of the answer) may take so long,
 /// as in the built-in client.
 const STEP_LIMIT: Duration = Duration::from_secs(16);
@@ -66,7 +69,7 @@ pub enum TransportError {
     Broken(String),
     /// The redirect leads elsewhere, or nowhere.
     #[error("redirected {0}: not followed")]
-    Redirect(&'static str),
+    Redirect(String),
     /// The answer is too large to be one.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(u64),
@@ -92,7 +95,16 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(match self.0 {
+            ureq::Timeout::Resolve => "the server's name was not resolved",
+            ureq::Timeout::Connect => "no connection was made",
+            ureq::Timeout::SendRequest | ureq::Timeout::SendBody | ureq::Timeout::Await100 => {
+                "the server did not take the request"
+            }
+            ureq::Timeout::RecvResponse => "no answer came",
+            ureq::Timeout::RecvBody => "the answer did not come to its end",
+            _ => "the request was not done within request_timeout",
+        })
     }
 }
 
@@ -222,7 +234,7 @@ impl Transport {
                 _ => return read(response, settings.tls.accept_gzip, request.largest_answer),
             }
         }
-        Err(TransportError::Redirect("more than 10 times"))
+        Err(TransportError::Redirect(format!("more than {MAX_REDIRECTS} times")))
     }
 
     /// Sends once; a kept connection that turns out to be closed costs one more sending, on a new one.
@@ -374,8 +386,11 @@ fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>, accept_gzip: boo
 
 fn redirect(server: &Server, response: &Response<Body>) -> Result<String, TransportError> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    let location = location.ok_or(TransportError::Redirect("to nowhere"))?;
-    same_host_redirect(server, location).ok_or(TransportError::Redirect("to another host, or away from https"))
+    let location = location.ok_or_else(|| TransportError::Redirect("to nowhere".to_owned()))?;
+    same_host_redirect(server, location).ok_or_else(|| {
+        let target = beginning(location, SHOWN_OF_TARGET);
+        TransportError::Redirect(format!("to another host, or away from https ({target:?})"))
+    })
 }
 
 fn read(mut response: Response<Body>, accept_gzip: bool, largest: u64) -> Result<Answer, TransportError> {

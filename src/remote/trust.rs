@@ -319,18 +319,30 @@ pub fn explain(error: &rustls::Error) -> String {
     }
 }
 
+/// What a handshake can agree on with us.
+const OURS: &str =
+    "TLS 1.2 and 1.3, the suites ECDHE with AES-GCM or ChaCha20-Poly1305, the curves X25519, P-256 and P-384";
+
 fn explain_handshake(error: &rustls::Error) -> String {
     use rustls::AlertDescription as Alert;
+    use rustls::PeerIncompatible as Peer;
     match error {
         rustls::Error::InvalidMessage(_) => "the server does not speak TLS on this port".to_owned(),
-        rustls::Error::PeerIncompatible(reason) => {
-            format!(
-                "the server supports none of our versions or suites (TLS 1.2 and 1.3, ECDHE with AES-GCM or ChaCha20): {reason:?}"
-            )
-        }
-        rustls::Error::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) => format!(
-            "the server refused ({error}); it may ask for a client certificate (tls_client_cert, tls_client_key)"
+        rustls::Error::AlertReceived(Alert::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(
+            Peer::ServerDoesNotSupportTls12Or13 | Peer::ServerTlsVersionIsDisabledByOurConfig,
+        ) => "the server speaks neither TLS 1.2 nor TLS 1.3".to_owned(),
+        rustls::Error::PeerIncompatible(_) => format!("the server has nothing in common with us: {OURS} are ours"),
+        rustls::Error::AlertReceived(Alert::HandshakeFailure) => format!(
+            "the server refused the handshake: it has nothing in common with us ({OURS} are ours), or it wants a client \
+             certificate (tls_client_cert, tls_client_key)"
         ),
+        rustls::Error::AlertReceived(Alert::CertificateRequired) => {
+            "the server wants a client certificate (tls_client_cert, tls_client_key)".to_owned()
+        }
+        rustls::Error::InconsistentKeys(_) => {
+            "the client certificate and its key don't belong together (tls_client_cert, tls_client_key)".to_owned()
+        }
         rustls::Error::AlertReceived(
             Alert::BadCertificate | Alert::UnknownCA | Alert::CertificateExpired | Alert::CertificateUnknown,
         ) => format!("the server refused our client certificate ({error})"),

@@ -588,7 +588,7 @@ fn what_is_no_tls_server_is_said() {
 fn a_client_certificate_that_the_server_wants_is_named() {
     let wanting = |server: &mut server::Options| server.client_ca_pem = Some(default_authority().cert_pem());
     let examined = Host::with_server(wanting).examine(&[]);
-    examined.must_say("config endpoint", "failure", "it may ask for a client certificate", "");
+    examined.must_say("config endpoint", "failure", "it wants a client certificate", "");
     let mut host = Host::with_server(wanting);
     client(&mut host, |cert, key| (cert, key));
     let examined = host.examine(&[]);

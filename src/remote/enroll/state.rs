@@ -422,7 +422,7 @@ mod tests {
     fn a_server_asks_for_a_longer_wait() {
         let mut trial = Trial::new();
         trial.on(Event::Needed);
-        let busy = AnswerError::Status { status: 503, retry_after: Some(1000 * SECOND) };
+        let busy = AnswerError::Status { status: 503, beginning: String::new(), retry_after: Some(1000 * SECOND) };
         let busy = RequestError::Answer { endpoint: Endpoint::Enroll, url: String::new(), source: busy };
         trial.on(Event::Failed(Arc::new(busy.into())));
         assert_eq!(trial.wait(), Some(1000 * SECOND));
