@@ -40,6 +40,8 @@ pub enum Order {
     Listener(Listener),
     /// osqueryd has registered the extension.
     Attached(Attached),
+    /// osqueryd's process is gone. What the next one asks can come before [`Order::Attached`] does.
+    Detached {},
     /// A call of osqueryd's: one end of a connection comes with it, over which the call is asked and answered
     /// ([`ask`], [`hear`]).
     Call {},

@@ -401,6 +401,7 @@ impl Front {
             }
             Standing::Away(_) => {
                 self.socket.hide();
+                self.workers.detached();
                 self.relay.break_off();
                 log::info!("osqueryd's process is gone: waiting for the next one");
             }

@@ -167,6 +167,12 @@ impl Workers {
         self.attached = Some(attached);
     }
 
+    /// osqueryd's process is gone.
+    pub(super) fn detached(&self) {
+        let present = self.present.iter().chain(self.candidate.as_ref().map(|candidate| &candidate.worker));
+        present.for_each(|worker| worker.to.tell(&Order::Detached {}));
+    }
+
     /// Brings in a new worker beside the present one.
     pub(super) fn renew(&mut self, reason: &str) {
         self.bring_in(reason, false);

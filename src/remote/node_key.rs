@@ -6,7 +6,7 @@
 /// The longest one, in bytes. Servers' keys have some tens; with `tls_node_api` it is in the URL, percent-encoded.
 pub(super) const LONGEST: usize = 4096;
 
-/// A key with fewer characters than this and without a digit is a word.
+/// A key with fewer characters than this, and nothing but letters, is a word.
 const WORD: usize = 8;
 
 /// Words of ours, and of osqueryd's, that would be missed in a log. No server's key is a part of that.
@@ -26,7 +26,8 @@ pub(super) fn check(key: &str) -> Result<(), &'static str> {
     }
     // Shorter ones are not masked.
     let is_masked = key.len() >= crate::secret::SHORTEST_MASKED;
-    let is_word = key.chars().count() < WORD && !key.chars().any(|character| character.is_ascii_digit());
+    let is_word = key.chars().count() < WORD
+        && key.chars().all(|character| character.is_alphabetic() || "_- ".contains(character));
     if is_masked && (is_word || OUR_WORDS.contains(&key.to_lowercase())) {
         return Err("it is a word, and masking it would hide that word everywhere");
     }

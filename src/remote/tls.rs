@@ -206,9 +206,10 @@ impl Files {
                     unusable("tls_client_key", &client.key, "it holds no unencrypted private key in PEM")
                 })?;
                 client_expiry = certificates.first().and_then(expiry).unwrap_or_default();
-                builder
-                    .with_client_auth_cert(certificates, key)
-                    .map_err(|error| unusable("tls_client_cert", &client.cert, &explain(&error)))?
+                builder.with_client_auth_cert(certificates, key).map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => unusable("tls_client_cert", &client.cert, &explain(&error)),
+                    other => unusable("tls_client_cert", &client.cert, &format!("with its key: {other}")),
+                })?
             }
         };
         // A session that is resumed shows no certificate, and so none that could be judged.

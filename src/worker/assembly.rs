@@ -241,10 +241,14 @@ impl Assembly {
         work.into_iter().try_for_each(|(name, work)| threads.spawn(name, work))
     }
 
+    /// osqueryd's process is gone: the next one has no configuration.
+    pub fn osqueryd_is_gone(&self) {
+        self.config.osqueryd_is_gone();
+    }
+
     /// Another osqueryd has registered the extension: nothing of what was known of the one before counts.
     pub fn osqueryd_was_replaced(&self) {
         self.node.osqueryd_was_replaced();
-        self.config.osqueryd_was_replaced();
         self.flags.refresh();
         if let Ok(options) = self.manager.options() {
             let command_line = self.command_line.as_deref();

@@ -62,6 +62,8 @@ struct Worker {
     threads: Threads,
     calls: Threads,
     inheritance: Inheritance,
+    /// The front has said that osqueryd is gone, and not yet that there is another one.
+    is_detached: bool,
 }
 
 /// What a worker needs to stand in for its front.
@@ -120,7 +122,7 @@ impl Worker {
         }
         let service = Arc::new(Service::new(Arc::clone(&assembly.registry)));
         let inheritance = Inheritance::default();
-        Ok(Self { assembly, service, to_front, threads, calls: Threads::default(), inheritance })
+        Ok(Self { assembly, service, to_front, threads, calls: Threads::default(), inheritance, is_detached: false })
     }
 
     fn work(mut self, orders: &mut Receiver) {
@@ -162,9 +164,18 @@ impl Worker {
             Order::Attached(attached) => {
                 self.service.set_uuid(attached.uuid);
                 let before = self.inheritance.attached.replace(attached.clone());
+                let is_known = std::mem::take(&mut self.is_detached);
                 if before.is_some_and(|before| before.osqueryd != attached.osqueryd) {
+                    if !is_known {
+                        // An older front says nothing of osqueryd's end.
+                        self.assembly.osqueryd_is_gone();
+                    }
                     self.assembly.osqueryd_was_replaced();
                 }
+            }
+            Order::Detached {} => {
+                self.is_detached = true;
+                self.assembly.osqueryd_is_gone();
             }
             Order::Start(_) | Order::HandOver {} | Order::Stop {} => {}
         }

@@ -423,7 +423,7 @@ const FILE_CASES: &[Case] = &[
         |host| { host.flag("tls_client_cert", NO_SUCH); host.flag("tls_client_key", NO_SUCH); }),
     case("client certificate", "failure", "no unencrypted private key",
         "not encrypted", |host| client(host, |cert, _| (cert, "nothing".to_owned()))),
-    case("client certificate", "failure", "with its key: ",
+    case("client certificate", "failure", "don't belong together",
         "its own key", |host| client(host, |cert, _| (cert, Authority::new("x").issue_client("y").key_pem))),
     case("client certificate", "warning", "is readable by everybody",
         "chmod o-r ", |host| { client(host, |cert, key| (cert, key)); mode(&host.path("client.key"), 0o644); }),

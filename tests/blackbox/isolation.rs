@@ -202,7 +202,7 @@ fn the_line_of_the_bug_report_is_set_aside_and_all_others_are_delivered() {
         rig.settled();
         let delivered: BTreeSet<u64> = numbers(&rig.server.results()).into_iter().filter(|&n| n < 100).collect();
         assert_eq!(delivered, (0..30).filter(|&n| n != 10).collect());
-        rig.said("1 results lines set aside so far; the last because the server refuses it alone, and takes others");
+        rig.said("1 line of the results journal set aside so far; the last because the server refuses it alone, and takes others");
         rig.said("result lines are delivered again");
     }
 }

@@ -58,7 +58,8 @@ fn the_level_says_how_much_there_is() {
         let rig = setup().own_flag(&format!("--log_level={level}")).flag("config_tls_max_attempts", "1").start();
         fail_in_every_way(&rig);
         assert_eq!(rig.stderr().contains("requests fail: distributed read"), warning, "{level}: {}", rig.stderr());
-        assert_eq!(rig.stderr().contains("requests still fail: distributed read"), debug, "{level}: {}", rig.stderr());
+        let failures = rig.stderr().matches("requests fail: distributed read").count();
+        assert_eq!(failures > 1, debug, "{level}: {}", rig.stderr());
         assert_eq!(rig.stderr().contains("registered with osqueryd"), debug, "{level}: {}", rig.stderr());
     }
 }

@@ -119,8 +119,8 @@ impl Config {
         })
     }
 
-    /// Another osqueryd runs now: it may be given the last good configuration again.
-    pub fn osqueryd_was_replaced(&self) {
+    /// osqueryd is gone: the next one may be given the last good configuration again.
+    pub fn osqueryd_is_gone(&self) {
         self.state().delivered = None;
     }
 
