@@ -24,7 +24,11 @@ use crate::journal::Limits;
 pub use crate::logging::LogSettings;
 
 /// The bundle of public authorities that osquery's packages bring.
-pub const DEFAULT_SERVER_CERTS: &str = "/opt/osquery/share/osquery/certs/certs.pem";
+pub const DEFAULT_SERVER_CERTS: &str = if cfg!(target_os = "macos") {
+    "/var/osquery/certs/certs.pem"
+} else {
+    "/opt/osquery/share/osquery/certs/certs.pem"
+};
 
 /// osqueryd's flags as [`ExtensionManager.options()`] hands them out: name to current value.
 ///
@@ -280,7 +284,7 @@ mod tests {
     fn without_flags_everything_has_osquery_s_default() {
         let (settings, errors) = settings(&[]);
         assert_eq!(errors, []);
-        assert_eq!(settings.tls.server_certs, Path::new("/opt/osquery/share/osquery/certs/certs.pem"));
+        assert_eq!(settings.tls.server_certs, Path::new(DEFAULT_SERVER_CERTS));
         assert_eq!(settings.tls.client, Ok(None));
         assert!(settings.tls.session_reuse && !settings.tls.accept_gzip);
         assert_eq!(settings.tls.session_timeout, Duration::from_secs(3600));
