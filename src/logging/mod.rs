@@ -15,9 +15,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Local, TimeZone};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::{OffsetDateTime, UtcOffset};
+use tz::TimeZone;
 
 use self::file::LogFile;
 pub use self::streak::Streak;
@@ -146,7 +147,7 @@ impl Log for Output {
         let line = format!(
             "{}{} remote_tls[{}] {}:{}] {text}\n",
             letter(record.level()),
-            calendar(&Local::now()),
+            calendar(here(OffsetDateTime::now_utc())),
             std::process::id(),
             record.file().and_then(|file| file.rsplit('/').next()).unwrap_or("?"),
             record.line().unwrap_or(0),
@@ -221,23 +222,39 @@ fn letter(level: Level) -> char {
     }
 }
 
-/// `MMDD hh:mm:ss.uuuuuu` in the host's time zone, as glog has it: the two logs stand in one stream.
-fn calendar(at: &DateTime<impl TimeZone<Offset: std::fmt::Display>>) -> String {
-    at.format("%m%d %H:%M:%S%.6f").to_string()
+/// A moment by the host's clock: glog has the local time, and the two logs stand in one stream. `TZ` and `/etc/localtime`
+/// are looked at each time, since a time zone can change; UTC where they say nothing that can be used.
+fn here(at: OffsetDateTime) -> OffsetDateTime {
+    let zone = match std::env::var("TZ") {
+        Ok(name) if !name.is_empty() => TimeZone::from_posix_tz(&name),
+        _ => TimeZone::local(),
+    };
+    let offset = zone.ok().and_then(|zone| {
+        let kind = zone.find_local_time_type(at.unix_timestamp()).ok()?;
+        UtcOffset::from_whole_seconds(kind.ut_offset()).ok()
+    });
+    offset.map_or(at, |offset| at.to_offset(offset))
+}
+
+/// `MMDD hh:mm:ss.uuuuuu`, as glog has it.
+fn calendar(at: OffsetDateTime) -> String {
+    let (month, day) = (u8::from(at.month()), at.day());
+    let (hour, minute, second) = at.to_hms();
+    format!("{month:02}{day:02} {hour:02}:{minute:02}:{second:02}.{:06}", at.microsecond())
 }
 
 #[cfg(test)]
 mod tests {
-    use chrono::FixedOffset;
+    use std::time::Duration;
 
     use super::*;
 
     #[test]
     fn a_moment_is_shown_as_glog_shows_it() {
-        let at = DateTime::from_timestamp(1_795_407_122, 42_000).unwrap();
-        assert_eq!(calendar(&at), "1123 04:12:02.000042");
-        let east = FixedOffset::east_opt(5 * 3600 + 1800).unwrap();
-        assert_eq!(calendar(&at.with_timezone(&east)), "1123 09:42:02.000042");
+        let at = OffsetDateTime::UNIX_EPOCH + Duration::new(1_795_407_122, 42_000);
+        assert_eq!(calendar(at), "1123 04:12:02.000042");
+        let east = UtcOffset::from_hms(5, 30, 0).unwrap();
+        assert_eq!(calendar(at.to_offset(east)), "1123 09:42:02.000042");
     }
 
     #[test]
