@@ -72,8 +72,9 @@ pub struct Cli {
 pub enum Command {
     /// Check this host, and change nothing
     ///
-    /// Checks flags, files and their permissions, osqueryd, the way to the server, the server and the buffers, and
-    /// says what to do. Exit code 0: all is well, 1: something failed, 2: there are warnings. See docs/doctor.md.
+    /// Checks flags, files and their permissions, osqueryd, the running extension, the way to the server, the server and
+    /// the buffers, and says what to do. Exit code 0: all is well, 1: something failed, 2: there are warnings. See
+    /// docs/doctor.md.
     Doctor(DoctorFlags),
 
     /// Fetch the configuration now, and give it to osqueryd
@@ -94,17 +95,34 @@ pub struct RefreshFlags {
 /// How the host is to be checked.
 #[derive(Args, Debug)]
 pub struct DoctorFlags {
-    /// osqueryd's flag file
-    #[arg(long, value_name = "PATH", default_value = OSQUERY_FLAGFILE)]
-    pub flagfile: PathBuf,
+    /// osqueryd's flag file [default: the one that the running osqueryd's command line names, else
+    /// /etc/osquery/osquery.flags]
+    #[arg(long, value_name = "PATH")]
+    pub flagfile: Option<PathBuf>,
+
+    /// osqueryd's extension manager socket [default: as its command line and its flags say]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 
     /// Our own flag file [default: REMOTE_TLS_FLAGFILE, or /etc/osquery/remote_tls.flags]
     #[arg(long = "own_flagfile", value_name = "PATH")]
     pub own_flagfile: Option<PathBuf>,
 
+    /// Before osqueryd is restarted: look at what its next start finds, and not at what runs; warnings don't count
+    #[arg(long)]
+    pub before: bool,
+
+    /// Ask the server's endpoints with a node key that is none, too: servers may log that, and one was seen to end of it
+    #[arg(long)]
+    pub deep: bool,
+
     /// Try an enrollment too: the server then knows a host more, whose key is not kept
     #[arg(long)]
     pub enroll: bool,
+
+    /// Show only what is not well
+    #[arg(long)]
+    pub quiet: bool,
 
     /// Write the findings as a JSON object
     #[arg(long)]

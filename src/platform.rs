@@ -1,11 +1,13 @@
-//! What differs between Linux and macOS, in one place: another process' life, and the names in a directory.
+//! What differs between Linux and macOS, in one place: other processes, and the names in a directory.
 
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::process::{Pid, Resource, Rlimit, setrlimit, test_kill_process, umask};
 
-pub use self::system::{NameWatch, go_first, is_ours, is_stopped, peer_of, resident_bytes};
+pub use self::system::{NameWatch, go_first, is_ours, is_stopped, peer_of, processes, resident_bytes};
 
 /// Keeps what this process has in memory and makes on the disk to its own user: files and sockets have no mode for others
 /// from the beginning, and a crash leaves no image of the secrets in memory.
@@ -16,6 +18,21 @@ pub fn keep_to_ourselves() {
         log::debug!("images of crashes can't be switched off: {error}");
     }
     system::leave_no_image();
+}
+
+/// A process of this host as a look at all of them shows it; what may not be looked at is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its id.
+    pub id: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// Its command line, its own name first.
+    pub arguments: Vec<String>,
+    /// Where it is: what relative paths of its command line begin at.
+    pub directory: PathBuf,
+    /// Since when it runs.
+    pub age: Duration,
 }
 
 /// Another process on this host, which may end at any time.
@@ -66,6 +83,7 @@ mod system {
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::net::UnixStream;
     use std::path::Path;
+    use std::time::Duration;
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::fs::inotify;
@@ -74,10 +92,16 @@ mod system {
         DumpableBehavior, Pid, PidfdFlags, geteuid, pidfd_open, set_dumpable_behavior, setpriority_process,
     };
     use rustix::thread::gettid;
+    use rustix::time::{ClockId, clock_gettime};
     use thread_priority::{
         RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
         thread_native_id,
     };
+
+    use super::Seen;
+
+    /// What `/proc` counts time in, a second: the same on everything that Linux runs on today.
+    const TICKS: u64 = 100;
 
     /// As nice(2) counts.
     const LOWEST_NICENESS: i32 = -20;
@@ -116,15 +140,42 @@ mod system {
     /// What `/proc/PID/stat` says.
     struct Stat {
         state: char,
+        parent: String,
         started: String,
     }
 
     fn stat(pid: Pid) -> Option<Stat> {
         let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-        // Behind the name, which can hold anything. proc(5) counts from 1: the state is field 3, the start field 22.
+        // Behind the name, which can hold anything. proc(5) counts from 1: the state is field 3, the parent field 4, the
+        // start field 22.
         let mut fields = text.rsplit(") ").next()?.split(' ');
         let state = fields.next()?.chars().next()?;
-        Some(Stat { state, started: fields.nth(18)?.to_owned() })
+        let parent = fields.next()?.to_owned();
+        Some(Stat { state, parent, started: fields.nth(17)?.to_owned() })
+    }
+
+    /// All processes that run now.
+    #[must_use]
+    pub fn processes() -> Vec<Seen> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        ids.filter_map(|id| seen(Pid::from_raw(id)?)).collect()
+    }
+
+    fn seen(pid: Pid) -> Option<Seen> {
+        let stat = stat(pid)?;
+        let of = |name: &str| format!("/proc/{}/{name}", pid.as_raw_nonzero());
+        let arguments = fs::read(of("cmdline")).unwrap_or_default();
+        let arguments = arguments.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let now = u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0);
+        let started = stat.started.parse::<u64>().unwrap_or(0) / TICKS;
+        Some(Seen {
+            id: pid.as_raw_nonzero().get().unsigned_abs(),
+            parent: stat.parent.parse().unwrap_or(0),
+            arguments: arguments.collect(),
+            directory: fs::read_link(of("cwd")).unwrap_or_default(),
+            age: Duration::from_secs(now.saturating_sub(started)),
+        })
     }
 
     /// Has this thread run before all ordinary ones the moment that it can, for work that counts in microseconds. It
@@ -222,6 +273,8 @@ mod system {
 
     use rustix::process::Pid;
 
+    use super::Seen;
+
     /// A process' end is noticed by its id alone.
     #[derive(Debug)]
     pub(super) struct Life;
@@ -268,6 +321,26 @@ mod system {
     #[must_use]
     pub fn is_stopped(id: u32) -> bool {
         state(id) == Some('T')
+    }
+
+    /// All processes that run now. Arguments with blanks in them can't be told from two.
+    #[must_use]
+    pub fn processes() -> Vec<Seen> {
+        let output = Command::new("/bin/ps").args(["-axww", "-o", "pid=,ppid=,etime=,args="]).output();
+        let text = output.map(|output| output.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().filter_map(seen).collect()
+    }
+
+    fn seen(line: &str) -> Option<Seen> {
+        let mut words = line.split_whitespace();
+        let (id, parent) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        // [[days-]hours:]minutes:seconds
+        let elapsed = words.next()?;
+        let (days, clock) = elapsed.split_once('-').unwrap_or(("0", elapsed));
+        let days: u64 = days.parse().unwrap_or(0);
+        let seconds = clock.split(':').fold(0u64, |sum, part| sum * 60 + part.parse::<u64>().unwrap_or(0));
+        let arguments = words.map(str::to_owned).collect();
+        Some(Seen { id, parent, arguments, directory: "/".into(), age: Duration::from_secs(days * 86_400 + seconds) })
     }
 
     /// The kernel says it (LOCAL_PEERPID), and no safe interface to that is there: the caller goes by its parent.
@@ -333,6 +406,15 @@ mod tests {
         assert!(!process.is_alive());
         child.wait().unwrap();
         assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn this_process_is_seen_among_all() {
+        let all = processes();
+        let own = all.iter().find(|seen| seen.id == std::process::id()).unwrap();
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert_eq!(own.arguments.first(), std::env::args().next().as_ref());
+        assert!(own.age < Duration::from_secs(3600), "{own:?}");
     }
 
     #[test]

@@ -2,9 +2,14 @@
 //! a trace, also while the extension writes and reads them.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Check, Report, Subject};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+
+use super::subject::Subject;
+use super::{Check, Report};
 use crate::clock::unix_time;
 use crate::journal::inspect::{self, Look};
 use crate::line_count::LineCounter;
@@ -29,13 +34,14 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     match fs::metadata(directory) {
         Ok(found) if found.is_dir() => {}
         Ok(_) => return report.fail(CHECK, format!("{} is no directory", directory.display()), "move it away"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return report.ok(CHECK, format!("{} is not there: the first line makes it", directory.display()));
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return to_be_made(directory, subject, report);
         }
         Err(error) => {
             return report.fail(CHECK, format!("{}: {error}", directory.display()), "run the doctor as root");
         }
     }
+    others_write(directory, report);
     let found: Vec<String> =
         STREAMS.into_iter().filter_map(|(name, what)| stream(&directory.join(name), what, subject, report)).collect();
     set_aside(directory, report);
@@ -45,6 +51,44 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     if report.is_clean(CHECK) {
         let found = if found.is_empty() { "empty".to_owned() } else { found.join(", ") };
         report.ok(CHECK, format!("{}: {found}", directory.display()));
+    }
+}
+
+/// The first line makes the directory, where it can be made.
+fn to_be_made(directory: &Path, subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::Buffers;
+    let shown = directory.display();
+    let remedy = "set --buffer_path in the extension's own flags to a directory on a disk, or leave it out";
+    let above = directory.ancestors().skip(1).find_map(|above| Some((above, fs::metadata(above).ok()?)));
+    match above {
+        Some((above, found)) if !found.is_dir() => {
+            report.fail(CHECK, format!("{shown} can't be made: {} is no directory", above.display()), remedy);
+        }
+        Some((above, _)) if is_of_the_kernel(above) => {
+            report.fail(CHECK, format!("{shown} can't be made: {} is no disk", above.display()), remedy);
+        }
+        Some((above, _)) => {
+            free_space(above, subject, report);
+            if report.is_clean(CHECK) {
+                report.ok(CHECK, format!("{shown} is not there: the first line makes it"));
+            }
+        }
+        None => report.fail(CHECK, format!("{shown} can't be made"), remedy),
+    }
+}
+
+/// `/proc`, `/sys`: nobody makes a directory there.
+fn is_of_the_kernel(path: &Path) -> bool {
+    fs::canonicalize(path).is_ok_and(|path| path.starts_with("/proc") || path.starts_with("/sys"))
+}
+
+fn others_write(directory: &Path, report: &mut Report<'_>) {
+    if fs::metadata(directory).is_ok_and(|found| found.mode() & 0o022 != 0) {
+        report.warn(
+            Check::Buffers,
+            format!("{} is writable by others: who writes there takes lines away, or makes some", directory.display()),
+            format!("chmod 0700 {}", directory.display()),
+        );
     }
 }
 
@@ -131,9 +175,21 @@ fn names_in(directory: &Path) -> impl Iterator<Item = String> {
 
 fn free_space(directory: &Path, subject: &Subject, report: &mut Report<'_>) {
     let least = subject.settings.logger.buffer_min_free_bytes;
-    let Ok(disk) = rustix::fs::statvfs(directory) else { return };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < least {
+    let Ok(disk) = statvfs(directory) else { return };
+    let (free, shown) = (disk.f_bavail.saturating_mul(disk.f_frsize), directory.display());
+    if disk.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        report.fail(
+            Check::Buffers,
+            format!("the disk of {shown} is mounted read-only: lines are kept in memory, and lost with the process"),
+            "mount it for writing: the kernel does this after errors (dmesg)",
+        );
+    } else if free == 0 || disk.f_favail == 0 && disk.f_files > 0 {
+        report.fail(
+            Check::Buffers,
+            format!("the disk of {shown} is full: lines are kept in memory, and lost with the process"),
+            format!("make space: df -h {shown}; df -i {shown}"),
+        );
+    } else if free < least {
         report.warn(
             Check::Buffers,
             format!(

@@ -46,6 +46,45 @@ impl Term {
     }
 }
 
+/// From when to when a certificate is valid, in Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) begin: i64,
+    pub(super) end: i64,
+}
+
+impl Validity {
+    /// None for what can't be parsed.
+    pub(super) fn of(certificate: &CertificateDer<'static>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let validity = parsed.validity();
+        Some(Self { begin: validity.not_before.timestamp(), end: validity.not_after.timestamp() })
+    }
+
+    pub(super) fn holds(self, time: i64) -> bool {
+        (self.begin..=self.end).contains(&time)
+    }
+}
+
+/// The names that a certificate is for; its common name when there are no others.
+pub(super) fn names(certificate: &CertificateDer<'static>) -> Vec<String> {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    match parsed.subject_alternative_name() {
+        Ok(Some(extension)) => extension.value.general_names.iter().filter_map(name).collect(),
+        _ => parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect(),
+    }
+}
+
+/// The subject, for a reader.
+pub(super) fn common_name(certificate: &CertificateDer<'static>) -> String {
+    X509Certificate::from_der(certificate).map_or_else(|_| "?".to_owned(), |(_, parsed)| parsed.subject().to_string())
+}
+
+/// Who has issued it.
+pub(super) fn issuer(certificate: &CertificateDer<'static>) -> String {
+    X509Certificate::from_der(certificate).map_or_else(|_| "?".to_owned(), |(_, parsed)| parsed.issuer().to_string())
+}
+
 /// Subject, issuer, names and end on one line.
 pub(super) fn describe(certificate: &CertificateDer<'_>) -> String {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
@@ -73,7 +112,8 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-fn date(timestamp: i64) -> String {
+/// A day, `2026-11-26`.
+pub(super) fn date(timestamp: i64) -> String {
     OffsetDateTime::from_unix_timestamp(timestamp).map_or_else(|_| "?".to_owned(), |at| at.date().to_string())
 }
 

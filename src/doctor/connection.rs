@@ -5,62 +5,86 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::certificates::{Term, describe};
-use super::{Check, Level, Report, Subject};
-use crate::chain::chain;
-use crate::remote::{Look, TlsError, TransportError, look};
-use crate::settings::HostPort;
+use rustls::{AlertDescription as Alert, CertificateError as Cert, Error};
 
-/// As long as a request's connection may take in all.
-const RESOLVER_LIMIT: Duration = Duration::from_secs(16);
+use super::certificates::{Term, common_name, describe};
+use super::fault::PROXY_CREDENTIALS;
+use super::handshake::Facts;
+use super::subject::Subject;
+use super::{Check, Level, Report};
+use crate::chain::chain;
+use crate::clock::unix_time;
+use crate::remote::{Look, TlsError, TransportError, bundle, look, old_version, server_date};
+use crate::settings::{HostPort, Proxy};
+
+/// A resolver that takes longer is none.
+const RESOLVER_LIMIT: Duration = Duration::from_secs(5);
 
 const STEPS: [Check; 4] = [Check::NameResolution, Check::Proxy, Check::TcpConnection, Check::TlsHandshake];
 
-pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
+/// What was seen of the server, when a connection could be tried.
+pub(super) fn check(subject: &Subject, report: &mut Report<'_>) -> Option<Look> {
     let (Ok(server), Ok(proxy)) = (&subject.settings.server, &subject.settings.proxy) else {
-        for step in STEPS {
-            report.skip(step, "--tls_hostname or --proxy_hostname can't be used");
-        }
-        return;
+        skip(&STEPS, "--tls_hostname or --proxy_hostname can't be used", report);
+        return None;
     };
     let server = &server.address;
     let first = proxy.as_ref().map_or(server, |proxy| &proxy.address);
-    if !resolve(first, proxy.is_some(), report) {
-        for step in STEPS.into_iter().skip(1) {
-            report.skip(step, "the name has no address");
-        }
-        return;
+    if !resolve(first, proxy.is_some(), subject.left(RESOLVER_LIMIT), report) {
+        skip(STEPS.get(1..).unwrap_or_default(), "the name has no address", report);
+        return None;
     }
-    if let Err(error) = &subject.settings.tls.client {
-        for step in STEPS.into_iter().skip(1) {
-            report.skip(step, format!("--{} can't be used", error.flag));
-        }
-        return;
+    let files = [Check::ServerTrust, Check::ClientCertificate];
+    if let Some(failed) = files.into_iter().find(|check| report.has_failed(*check)) {
+        skip(STEPS.get(1..).unwrap_or_default(), &format!("no connection can be made: see {}", failed.name()), report);
+        return None;
     }
     let look = look(&subject.settings);
     match proxy {
         None => report.ok(Check::Proxy, "none is set"),
         Some(proxy) => match &look.error {
-            Some(error @ TransportError::Proxy(_)) => {
-                report.fail(
-                    Check::Proxy,
-                    chain(error).to_string(),
-                    "see that --proxy_hostname is right, with user:password@ if the proxy wants them, and that the \
-                     proxy allows CONNECT to the server",
-                );
-                report.skip(Check::TcpConnection, "the proxy gives no connection");
-                report.skip(Check::TlsHandshake, "the proxy gives no connection");
-                return;
+            Some(TransportError::Proxy(error)) => {
+                let (message, remedy) = of_proxy(&chain(error).to_string(), server, proxy);
+                report.fail(Check::Proxy, message, remedy);
+                skip(STEPS.get(2..).unwrap_or_default(), "the proxy gives no connection", report);
+                return None;
             }
             _ if look.connected => report.ok(Check::Proxy, format!("{} connects to {server}", proxy.address)),
             _ => report.skip(Check::Proxy, "it was not reached"),
         },
     }
-    connected(server, &look, report);
+    connected(subject, server, &look, report);
+    Some(look)
+}
+
+fn skip(steps: &[Check], reason: &str, report: &mut Report<'_>) {
+    for step in steps {
+        report.skip(*step, reason);
+    }
+}
+
+/// A proxy's refusals, each with its remedy.
+fn of_proxy(error: &str, server: &HostPort, proxy: &Proxy) -> (String, String) {
+    let port = server.port.unwrap_or(443);
+    let status =
+        error.split_once("answered HTTP ").and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next());
+    let address = &proxy.address;
+    let Some(status) = status else {
+        let remedy = format!("see that --proxy_hostname names an HTTP proxy that runs at {address}");
+        return (error.to_owned(), remedy);
+    };
+    let remedy = match status {
+        "407" if proxy.credentials.is_some() => "the proxy does not take the user and the password in --proxy_hostname",
+        "407" => PROXY_CREDENTIALS,
+        "403" | "405" => "have the proxy allow CONNECT to the server's name and port",
+        "502" | "503" | "504" => "the proxy can't reach the server: see that its name is right, and the proxy's log",
+        _ => "see the proxy's log for why it refuses CONNECT",
+    };
+    (format!("the proxy {address} answers CONNECT to {}:{port} by HTTP {status}", server.host), remedy.to_owned())
 }
 
 /// Whether the name that is connected to first has an address.
-fn resolve(host: &HostPort, is_proxy: bool, report: &mut Report<'_>) -> bool {
+fn resolve(host: &HostPort, is_proxy: bool, limit: Duration, report: &mut Report<'_>) -> bool {
     const CHECK: Check = Check::NameResolution;
     let name = host.host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let (answer, answered) = mpsc::channel();
@@ -71,7 +95,7 @@ fn resolve(host: &HostPort, is_proxy: bool, report: &mut Report<'_>) -> bool {
         // Nobody hears an answer that is late.
         let _ = answer.send(found);
     });
-    let problem = match resolver.map(|_| answered.recv_timeout(RESOLVER_LIMIT)) {
+    let problem = match resolver.map(|_| answered.recv_timeout(limit)) {
         Ok(Ok(Ok(mut addresses))) if !addresses.is_empty() => {
             addresses.dedup();
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
@@ -81,7 +105,7 @@ fn resolve(host: &HostPort, is_proxy: bool, report: &mut Report<'_>) -> bool {
         }
         Ok(Ok(Ok(_))) => "it has no address".to_owned(),
         Ok(Ok(Err(error))) | Err(error) => error.to_string(),
-        Ok(Err(_)) => format!("no answer within {} s", RESOLVER_LIMIT.as_secs()),
+        Ok(Err(_)) => format!("no answer within {} s", limit.as_secs()),
     };
     let flag = if is_proxy { "--proxy_hostname" } else { "--tls_hostname" };
     report.fail(
@@ -92,32 +116,35 @@ fn resolve(host: &HostPort, is_proxy: bool, report: &mut Report<'_>) -> bool {
     false
 }
 
-fn connected(server: &HostPort, look: &Look, report: &mut Report<'_>) {
+fn connected(subject: &Subject, server: &HostPort, look: &Look, report: &mut Report<'_>) {
     let port = server.port.unwrap_or(443);
     if let (false, Some(error)) = (look.connected, &look.error) {
-        // A file that can't be used was told of, and keeps nobody from connecting.
-        report.fail(
-            Check::TcpConnection,
-            format!("{server}: {}", chain(error)),
-            format!("see that the server listens on port {port}, and that no firewall is in the way"),
-        );
+        let (message, remedy) = match error {
+            TransportError::Timeout(_) => (
+                format!("{server}: no answer from port {port}"),
+                format!("see that {server} is the server, and that no firewall swallows connections to port {port}"),
+            ),
+            _ => (
+                format!("{server}: {}", chain(error)),
+                format!("see that the server listens on port {port}, and that no firewall is in the way"),
+            ),
+        };
+        report.fail(Check::TcpConnection, message, remedy);
         report.skip(Check::TlsHandshake, "there is no connection");
         return;
     }
     report.ok(Check::TcpConnection, format!("{server} accepts connections on port {port}"));
-    handshake(server, look, report);
+    handshake(subject, server, look, report);
 }
 
-fn handshake(server: &HostPort, look: &Look, report: &mut Report<'_>) {
+fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Report<'_>) {
     const CHECK: Check = Check::TlsHandshake;
     let presented: Vec<String> = look.chain.iter().map(describe).collect();
     if let Some(error) = &look.error {
-        let message = match look.chain.is_empty() {
-            true => format!("{server}: {}", chain(error)),
-            false => format!("{server}: {}; it presents:", chain(error)),
-        };
-        report.problem(CHECK, Level::Failure, message, remedy(error), presented);
-        return;
+        let word = facts(subject, server, look, error, &authorities(subject)).word();
+        let colon = if look.chain.is_empty() { "" } else { "; it presents:" };
+        let message = format!("{server}: {}{colon}", word.message);
+        return report.problem(CHECK, Level::Failure, message, word.remedy, presented);
     }
     let agreed = look.agreed.clone().unwrap_or_default();
     let soon = look.chain.iter().filter_map(|certificate| match Term::of(certificate) {
@@ -137,14 +164,58 @@ fn handshake(server: &HostPort, look: &Look, report: &mut Report<'_>) {
     }
 }
 
-fn remedy(error: &TransportError) -> &'static str {
-    match error {
-        TransportError::Tls(TlsError::File { .. }) => "correct the file that the flag names",
-        TransportError::Timeout(_) => "see that a TLS server listens on this port, and not something that waits",
-        TransportError::Tls(_) => {
-            "see that --tls_hostname is the certificate's name, --tls_server_certs holds its authority, the \
-             certificate is in its time, and this host's clock is right (docs/tls.md)"
-        }
-        _ => "see that a TLS server listens on this port",
+/// The names of those who are trusted, as many as a reader takes in.
+fn authorities(subject: &Subject) -> Vec<String> {
+    let bundle = bundle(&subject.settings.tls.server_certs).unwrap_or_default();
+    let more = bundle.len().saturating_sub(3);
+    let mut named: Vec<String> = bundle.iter().take(3).map(common_name).collect();
+    if more > 0 {
+        named.push(format!("{more} more"));
     }
+    named
+}
+
+/// What more there is to see is looked at only where it can be the reason.
+fn facts<'a>(
+    subject: &'a Subject,
+    server: &'a HostPort,
+    look: &'a Look,
+    error: &'a TransportError,
+    authorities: &'a [String],
+) -> Facts<'a> {
+    let handshake = match error {
+        TransportError::Tls(TlsError::Handshake(error)) => Some(error),
+        _ => None,
+    };
+    let is_out_of_time = matches!(
+        handshake,
+        Some(Error::InvalidCertificate(
+            Cert::Expired | Cert::ExpiredContext { .. } | Cert::NotValidYet | Cert::NotValidYetContext { .. }
+        ))
+    );
+    let has_nothing_in_common = matches!(
+        handshake,
+        Some(
+            Error::PeerIncompatible(_)
+                | Error::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure | Alert::InsufficientSecurity)
+        )
+    );
+    let is_direct = matches!(subject.settings.proxy, Ok(None));
+    Facts {
+        server,
+        error,
+        chain: &look.chain,
+        trust: &subject.settings.tls.server_certs,
+        authorities,
+        asked_for_certificate: look.asked_for_certificate,
+        has_certificate: matches!(subject.settings.tls.client, Ok(Some(_))),
+        now: unix_time(),
+        server_time: is_out_of_time.then(|| server_date(&subject.settings)).flatten().map(seconds),
+        old_version: (has_nothing_in_common && is_direct).then(|| old_version(server)).flatten(),
+    }
+}
+
+fn seconds(time: std::time::SystemTime) -> i64 {
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,41 +1,30 @@
-//! What the server answers at each endpoint, and what its clock says.
+//! The server's answers: to the doctor's own requests, and to the extension's, as it tells them.
 //!
-//! # What is asked
-//!
-//! | endpoint | request | why it is harmless |
-//! | --- | --- | --- |
-//! | enroll | a GET, which no server enrolls for; with `--enroll` an enrollment | nothing is sent |
-//! | config | the stored node key's own request, else one with an invalid key | it reads |
-//! | distributed read | with an invalid key, always | a valid one would take this host's queries away from osqueryd |
-//! | distributed write | with an invalid key, always | a valid one would be the results of something |
-//! | logger | with an invalid key, always, and one status line that says what it is | no line under this host's name |
-//!
-//! A server of the remote API rejects the invalid key by `node_invalid`, which shows that it is one. The log request
-//! has a line since servers have been seen to crash on one without.
+//! The extension's word counts where there is one: it sends what the doctor must not. `server` says what is asked.
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Map, json};
-
-use super::{Check, Report, Subject};
+use super::certificates::date;
+use super::fault::{self, Fault, Flags, flag_of, words_of};
+use super::flags::is_needed;
+use super::handshake;
+use super::server::{Asked, Asker, doctor_s_name};
+use super::subject::Subject;
+use super::told::{Exchange, Told};
+use super::{Check, Report};
 use crate::chain::chain;
-use crate::remote::api::{self, AnswerError, ClientCertificate, ConfigLimits, Enrolled, LogType, Payload};
-use crate::remote::{
-    Answer, Applicant, Encoding, Endpoint, Host, Request, RequestError, Transport, TransportError, key_place,
-    shown_url, stored_key,
-};
-use crate::secret::Secret;
-use crate::settings::Settings;
-use crate::shutdown::Shutdown;
-
-/// A node key that no server gives out.
-const INVALID_KEY: &str = "osquery-remote-tls-doctor-invalid-node-key";
+use crate::clock::unix_time;
+use crate::remote::api::{self, AnswerError, ClientCertificate, ConfigLimits, Enrolled};
+use crate::remote::{Answer, Endpoint, Look, TlsError, TransportError, key_place};
 
 /// Clocks that differ by more are worth a warning: lines have wrong times.
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
 /// Clocks that differ by more make certificates look expired, or not yet valid.
 const CLOCK_FAILURE: Duration = Duration::from_secs(3600);
+
+/// So many failures in a row are no chance.
+const FAILS: u64 = 2;
 
 const ENDPOINTS: [(Endpoint, Check); 5] = [
     (Endpoint::Enroll, Check::EnrollEndpoint),
@@ -45,41 +34,334 @@ const ENDPOINTS: [(Endpoint, Check); 5] = [
     (Endpoint::DistributedWrite, Check::DistributedWriteEndpoint),
 ];
 
-pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
-    let (Ok(_), true) = (&subject.settings.server, report.is_well(Check::TlsHandshake)) else {
-        report.skip(Check::Clock, "there is no connection to the server");
-        for (_, check) in ENDPOINTS {
+pub(super) fn check(subject: &Subject, look: Option<&Look>, report: &mut Report<'_>) {
+    let (Some(look), true) = (look, report.is_well(Check::TlsHandshake)) else {
+        for check in [Check::ServerAnswer, Check::Clock].into_iter().chain(ENDPOINTS.map(|(_, check)| check)) {
             report.skip(check, "there is no connection to the server");
         }
         return;
     };
     let asker = Asker::new(subject);
-    let mut clock_read = false;
-    let asked: Vec<_> = ENDPOINTS
-        .into_iter()
-        .map(|(endpoint, check)| {
-            let asked = asker.ask(endpoint);
-            if let (false, Some(Ok((answer, at)))) = (clock_read, &asked)
-                && let Some(date) = answer.date
-            {
-                clock(date, *at, report);
-                clock_read = true;
-            }
-            (endpoint, check, asked)
-        })
-        .collect();
-    if !clock_read {
-        report.skip(Check::Clock, "no answer of the server has its time");
+    let judge = Judge { asker: &asker, subject, flags: Flags::of(subject) };
+    let (opened, first) = asker.open();
+    let answer = judge.first(opened, first, look, report);
+    let Some(answer) = answer else {
+        for (_, check) in ENDPOINTS {
+            report.skip(check, "the server does not answer");
+        }
+        return;
+    };
+    for (endpoint, check) in ENDPOINTS {
+        let first = (endpoint == opened).then_some(&answer);
+        judge.endpoint(endpoint, check, first, report);
     }
-    for (endpoint, check, asked) in asked {
-        match asked {
-            None => report.skip(check, "its flag is not set"),
-            Some(Err(error)) => report.fail(
-                check,
-                format!("{}: {error}", asker.shown(endpoint)),
-                "look at the server's log, and at what is between it and this host",
+}
+
+/// Judges answers.
+struct Judge<'a> {
+    asker: &'a Asker<'a>,
+    subject: &'a Subject,
+    flags: Flags,
+}
+
+impl Judge<'_> {
+    /// The answer to the first request of all; none where nothing else need be asked.
+    fn first(&self, endpoint: Endpoint, asked: Asked, look: &Look, report: &mut Report<'_>) -> Option<Answer> {
+        const CHECK: Check = Check::ServerAnswer;
+        let url = self.asker.shown(endpoint);
+        let (answer, took) = match asked {
+            Asked::Answered(answer, took) => (answer, took),
+            other => {
+                let (message, remedy) = self.no_answer(endpoint, &other, Some(look));
+                report.fail(CHECK, format!("{url}: {message}"), remedy);
+                report.skip(Check::Clock, "the server does not answer");
+                return None;
+            }
+        };
+        let words = words_of(&answer.body).unwrap_or_default();
+        if fault::wants_client_certificate(answer.status, &words) {
+            let message = format!("{url}: the server wants a client certificate (HTTP {}: {words})", answer.status);
+            report.fail(CHECK, message, fault::CLIENT_CERTIFICATE);
+            report.skip(Check::Clock, "the server does not answer");
+            return None;
+        }
+        report.ok(CHECK, format!("HTTP {} after {} ms", answer.status, took.as_millis()));
+        match answer.date {
+            Some(theirs) => clock(theirs, SystemTime::now(), report),
+            None => report.skip(Check::Clock, "no answer of the server has its time"),
+        }
+        Some(answer)
+    }
+
+    /// Why there is no answer, and what to do.
+    fn no_answer(&self, endpoint: Endpoint, asked: &Asked, look: Option<&Look>) -> (String, String) {
+        let has_certificate = matches!(self.subject.settings.tls.client, Ok(Some(_)));
+        let wants = look.is_some_and(|look| look.asked_for_certificate);
+        let (error, took) = match asked {
+            Asked::Unbuilt(error) => {
+                let words = chain(error).to_string();
+                let remedy = self.remedy(endpoint, 0, &words);
+                return (words, remedy);
+            }
+            Asked::NoTime => return ("no time is left to ask it".to_owned(), "run the doctor once more".to_owned()),
+            Asked::Answered(answer, took) => return (format!("HTTP {}", answer.status), format!("{took:?}")),
+            Asked::Silent(error, took) => (error, took),
+        };
+        match error {
+            TransportError::Tls(TlsError::Handshake(rustls::Error::AlertReceived(alert))) => {
+                if let Some(word) = handshake::client_certificate(*alert, wants, has_certificate) {
+                    return (word.message, word.remedy);
+                }
+            }
+            // In TLS 1.3 a server may hang up in place of an alert.
+            TransportError::Broken(_) if wants && !has_certificate => {
+                let word = handshake::wanted();
+                return (word.message, word.remedy);
+            }
+            TransportError::Timeout(_) => {
+                let words = format!("no answer within {} s", took.as_secs());
+                let remedy = self.remedy(endpoint, 0, &words);
+                return (words, remedy);
+            }
+            _ => {}
+        }
+        let words = chain(error).to_string();
+        let remedy = self.remedy(endpoint, 0, &words);
+        (words, remedy)
+    }
+
+    fn remedy(&self, endpoint: Endpoint, status: u16, words: &str) -> String {
+        Fault { endpoint, status, words, flags: &self.flags }.remedy()
+    }
+
+    fn endpoint(&self, endpoint: Endpoint, check: Check, first: Option<&Answer>, report: &mut Report<'_>) {
+        let subject = self.subject;
+        if endpoint.path(&subject.settings.endpoints).is_err() {
+            return report.skip(check, "its flag is not set");
+        }
+        if !is_needed(subject, endpoint) {
+            return report.skip(check, "no plugin in use needs it");
+        }
+        if endpoint != Endpoint::Enroll && report.has_failed(Check::EnrollEndpoint) && subject.told.is_ok() {
+            return report.skip(check, "the host is not enrolled");
+        }
+        let told = subject.told.as_ref().ok();
+        match (endpoint, told) {
+            (Endpoint::Enroll, _) if subject.enroll => self.try_enrollment(report),
+            (Endpoint::Enroll, Some(told)) => self.enrollment(told, report),
+            (Endpoint::Config, _) if self.asker.stored.is_some() && first.is_some() => {
+                if let Some(answer) = first {
+                    self.config(answer, report);
+                }
+            }
+            (_, Some(told)) if !told.enrollment.enrolled && !subject.settings.enroll.disabled => {
+                report.skip(check, "the host is not enrolled");
+            }
+            (_, Some(told)) if told.of(endpoint).is_some_and(|row| row.requests > 0) => {
+                if let Some(row) = told.of(endpoint) {
+                    self.exchange(endpoint, check, row, told, report);
+                }
+            }
+            _ if subject.deep => self.deep(endpoint, check, report),
+            (Endpoint::Config, None) => self.present(check, first, report),
+            (_, Some(_)) => report.skip(check, "nothing was asked yet since the worker began; --deep asks"),
+            (_, None) => report.skip(check, "not asked while the extension can't tell; --deep asks"),
+        }
+    }
+
+    /// What came to a GET without a key shows only that somebody is there: many servers answer it by 404.
+    fn present(&self, check: Check, first: Option<&Answer>, report: &mut Report<'_>) {
+        let Some(answer) = first else { return report.skip(check, "not asked without a node key; --deep asks") };
+        let url = self.asker.shown(Endpoint::Config);
+        match answer.status {
+            status @ 500.. => {
+                let words = said(status, &answer.body);
+                let remedy = self.remedy(Endpoint::Config, status, &words);
+                report.fail(check, format!("{url}: {words}"), remedy);
+            }
+            _ => report.skip(check, "there is no node key to ask with; --deep asks with one that is none"),
+        }
+    }
+
+    /// How the extension's requests fare.
+    fn exchange(&self, endpoint: Endpoint, check: Check, row: &Exchange, told: &Told, report: &mut Report<'_>) {
+        let (url, ago) = (&row.url, |time: i64| unix_time().saturating_sub(time));
+        if row.consecutive_failures == 0 {
+            return report.ok(check, format!("{url}: works, last {} s ago", ago(row.last_success)));
+        }
+        let since = match row.last_success {
+            0 => "never a success since the worker began".to_owned(),
+            time => format!("the last success {} s ago", ago(time)),
+        };
+        let (lines, oldest) = told.waiting();
+        let waiting = match endpoint {
+            Endpoint::Logger if lines > 0 => format!("; {lines} lines wait, the oldest since {}", day_and_time(oldest)),
+            _ => String::new(),
+        };
+        let (failures, words) = (row.consecutive_failures, row.words());
+        let plural = if failures == 1 { "" } else { "s" };
+        let message = format!("{url}: {failures} failure{plural} in a row, {since}: {words}{waiting}");
+        let remedy = self.remedy(endpoint, row.last_status, words);
+        if failures >= FAILS || row.last_success == 0 {
+            report.fail(check, message, remedy);
+        } else {
+            report.warn(check, message, remedy);
+        }
+    }
+
+    fn enrollment(&self, told: &Told, report: &mut Report<'_>) {
+        const CHECK: Check = Check::EnrollEndpoint;
+        let enrollment = &told.enrollment;
+        let row = told.of(Endpoint::Enroll).cloned().unwrap_or_default();
+        let url = self.asker.shown(Endpoint::Enroll);
+        let error = enrollment.last_error.as_str();
+        if error.is_empty() && enrollment.enrolled {
+            let who = match enrollment.host_identifier.as_str() {
+                "" => String::new(),
+                name => format!(" as {name}"),
+            };
+            return report.ok(CHECK, format!("enrolled{who} since {}", day_and_time(enrollment.since)));
+        }
+        if error.is_empty() && enrollment.attempts == 0 {
+            return report.skip(CHECK, "not enrolled, and nobody has needed it yet; --enroll tries one");
+        }
+        let words = error.split_once("): ").map_or(error, |(_, words)| words);
+        let most = self.subject.settings.enroll.max_attempts.map(u64::from);
+        let over = match most.filter(|most| !enrollment.enrolled && enrollment.attempts >= *most) {
+            Some(most) => format!(
+                "; --tls_enroll_max_attempts={most} are used up: it goes on when a node key is needed again, at the latest \
+                 when osqueryd is restarted"
             ),
-            Some(Ok((answer, _))) => asker.judge(endpoint, check, &answer, report),
+            None => String::new(),
+        };
+        let attempts = enrollment.attempts;
+        let message = format!("{url}: not enrolled after {attempts} attempts: {words}{over}");
+        report.fail(CHECK, message, self.remedy(Endpoint::Enroll, row.last_status, words));
+    }
+
+    /// With `--enroll`.
+    fn try_enrollment(&self, report: &mut Report<'_>) {
+        const CHECK: Check = Check::EnrollEndpoint;
+        let url = self.asker.shown(Endpoint::Enroll);
+        let asked = self.asker.enroll();
+        let Asked::Answered(answer, _) = &asked else {
+            let (message, remedy) = self.no_answer(Endpoint::Enroll, &asked, None);
+            return report.fail(CHECK, format!("{url}: {message}"), remedy);
+        };
+        let certificate = match &self.subject.settings.tls.client {
+            Ok(Some(_)) => ClientCertificate::Configured,
+            _ => ClientCertificate::Absent,
+        };
+        match api::judge_enrollment(answer.status, answer.retry_after, &answer.body, certificate) {
+            Ok(Enrolled::Key(_)) => report.ok(
+                CHECK,
+                format!(
+                    "{url}: enrolled; the key is not kept, and the server knows a host \"{}\" now, which you may \
+                     delete there",
+                    doctor_s_name()
+                ),
+            ),
+            Ok(Enrolled::Blank) => report.ok(CHECK, format!("{url}: enrolled, without a node key")),
+            Err(AnswerError::NodeInvalid { message, status }) => {
+                let reason = message.unwrap_or_else(|| "no reason given".to_owned());
+                let words = format!("the server refuses the enrollment ({reason})");
+                report.fail(CHECK, format!("{url}: {words}"), self.remedy(Endpoint::Enroll, status, &words));
+            }
+            Err(error) => self.failed(Endpoint::Enroll, CHECK, answer, &error, report),
+        }
+    }
+
+    /// With the stored key, or the blank one where that is the host's.
+    fn config(&self, answer: &Answer, report: &mut Report<'_>) {
+        const CHECK: Check = Check::ConfigEndpoint;
+        let (url, settings) = (self.asker.shown(Endpoint::Config), &self.subject.settings);
+        let limits = ConfigLimits::of_version(self.asker.version.as_deref());
+        let judged = api::judge(Endpoint::Config, answer.status, answer.retry_after, &answer.body)
+            .and_then(|answer| api::configuration(answer, key_place(settings), limits));
+        match judged {
+            Ok(document) => report.ok(CHECK, format!("{url}: a configuration of {} bytes", document.len())),
+            Err(error @ AnswerError::NodeInvalid { .. }) if settings.enroll.reenrollment_disabled => report.fail(
+                CHECK,
+                format!("{url}: {error} that this host has"),
+                "enroll it anew: --disable_reenrollment keeps osqueryd from it",
+            ),
+            Err(error @ AnswerError::NodeInvalid { .. }) => report.warn(
+                CHECK,
+                format!("{url}: {error} that this host has"),
+                "nothing, if osqueryd enrolls anew at its next request; else see the enroll endpoint (--enroll)",
+            ),
+            Err(error) => self.failed(Endpoint::Config, CHECK, answer, &error, report),
+        }
+    }
+
+    fn failed(&self, endpoint: Endpoint, check: Check, answer: &Answer, error: &AnswerError, report: &mut Report<'_>) {
+        let words = match error {
+            AnswerError::Status { status, .. } => said(*status, &answer.body),
+            error => error.to_string(),
+        };
+        let remedy = self.remedy(endpoint, answer.status, &words);
+        report.fail(check, format!("{}: {words}", self.asker.shown(endpoint)), remedy);
+    }
+
+    /// With the invalid key, which must be rejected.
+    fn deep(&self, endpoint: Endpoint, check: Check, report: &mut Report<'_>) {
+        let url = self.asker.shown(endpoint);
+        let asked = match endpoint {
+            Endpoint::Enroll => self.asker.presence(endpoint),
+            _ => self.asker.deep(endpoint),
+        };
+        let Asked::Answered(answer, _) = &asked else {
+            let (message, remedy) = self.no_answer(endpoint, &asked, None);
+            return report.fail(check, format!("{url}: {message}"), remedy);
+        };
+        if endpoint == Endpoint::Enroll {
+            return match answer.status {
+                status @ 500.. => {
+                    let words = said(status, &answer.body);
+                    report.fail(check, format!("{url}: {words}"), self.remedy(endpoint, status, &words));
+                }
+                status => {
+                    report.ok(check, format!("{url}: answers (HTTP {status} to a GET); --enroll tries an enrollment"))
+                }
+            };
+        }
+        self.rejection(endpoint, check, &url, answer, report);
+    }
+
+    fn rejection(&self, endpoint: Endpoint, check: Check, url: &str, answer: &Answer, report: &mut Report<'_>) {
+        // By the rules of log requests, for which "status": "error" is a refusal: for a distributed read the extension itself
+        // takes it for "no queries".
+        match api::judge(Endpoint::Logger, answer.status, answer.retry_after, &answer.body) {
+            Err(AnswerError::NodeInvalid { .. }) => {
+                report.ok(check, format!("{url}: a server of the remote API: it rejects a node key that is invalid"));
+            }
+            Err(AnswerError::Error { status: 200..=299, message, .. }) => {
+                report.ok(check, format!("{url}: refuses a node key that is invalid ({message})"));
+            }
+            Ok(_) if matches!(self.subject.settings.tls.client, Ok(Some(_))) => {
+                report.ok(check, format!("{url}: takes any node key (the client certificate counts)"));
+            }
+            Ok(text) if text == "{}" => report.ok(check, format!("{url}: answers an invalid node key by nothing")),
+            Ok(_) => report.warn(
+                check,
+                format!("{url}: takes a node key that is invalid"),
+                format!(
+                    "see that --{} is the server's path for this: no server should take requests from anybody",
+                    flag_of(endpoint)
+                ),
+            ),
+            Err(error) if matches!(error.status(), Some(400 | 401 | 403)) => report.warn(
+                check,
+                format!(
+                    "{url}: refuses an invalid node key without \"node_invalid\": {error}; a host whose key is not \
+                     accepted any more would not enroll again"
+                ),
+                format!(
+                    "see that --{} is the server's path for this, and what the server's log says",
+                    flag_of(endpoint)
+                ),
+            ),
+            Err(error) => self.failed(endpoint, check, answer, &error, report),
         }
     }
 }
@@ -98,204 +380,19 @@ fn clock(theirs: SystemTime, ours: SystemTime, report: &mut Report<'_>) {
     }
 }
 
-/// Asks the server.
-struct Asker<'a> {
-    subject: &'a Subject,
-    settings: &'a Settings,
-    transport: Transport,
-    user_agent: String,
-    version: Option<String>,
-    /// The key in osqueryd's store.
-    stored: Option<Secret>,
-    invalid: Secret,
-}
-
-/// An answer and when it came, or why there is none; `None` where there is nobody to ask.
-type Asked = Option<Result<(Answer, SystemTime), String>>;
-
-impl<'a> Asker<'a> {
-    fn new(subject: &'a Subject) -> Self {
-        let host = subject.running.as_ref().ok().map(|running| Host::new(running.manager.clone()));
-        let stored = subject.running.as_ref().ok().and_then(|running| stored_key(&running.manager).ok().flatten());
-        let disabled = subject.settings.enroll.disabled;
-        Self {
-            subject,
-            settings: &subject.settings,
-            transport: Transport::new(Shutdown::default()),
-            user_agent: host.as_ref().map_or_else(|| "osquery/0.0.0".to_owned(), Host::user_agent),
-            version: host.and_then(|host| host.version()),
-            // A server that knows its hosts otherwise wants the blank key.
-            stored: if disabled { Some(Secret::default()) } else { stored },
-            invalid: Secret::new(INVALID_KEY),
-        }
-    }
-
-    fn ask(&self, endpoint: Endpoint) -> Asked {
-        endpoint.path(&self.settings.endpoints).ok()?;
-        let answer = self
-            .request(endpoint)
-            .map_err(|error| chain(&error).to_string())
-            .and_then(|request| self.send(&request).map_err(|error| chain(&error).to_string()));
-        Some(answer.map(|answer| (answer, SystemTime::now())))
-    }
-
-    fn request(&self, endpoint: Endpoint) -> Result<Request, RequestError> {
-        let line = json!({
-            "severity": "0", "filename": "doctor", "line": "0", "hostIdentifier": "", "calendarTime": "",
-            "unixTime": "0", "message": "osquery-remote-tls doctor asks whether this endpoint answers",
-        })
-        .to_string();
-        let payload = match endpoint {
-            Endpoint::Enroll if self.subject.enroll => return Request::enrollment(self.settings, self.applicant()),
-            Endpoint::Enroll => return Request::presence(self.settings),
-            Endpoint::Config | Endpoint::DistributedRead => Payload::None,
-            Endpoint::Logger => Payload::Lines(LogType::Status, &line),
-            Endpoint::DistributedWrite => Payload::Object("{\"queries\":{},\"statuses\":{}}"),
-        };
-        Request::new(self.settings, endpoint, payload, self.key(endpoint))
-    }
-
-    fn send(&self, request: &Request) -> Result<Answer, TransportError> {
-        self.transport.send(self.settings, &request.outgoing(Encoding::Plain, &self.user_agent))
-    }
-
-    /// The key that an endpoint is asked with.
-    fn key(&self, endpoint: Endpoint) -> &Secret {
-        match (endpoint, &self.stored) {
-            (Endpoint::Config, Some(stored)) => stored,
-            _ => &self.invalid,
-        }
-    }
-
-    /// Under a name of its own: under this host's, some servers would give up the key that it has.
-    fn applicant(&self) -> Applicant {
-        let platform = self.subject.running.as_ref().ok();
-        let platform = platform.and_then(|running| Host::new(running.manager.clone()).platform_type().ok());
-        Applicant { identifier: doctor_s_name(), platform_type: platform.unwrap_or_default(), details: Map::new() }
-    }
-
-    /// The endpoint's URL without secrets.
-    fn shown(&self, endpoint: Endpoint) -> String {
-        shown_url(self.settings, endpoint).unwrap_or_default()
-    }
-
-    fn judge(&self, endpoint: Endpoint, check: Check, answer: &Answer, report: &mut Report<'_>) {
-        let url = self.shown(endpoint);
-        match endpoint {
-            Endpoint::Enroll if self.subject.enroll => self.judge_enrollment(&url, answer, report),
-            Endpoint::Enroll => judge_presence(&url, answer, report),
-            Endpoint::Config if self.stored.is_some() => self.judge_config(&url, answer, report),
-            _ => self.judge_rejection(&url, endpoint, check, answer, report),
-        }
-    }
-
-    fn judge_enrollment(&self, url: &str, answer: &Answer, report: &mut Report<'_>) {
-        const CHECK: Check = Check::EnrollEndpoint;
-        let certificate = match &self.settings.tls.client {
-            Ok(Some(_)) => ClientCertificate::Configured,
-            _ => ClientCertificate::Absent,
-        };
-        match api::judge_enrollment(answer.status, answer.retry_after, &answer.body, certificate) {
-            Ok(Enrolled::Key(_)) => report.ok(
-                CHECK,
-                format!(
-                    "{url}: enrolled; the key is not kept, and the server knows a host \"{}\" now, which you may \
-                     delete there",
-                    doctor_s_name()
-                ),
-            ),
-            Ok(Enrolled::Blank) => report.ok(CHECK, format!("{url}: enrolled, without a node key")),
-            Err(AnswerError::NodeInvalid { message, .. }) => report.fail(
-                CHECK,
-                format!(
-                    "{url}: the server refuses the enrollment ({})",
-                    message.as_deref().unwrap_or("no reason given")
-                ),
-                "see that the enroll secret is the server's",
-            ),
-            Err(error) => report.fail(CHECK, format!("{url}: {error}"), remedy(&error)),
-        }
-    }
-
-    /// With the stored key, or the blank one where that is the host's.
-    fn judge_config(&self, url: &str, answer: &Answer, report: &mut Report<'_>) {
-        const CHECK: Check = Check::ConfigEndpoint;
-        let limits = ConfigLimits::of_version(self.version.as_deref());
-        let judged = api::judge(Endpoint::Config, answer.status, answer.retry_after, &answer.body)
-            .and_then(|answer| api::configuration(answer, key_place(self.settings), limits));
-        match judged {
-            Ok(document) => report.ok(CHECK, format!("{url}: a configuration of {} bytes", document.len())),
-            Err(error @ AnswerError::NodeInvalid { .. }) if self.settings.enroll.reenrollment_disabled => report.fail(
-                CHECK,
-                format!("{url}: {error} that this host has"),
-                "enroll it anew: --disable_reenrollment keeps osqueryd from it",
-            ),
-            Err(error @ AnswerError::NodeInvalid { .. }) => report.warn(
-                CHECK,
-                format!("{url}: {error} that this host has"),
-                "nothing, if osqueryd enrolls anew at its next request; else see the enroll endpoint (--enroll)",
-            ),
-            Err(error) => report.fail(CHECK, format!("{url}: {error}"), remedy(&error)),
-        }
-    }
-
-    /// With the invalid key, which must be rejected.
-    fn judge_rejection(&self, url: &str, endpoint: Endpoint, check: Check, answer: &Answer, report: &mut Report<'_>) {
-        match api::judge(endpoint, answer.status, answer.retry_after, &answer.body) {
-            Err(AnswerError::NodeInvalid { .. }) => {
-                report.ok(check, format!("{url}: a server of the remote API: it rejects a node key that is invalid"));
-            }
-            Ok(_) if matches!(self.settings.tls.client, Ok(Some(_))) => {
-                report.ok(check, format!("{url}: takes any node key (the client certificate counts)"));
-            }
-            Ok(_) => report.warn(
-                check,
-                format!("{url}: takes a node key that is invalid"),
-                "see that the path is the server's for this: no server should take requests from anybody",
-            ),
-            Err(error) if matches!(error.status(), Some(400 | 401 | 403)) => report.warn(
-                check,
-                format!(
-                    "{url}: refuses an invalid node key without \"node_invalid\": {error}; a host whose key is not \
-                     accepted any more would not enroll again"
-                ),
-                "see that the path is the server's for this, and what the server's log says",
-            ),
-            Err(error) => report.fail(check, format!("{url}: {error}"), remedy(&error)),
-        }
+/// A status with the server's own words.
+fn said(status: u16, body: &[u8]) -> String {
+    match words_of(body) {
+        Some(words) => format!("the server answered HTTP {status}: {words}"),
+        None => format!("the server answered HTTP {status}"),
     }
 }
 
-/// The answer to a GET of the enroll endpoint: only whether something is there.
-fn judge_presence(url: &str, answer: &Answer, report: &mut Report<'_>) {
-    const CHECK: Check = Check::EnrollEndpoint;
-    match answer.status {
-        404 => report.warn(
-            CHECK,
-            format!("{url}: the server answers a GET by HTTP 404, as it does where there is nothing"),
-            "see that --enroll_tls_endpoint is right, or try an enrollment by --enroll",
-        ),
-        status @ 500.. => {
-            report.fail(CHECK, format!("{url}: the server answered HTTP {status}"), "look at the server's log")
-        }
-        status => report.ok(CHECK, format!("{url}: answers (HTTP {status} to a GET); --enroll tries an enrollment")),
+/// `2026-11-26 04:31:00 UTC`.
+pub(super) fn day_and_time(time: i64) -> String {
+    if time <= 0 {
+        return "a time that is not known".to_owned();
     }
-}
-
-fn remedy(error: &AnswerError) -> &'static str {
-    match error {
-        AnswerError::Status { status: 404 | 405, .. } | AnswerError::Error { status: 404 | 405, .. } => {
-            "see that the endpoint's flag is the server's path for it"
-        }
-        AnswerError::NotAnObject { .. } => {
-            "something else answers here, such as a web page or a proxy: see --tls_hostname and the endpoint's flag"
-        }
-        AnswerError::NotAConfiguration(_) => "correct this host's configuration on the server",
-        _ => "look at the server's log",
-    }
-}
-
-/// Whom the doctor enrolls.
-fn doctor_s_name() -> String {
-    format!("{}-doctor", rustix::system::uname().nodename().to_string_lossy())
+    let second = time.rem_euclid(24 * 3600);
+    format!("{} {:02}:{:02}:{:02} UTC", date(time), second / 3600, second / 60 % 60, second % 60)
 }

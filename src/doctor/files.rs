@@ -1,4 +1,4 @@
-//! The files that osqueryd's flags name: enroll secret, trust, client certificate and key.
+//! The files that osqueryd's flags name: trust, client certificate and key. The enroll secret is in `secret_file`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,73 +7,27 @@ use std::path::Path;
 use rustls_pki_types::CertificateDer;
 
 use super::certificates::{Term, describe};
-use super::{Check, Report, Subject};
-use crate::chain::chain;
-use crate::remote::{self, SecretError, TlsConnector, TlsError, bundle, certificates};
-use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, SecretSource, TlsSettings};
+use super::subject::Subject;
+use super::{Check, Report, secret_file};
+use crate::remote::{TlsConnector, TlsError, bundle, certificates};
+use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
 const OTHERS_READ: u32 = 0o004;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
-    enroll_secret(subject, report);
+    if subject.knows_no_flag() {
+        for check in [Check::EnrollSecret, Check::ServerTrust, Check::ClientCertificate] {
+            report.skip(check, "no flag is known");
+        }
+        return;
+    }
+    secret_file::check(subject, report);
     trust(&subject.settings.tls, report);
     client(subject, report);
 }
 
-fn enroll_secret(subject: &Subject, report: &mut Report<'_>) {
-    const CHECK: Check = Check::EnrollSecret;
-    let enroll = &subject.settings.enroll;
-    if enroll.disabled {
-        return report.skip(CHECK, "--disable_enrollment: none is needed");
-    }
-    let known = match remote::enroll_secret(&enroll.secret) {
-        Ok(known) => known,
-        Err(SecretError::Variable(name)) => {
-            return report.warn(
-                CHECK,
-                format!("--enroll_secret_env={name}: there is no such variable here"),
-                "see that osqueryd's service sets it, or run the doctor with it",
-            );
-        }
-        Err(error) => {
-            return report.fail(
-                CHECK,
-                chain(&error).to_string(),
-                "make the file (chmod 0600), and run the doctor as root",
-            );
-        }
-    };
-    let lines = known.expose().lines().count();
-    match &enroll.secret {
-        SecretSource::None if matches!(subject.settings.tls.client, Ok(Some(_))) => {
-            return report.ok(CHECK, "none is set: the server knows its hosts by their client certificates");
-        }
-        SecretSource::None => {
-            return report.warn(
-                CHECK,
-                "neither --enroll_secret_path nor --enroll_secret_env is set: the empty secret is sent",
-                "set --enroll_secret_path, unless the server takes every host",
-            );
-        }
-        _ if known.is_empty() => report.fail(CHECK, "the secret is empty", "put your server's enroll secret there"),
-        _ if lines > 1 => report.warn(
-            CHECK,
-            format!("the secret has {lines} lines, all of which are sent"),
-            "leave the one line that is the secret",
-        ),
-        _ => {}
-    }
-    if let SecretSource::File(path) = &enroll.secret {
-        warn_if_others_read(CHECK, path, report);
-        if report.is_clean(CHECK) {
-            report.ok(CHECK, format!("{} holds one", path.display()));
-        }
-    } else if report.is_clean(CHECK) {
-        report.ok(CHECK, "the environment variable holds one");
-    }
-}
-
-fn warn_if_others_read(check: Check, path: &Path, report: &mut Report<'_>) {
+/// Secrets and keys are for their owner.
+pub(super) fn warn_if_others_read(check: Check, path: &Path, report: &mut Report<'_>) {
     if fs::metadata(path).is_ok_and(|file| file.mode() & OTHERS_READ != 0) {
         report.warn(
             check,

@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::encoding::Encoding;
 use super::osquery_flags::{self, Kind};
+use crate::platform::Seen;
 
 /// How deep flag files may name each other here; gflags itself knows no end.
 const DEPTH: usize = 8;
@@ -20,24 +22,42 @@ pub(super) struct Given {
     pub(super) value: String,
 }
 
-/// A line of a file, counted from 1.
+/// Where a flag stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) path: PathBuf,
-    pub(super) line: usize,
+pub(super) enum Place {
+    /// A line of a file, counted from 1.
+    Line(PathBuf, usize),
+    /// The command line of this process.
+    CommandLine(u32),
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.path.display(), self.line)
+        match self {
+            Self::Line(path, line) => write!(f, "{}:{line}", path.display()),
+            Self::CommandLine(process) => write!(f, "osqueryd's command line (process {process})"),
+        }
     }
+}
+
+/// What flags are read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A file.
+    File(PathBuf),
+    /// An osqueryd's command line, its own name first, with the files that it names.
+    CommandLine(Seen),
 }
 
 /// What osqueryd does not take, or not as it looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Oddity {
-    /// A file can't be read: osqueryd ends.
-    Unreadable(PathBuf, String),
+    /// A file can't be read, and what names it: osqueryd ends.
+    Unreadable { path: PathBuf, reason: String, named_by: Option<Place> },
+    /// A file is saved in a way that osqueryd takes for other text: nothing of it counts.
+    Encoded(PathBuf, Encoding),
+    /// Nothing is in a file.
+    Empty(PathBuf),
     /// Flag files name each other without end.
     TooDeep(PathBuf),
     /// A line without a dash, and how many flags behind it are not for osqueryd.
@@ -61,24 +81,70 @@ pub(super) struct Flagfile {
     pub(super) oddities: Vec<Oddity>,
     /// The files that were read.
     pub(super) files: usize,
+    /// The files that the command line itself names.
+    pub(super) named: Vec<PathBuf>,
 }
 
 impl Flagfile {
-    /// Reads the file and those that it names. `is_known` knows more names than the table.
-    pub(super) fn read(path: &Path, is_known: &dyn Fn(&str) -> bool) -> Self {
+    /// Reads a source and the files that it names. `is_known` knows more names than the table.
+    pub(super) fn read(source: &Source, is_known: &dyn Fn(&str) -> bool) -> Self {
         let mut flagfile = Self::default();
-        flagfile.read_one(path, is_known, DEPTH);
+        match source {
+            Source::File(path) => flagfile.read_one(path, None, is_known, DEPTH),
+            Source::CommandLine(process) => flagfile.read_command_line(process, is_known),
+        }
         flagfile
     }
 
-    fn read_one(&mut self, path: &Path, is_known: &dyn Fn(&str) -> bool, depth: usize) {
+    fn read_command_line(&mut self, process: &Seen, is_known: &dyn Fn(&str) -> bool) {
+        let place = || Place::CommandLine(process.id);
+        let mut arguments = process.arguments.iter().skip(1).peekable();
+        while let Some(argument) = arguments.next() {
+            let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else { continue };
+            // Here, and not in a file, the next word is the value of a name without one.
+            let flag = match flag.contains('=') || implied(flag).is_some() {
+                true => flag.to_owned(),
+                false => match arguments.next_if(|next| !next.starts_with("--")) {
+                    Some(value) => format!("{flag}={value}"),
+                    None => flag.to_owned(),
+                },
+            };
+            match flag.strip_prefix("flagfile=") {
+                Some(paths) => {
+                    for path in paths.split(',') {
+                        let path = process.directory.join(path);
+                        self.named.push(path.clone());
+                        self.read_one(&path, Some(place()), is_known, DEPTH);
+                    }
+                }
+                None => self.take(place(), &flag, is_known, DEPTH),
+            }
+        }
+    }
+
+    fn read_one(&mut self, path: &Path, named_by: Option<Place>, is_known: &dyn Fn(&str) -> bool, depth: usize) {
         if depth == 0 {
             return self.oddities.push(Oddity::TooDeep(path.to_owned()));
         }
-        let text = match std::fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) => return self.oddities.push(Oddity::Unreadable(path.to_owned(), error.to_string())),
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let (path, reason) = (path.to_owned(), error.to_string());
+                return self.oddities.push(Oddity::Unreadable { path, reason, named_by });
+            }
         };
+        if let Some(encoding) = Encoding::of(&bytes) {
+            // Of the first line, and with it of all that follows, osqueryd makes a section for another program.
+            return self.oddities.push(Oddity::Encoded(path.to_owned(), encoding));
+        }
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if text.trim().is_empty() {
+            self.oddities.push(Oddity::Empty(path.to_owned()));
+        }
+        self.read_lines(path, &text, is_known, depth);
+    }
+
+    fn read_lines(&mut self, path: &Path, text: &str, is_known: &dyn Fn(&str) -> bool, depth: usize) {
         self.files += 1;
         let returns = text.matches('\r').count();
         if returns > 0 && returns != text.matches('\n').count() {
@@ -87,7 +153,7 @@ impl Flagfile {
         let mut section: Option<(Place, usize)> = None;
         let mut among_names = false;
         for (index, line) in text.lines().enumerate() {
-            let place = Place { path: path.to_owned(), line: index + 1 };
+            let place = Place::Line(path.to_owned(), index + 1);
             let line = line.trim_start();
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -126,7 +192,10 @@ impl Flagfile {
         let given = Given { place, name: name.to_owned(), value: value.to_owned() };
         if name == "flagfile" {
             // Several, with commas between them.
-            return value.split(',').for_each(|path| self.read_one(Path::new(path), is_known, depth - 1));
+            let named_by = || Some(given.place.clone());
+            return value
+                .split(',')
+                .for_each(|path| self.read_one(Path::new(path), named_by(), is_known, depth.saturating_sub(1)));
         }
         if osquery_flags::is_of_the_library(name) {
             return;
@@ -135,7 +204,9 @@ impl Flagfile {
             return self.unknown.push(given);
         }
         let quoted = |quote| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
-        if value.ends_with([' ', '\t']) || quoted('"') || quoted('\'') {
+        // What makes no number of a number ends osqueryd, and that is said of the value.
+        let is_text = osquery_flags::of(name).is_none_or(|(_, kind)| kind == Kind::Text);
+        if is_text && (value.ends_with([' ', '\t']) || quoted('"') || quoted('\'')) {
             self.oddities.push(Oddity::Untidy { place: given.place.clone(), name: name.to_owned() });
         }
         self.given.push(given);
@@ -174,7 +245,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("osquery.flags");
         std::fs::write(&path, text).unwrap();
-        Flagfile::read(&path, &|name| name == "of_a_newer_osquery")
+        Flagfile::read(&Source::File(path), &|name| name == "of_a_newer_osquery")
     }
 
     fn pairs(flagfile: &Flagfile) -> Vec<(&str, &str)> {
@@ -207,7 +278,8 @@ mod tests {
         let [Oddity::Space { name, place }, Oddity::NoValue { .. }] = flagfile.oddities.as_slice() else {
             panic!("{:?}", flagfile.oddities)
         };
-        assert_eq!((name.as_str(), place.line), ("config_refresh", 3));
+        assert_eq!(name, "config_refresh");
+        assert!(matches!(place, Place::Line(_, 3)), "{place}");
     }
 
     #[test]
@@ -218,7 +290,7 @@ mod tests {
         let [Oddity::Section { place, lost: 2 }] = flagfile.oddities.as_slice() else {
             panic!("{:?}", flagfile.oddities)
         };
-        assert_eq!(place.line, 4);
+        assert!(matches!(place, Place::Line(_, 4)), "{place}");
     }
 
     #[test]
@@ -236,9 +308,41 @@ mod tests {
         let [first, second] = ["a", "b"].map(|name| directory.path().join(name));
         std::fs::write(&first, format!("--flagfile={},/no/such\n--verbose\n", second.display())).unwrap();
         std::fs::write(&second, format!("--utc\n--flagfile={}\n", first.display())).unwrap();
-        let flagfile = Flagfile::read(&first, &|_| false);
+        let flagfile = Flagfile::read(&Source::File(first), &|_| false);
         assert_eq!(pairs(&flagfile).len(), 8);
         assert!(flagfile.oddities.iter().any(|oddity| matches!(oddity, Oddity::TooDeep(_))));
-        assert!(flagfile.oddities.iter().any(|oddity| matches!(oddity, Oddity::Unreadable(..))));
+        assert!(
+            flagfile
+                .oddities
+                .iter()
+                .any(|oddity| matches!(oddity, Oddity::Unreadable { named_by: Some(Place::Line(_, 1)), .. }))
+        );
+    }
+
+    /// Fleet's agent gives flags and socket on the command line, and a file besides.
+    #[test]
+    fn a_command_line_is_read_as_gflags_reads_it() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("osquery.flags"), "--verbose=false\n--tls_hostname=a\n").unwrap();
+        let words = "osqueryd --pidfile=/x/osquery.pid --flagfile osquery.flags --tls_hostname b --verbose --utc=false";
+        let process = Seen {
+            id: 7,
+            parent: 1,
+            arguments: words.split(' ').map(str::to_owned).collect(),
+            directory: directory.path().to_owned(),
+            age: std::time::Duration::ZERO,
+        };
+        let flagfile = Flagfile::read(&Source::CommandLine(process), &|_| false);
+        let expected = [
+            ("pidfile", "/x/osquery.pid"),
+            ("verbose", "false"),
+            ("tls_hostname", "a"),
+            ("tls_hostname", "b"),
+            ("verbose", "true"),
+            ("utc", "false"),
+        ];
+        assert_eq!(pairs(&flagfile), expected);
+        assert_eq!(flagfile.named, [directory.path().join("osquery.flags")]);
+        assert_eq!((flagfile.oddities, flagfile.files), (vec![], 1));
     }
 }

@@ -1,8 +1,12 @@
 //! osqueryd's flag file and our own: names, values, and what goes together.
 
-use super::flagfile::{Flagfile, Given, Oddity};
+use std::io;
+
+use super::fault;
+use super::flagfile::{Flagfile, Given, Oddity, Place, Source};
 use super::osquery_flags::{self, Kind};
-use super::{Check, Report, Subject, plugins};
+use super::subject::{Subject, names};
+use super::{Check, Report};
 use crate::extension::registry::NAME;
 use crate::remote::Endpoint;
 use crate::settings::own;
@@ -20,27 +24,54 @@ pub(super) fn values(flagfile: &Flagfile) -> Options {
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     file(subject, report);
-    if subject.flagfile.files == 0 && subject.running.is_err() {
+    if subject.knows_no_flag() || subject.flagfile.given.is_empty() && report.has_failed(Check::FlagFile) {
         for check in [Check::FlagNames, Check::FlagValues, Check::FlagCombinations] {
             report.skip(check, "no flag is known");
         }
     } else {
-        names(subject, report);
+        unknown(subject, report);
         check_values(subject, report);
         combinations(subject, report);
     }
     own(subject, report);
 }
 
+fn unreadable(path: &std::path::Path, reason: &str, named_by: Option<&Place>, report: &mut Report<'_>) {
+    let shown = path.display();
+    let is_missing =
+        !path.try_exists().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) && !path.exists();
+    let (message, remedy) = match named_by {
+        Some(place) => (
+            format!("{place}: --flagfile={shown} can't be read, which ends osqueryd: {reason}"),
+            "correct this --flagfile, or make the file that it names".to_owned(),
+        ),
+        None => (format!("{shown} can't be read: {reason}"), "name osqueryd's flag file by --flagfile".to_owned()),
+    };
+    report.fail(Check::FlagFile, message, if is_missing { remedy } else { "run the doctor as root".to_owned() });
+}
+
+fn empty(subject: &Subject, path: &std::path::Path, report: &mut Report<'_>) {
+    // Beside others, or a command line, an empty file is nobody's fault.
+    if subject.flagfile.given.is_empty() {
+        report.fail(
+            Check::FlagFile,
+            format!("{} is empty: osqueryd's next start has no flags", path.display()),
+            "put the flags back: what the running osqueryd has, `SELECT name, value FROM osquery_flags` shows",
+        );
+    }
+}
+
 fn file(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagFile;
     for oddity in &subject.flagfile.oddities {
         match oddity {
-            Oddity::Unreadable(path, reason) => report.fail(
+            Oddity::Unreadable { path, reason, named_by } => unreadable(path, reason, named_by.as_ref(), report),
+            Oddity::Encoded(path, encoding) => report.fail(
                 CHECK,
-                format!("{} can't be read: {reason}", path.display()),
-                "name osqueryd's flag file by --flagfile, and run the doctor as root",
+                format!("{} is {}: osqueryd finds no flag in it", path.display(), encoding.name()),
+                encoding.remedy(path),
             ),
+            Oddity::Empty(path) => empty(subject, path, report),
             Oddity::TooDeep(path) => report.fail(
                 CHECK,
                 format!("{}: flag files name each other without end", path.display()),
@@ -78,11 +109,12 @@ fn file(subject: &Subject, report: &mut Report<'_>) {
     }
     if report.is_clean(CHECK) {
         let (flags, files) = (subject.flagfile.given.len(), subject.flagfile.files);
-        report.ok(CHECK, format!("{flags} flags in {files} file{}", if files == 1 { "" } else { "s" }));
+        let line = if matches!(subject.source, Source::CommandLine(_)) { "osqueryd's command line and " } else { "" };
+        report.ok(CHECK, format!("{flags} flags in {line}{files} file{}", if files == 1 { "" } else { "s" }));
     }
 }
 
-fn names(subject: &Subject, report: &mut Report<'_>) {
+fn unknown(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagNames;
     let listed = subject.running.iter().flat_map(|running| running.options.keys().cloned()).collect();
     for Given { place, name, .. } in &subject.flagfile.unknown {
@@ -110,24 +142,27 @@ fn check_values(subject: &Subject, report: &mut Report<'_>) {
     for Given { place, name, value } in &subject.flagfile.given {
         let Some((_, kind)) = osquery_flags::of(name) else { continue };
         if kind.normal(value).is_none() {
-            report.fail(
-                CHECK,
-                format!("{place}: --{name}={value} ends osqueryd: {}", kind.needed()),
-                "correct the value, or remove the line",
-            );
+            let is_blank = kind.normal(value.trim_end()).is_some();
+            let (why, remedy) = match is_blank {
+                true => ("blanks stand behind the value", "remove the blanks at the line's end"),
+                false => (kind.needed(), "correct the value, or remove the line"),
+            };
+            report.fail(CHECK, format!("{place}: --{name}={value} ends osqueryd: {why}"), remedy);
             ends_osqueryd.push(osquery_flags::real_name(name));
         }
     }
     let settings = &subject.settings;
-    let without_a_stand_in =
-        [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
+    // The pair of client certificate and key has a check of its own.
+    let without_a_stand_in = [settings.server.as_ref().err(), settings.proxy.as_ref().err()];
     let unusable = subject.setting_errors.iter().chain(without_a_stand_in.into_iter().flatten());
     for error in unusable.filter(|error| own::named(&error.flag).is_none() && !ends_osqueryd.contains(&&*error.flag)) {
         report.fail(CHECK, error.to_string(), format!("correct --{} where it is set", error.flag));
     }
     let identifiers = ["hostname", "uuid", "instance", "ephemeral", "specified"];
     let identifier = subject.text("host_identifier", "hostname");
-    if !identifiers.contains(&identifier) {
+    if identifier.starts_with(['"', '\'']) {
+        // Its quotes have been told of.
+    } else if !identifiers.contains(&identifier) {
         report.warn(
             CHECK,
             format!("--host_identifier={identifier} means hostname, like every value that osquery doesn't know"),
@@ -157,14 +192,14 @@ fn combinations(subject: &Subject, report: &mut Report<'_>) {
         );
     }
     let required = subject.text("extensions_require", "");
-    if plugins(required).any(|name| name != NAME && name.replace('-', "_").contains(NAME)) {
+    if names(required).any(|name| name != NAME && name.replace('-', "_").contains(NAME)) {
         report.fail(
             CHECK,
             format!("--extensions_require={required} waits for a name that no extension registers"),
             format!("the extension's name is {NAME}"),
         );
     }
-    if subject.uses("distributed") && subject.text("disable_distributed", "true") == "true" {
+    if subject.uses("distributed") && subject.is_set_or("disable_distributed", true) {
         report.warn(
             CHECK,
             "--disable_distributed is true (osquery's default): osqueryd asks for no distributed queries",
@@ -195,53 +230,73 @@ fn combinations(subject: &Subject, report: &mut Report<'_>) {
 fn check_plugins(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagCombinations;
     let registries = ["config", "logger", "distributed"];
-    if !registries.iter().any(|registry| subject.uses(registry)) {
+    let is_misspelt =
+        |registry: &&str| names(subject.plugin_flag(registry)).any(|name| name != NAME && is_nearly_ours(name));
+    if !registries.iter().any(|registry| subject.uses(registry)) && !registries.iter().any(is_misspelt) {
         let flags = registries.map(|registry| format!("--{registry}_plugin={NAME}")).join(", ");
         report.fail(CHECK, "no plugin of osqueryd is this extension's", format!("set {flags}"));
         return;
     }
     for registry in registries {
-        let flag = format!("{registry}_plugin");
-        let default = if registry == "distributed" { "tls" } else { "filesystem" };
-        let value = subject.text(&flag, default);
-        let others = subject.running.iter().map(|running| running.plugins(registry)).next().unwrap_or_default();
-        for name in plugins(value).filter(|name| !is_built_in(registry, name) && !others.contains(*name)) {
-            report.warn(
-                CHECK,
-                format!("--{flag}={value}: osquery has no {registry} plugin {name}, and does not start without it"),
-                format!("is {NAME} meant? Otherwise see that the extension that brings {name} is loaded"),
-            );
+        let others = subject.running.as_ref().map(|running| running.plugins(registry)).unwrap_or_default();
+        let value = subject.plugin_flag(registry);
+        for name in names(value).filter(|name| !is_built_in(registry, name) && !others.contains(*name)) {
+            no_such_plugin(registry, value, name, subject, report);
         }
-        let built_in = plugins(value).any(|name| name == "tls");
-        let without_use = registry == "distributed" && subject.text("disable_distributed", "true") == "true";
-        if built_in && subject.uses(registry) {
+        if subject.uses(registry) && names(value).any(|name| name == "tls") {
             report.warn(
                 CHECK,
-                format!("--{flag}={value}: the server gets everything twice, from osqueryd itself too"),
-                format!("set --{flag} without tls"),
-            );
-        } else if built_in && !without_use {
-            report.warn(
-                CHECK,
-                format!("--{flag}={value}: osqueryd itself does this, beside the extension"),
-                format!("set --{flag}={NAME}"),
+                format!("--{registry}_plugin={value}: the server gets everything twice, from osqueryd itself too"),
+                format!("set --{registry}_plugin without tls"),
             );
         }
     }
 }
 
+/// osqueryd ends without a plugin that its flags name. Another extension may bring it, when it isn't nearly ours.
+fn no_such_plugin(registry: &str, value: &str, name: &str, subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::FlagCombinations;
+    let message =
+        format!("--{registry}_plugin={value}: osquery has no {registry} plugin {name}, and does not start without it");
+    if is_nearly_ours(name) {
+        report.fail(CHECK, message, format!("{NAME} is meant: set --{registry}_plugin={}", value.replace(name, NAME)));
+    } else if subject.running.is_ok() {
+        report.fail(CHECK, message, format!("correct the name, or load the extension that brings {name}"));
+    } else {
+        report.warn(
+            CHECK,
+            message,
+            format!("see that the extension that brings {name} is loaded, or correct the name"),
+        );
+    }
+}
+
+fn is_nearly_ours(name: &str) -> bool {
+    let letters = |name: &str| name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+    letters(name).contains(&letters(NAME)) || osquery_flags::is_close(name, NAME)
+}
+
 fn check_endpoints(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagCombinations;
-    let needed = [
-        (Endpoint::Enroll, !subject.settings.enroll.disabled),
-        (Endpoint::Config, subject.uses("config")),
-        (Endpoint::Logger, subject.uses("logger")),
-        (Endpoint::DistributedRead, subject.uses("distributed")),
-        (Endpoint::DistributedWrite, subject.uses("distributed")),
-    ];
-    for (endpoint, _) in needed.into_iter().filter(|(_, needed)| *needed) {
+    for endpoint in Endpoint::ALL.into_iter().filter(|endpoint| is_needed(subject, *endpoint)) {
         if let Err(error) = endpoint.path(&subject.settings.endpoints) {
-            report.fail(CHECK, error.to_string(), format!("set --{} to your server's path for it", error.flag));
+            report.fail(
+                CHECK,
+                error.to_string(),
+                format!("set --{} to your server's path for it ({})", error.flag, fault::known_paths(endpoint)),
+            );
+        }
+    }
+}
+
+/// Whether a plugin in use asks this endpoint.
+pub(super) fn is_needed(subject: &Subject, endpoint: Endpoint) -> bool {
+    match endpoint {
+        Endpoint::Enroll => !subject.settings.enroll.disabled,
+        Endpoint::Config => subject.uses("config"),
+        Endpoint::Logger => subject.uses("logger"),
+        Endpoint::DistributedRead | Endpoint::DistributedWrite => {
+            subject.uses("distributed") && !subject.is_set_or("disable_distributed", true)
         }
     }
 }

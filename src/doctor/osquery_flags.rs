@@ -140,15 +140,21 @@ pub(super) fn is_of_the_library(name: &str) -> bool {
 pub(super) fn closest<'a>(name: &str, others: &'a BTreeSet<String>) -> Option<&'a str> {
     let known = FLAGS.iter().flat_map(|(_, _, names)| names.split(' '));
     let known = known.chain(ALIASES.iter().map(|(alias, _)| *alias)).chain(others.iter().map(String::as_str));
-    let (distance, found) = known.map(|known| (distance(name, known), known)).min()?;
-    // A third of its letters may be wrong, and no more than four.
-    (distance <= (name.len() / 3).min(4)).then_some(found)
+    let (_, found) = known.map(|known| (distance(name, known), known)).min()?;
+    is_close(name, found).then_some(found)
+}
+
+/// Whether a name may be meant for another one: a third of its letters may be wrong, and no more than four.
+pub(super) fn is_close(name: &str, other: &str) -> bool {
+    distance(name, other) <= (name.len() / 3).min(4)
 }
 
 impl Kind {
     /// The value as osqueryd lists it; none when it is not of this type, which ends osqueryd.
+    ///
+    /// As gflags takes it: blanks before a number are passed over, and one behind it is fatal.
     pub(super) fn normal(self, value: &str) -> Option<String> {
-        let number = value.trim();
+        let number = value.trim_start();
         match self {
             Self::Text => Some(value.to_owned()),
             Self::Bool => match value.to_ascii_lowercase().as_str() {
@@ -156,9 +162,9 @@ impl Kind {
                 "0" | "f" | "false" | "n" | "no" => Some("false".to_owned()),
                 _ => None,
             },
-            Self::I32 => number.parse::<i32>().ok().map(|number| number.to_string()),
-            Self::U32 => number.parse::<u32>().ok().map(|number| number.to_string()),
-            Self::U64 => number.parse::<u64>().ok().map(|number| number.to_string()),
+            Self::I32 => integer(number, i32::from_str_radix).map(|number| number.to_string()),
+            Self::U32 => integer(number, u32::from_str_radix).map(|number| number.to_string()),
+            Self::U64 => integer(number, u64::from_str_radix).map(|number| number.to_string()),
         }
     }
 
@@ -170,6 +176,14 @@ impl Kind {
             Self::I32 => "a whole number is needed",
             Self::U32 | Self::U64 => "a whole number, not negative, is needed",
         }
+    }
+}
+
+/// A number in decimal, or in hexadecimal behind `0x`.
+fn integer<T>(text: &str, parse: impl Fn(&str, u32) -> Result<T, std::num::ParseIntError>) -> Option<T> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => parse(digits, 16).ok(),
+        None => parse(text, 10).ok(),
     }
 }
 
@@ -218,6 +232,9 @@ mod tests {
     fn values_are_taken_as_the_flags_library_takes_them() {
         assert_eq!(Kind::Bool.normal("Yes").as_deref(), Some("true"));
         assert_eq!(Kind::U64.normal("07").as_deref(), Some("7"));
+        assert_eq!(Kind::U64.normal(" 0x1F").as_deref(), Some("31"));
+        // Case doctor-flags/blank-behind-a-number.flags: osqueryd ends.
+        assert_eq!((Kind::U64.normal("30  "), Kind::Bool.normal("true ")), (None, None));
         assert_eq!((Kind::U32.normal("-1"), Kind::Bool.normal("maybe")), (None, None));
     }
 }

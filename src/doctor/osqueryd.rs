@@ -2,8 +2,10 @@
 
 use std::io;
 
+use super::flagfile::Source;
 use super::osquery_flags::{self, Kind, Set};
-use super::{Check, Report, Running, Subject};
+use super::subject::{OSQUERYD_LIMIT, Running, Subject};
+use super::{Check, Report};
 use crate::extension::manager::ManagerError;
 use crate::extension::registry::NAME;
 
@@ -23,13 +25,27 @@ const VITAL: [&str; 5] =
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     socket(subject, report);
     match &subject.running {
+        _ if subject.is_before() => {
+            report.skip(Check::RunningOsqueryd, "what runs until the restart doesn't matter (--before)");
+        }
         Ok(running) => {
             compare(subject, running, report);
             registration(subject, running, report);
         }
         Err(_) => report.skip(Check::RunningOsqueryd, "osqueryd can't be asked"),
     }
-    timeout(subject, report);
+}
+
+/// Which osqueryd this is about.
+fn which(subject: &Subject) -> String {
+    let version = subject.running.as_ref().ok().and_then(|running| running.version.as_deref()).unwrap_or("?");
+    let process = subject.process.map_or_else(String::new, |process| format!(", process {process}"));
+    let flags = match (&subject.source, subject.flagfile.named.first()) {
+        (Source::CommandLine(_), None) => "flags on its command line".to_owned(),
+        (Source::CommandLine(_), Some(file)) => format!("flags on its command line and in {}", file.display()),
+        (Source::File(path), _) => format!("flag file {}", path.display()),
+    };
+    format!("osqueryd {version}{process}, {flags}")
 }
 
 fn socket(subject: &Subject, report: &mut Report<'_>) {
@@ -42,31 +58,64 @@ fn socket(subject: &Subject, report: &mut Report<'_>) {
             "set --extensions_socket to a shorter path",
         );
     }
+    let others: Vec<String> =
+        subject.others.iter().map(|other| format!("another osqueryd runs: {other}; --socket names it")).collect();
     match &subject.running {
-        Ok(_) if report.is_clean(CHECK) => report.ok(CHECK, format!("osqueryd answers at {shown}")),
+        Ok(_) if report.is_clean(CHECK) => {
+            report.ok_with(CHECK, format!("{} answers at {shown}", which(subject)), others);
+        }
         Ok(_) => {}
-        Err(ManagerError::Unreachable { source, .. }) => match source.kind() {
-            io::ErrorKind::PermissionDenied => {
-                report.fail(CHECK, format!("{shown} can't be opened by this user"), "run the doctor as root");
-            }
-            _ if subject.socket.parent().is_none_or(|directory| !directory.is_dir()) => report.fail(
-                CHECK,
-                format!("the directory of {shown} is not there, so that osqueryd can't listen"),
-                "make it, or set --extensions_socket to another path",
-            ),
-            _ => report.warn(
-                CHECK,
-                format!("osqueryd does not run: nobody listens at {shown} ({source})"),
-                "start osqueryd and run the doctor again: what only osqueryd knows is left out now",
-            ),
-        },
-        Err(error) => report.fail(CHECK, format!("{error} within 10 s"), "osqueryd hangs: look at its log, restart it"),
+        Err(ManagerError::Unreachable { source, .. }) => unreachable(subject, source, others, report),
+        Err(_) if subject.is_before() => report.skip(CHECK, "osqueryd hangs, and is to be restarted (--before)"),
+        Err(error) => report.fail(
+            CHECK,
+            format!("{error} at {shown} within {} s", OSQUERYD_LIMIT.as_secs()),
+            "osqueryd hangs: look at its log, restart it",
+        ),
+    }
+}
+
+fn unreachable(subject: &Subject, source: &io::Error, others: Vec<String>, report: &mut Report<'_>) {
+    const CHECK: Check = Check::Socket;
+    let shown = subject.socket.display();
+    if report.has_failed(CHECK) {
+        // The path is the reason.
+    } else if subject.knows_no_flag() && subject.process.is_none() {
+        report.skip(CHECK, "no flag is known, and so not where osqueryd would listen");
+    } else if source.kind() == io::ErrorKind::PermissionDenied {
+        report.fail(CHECK, format!("{shown} can't be opened by this user"), "run the doctor as root");
+    } else if subject.socket.parent().is_none_or(|directory| !directory.is_dir()) {
+        report.fail(
+            CHECK,
+            format!("the directory of {shown} is not there, so that osqueryd can't listen"),
+            "make it, or set --extensions_socket to another path",
+        );
+    } else if subject.is_before() {
+        report.ok(CHECK, format!("osqueryd does not run, and will listen at {shown}"));
+    } else if let Some(process) = subject.process {
+        report.fail(
+            CHECK,
+            format!("osqueryd (process {process}) runs, and nobody listens at {shown} ({source})"),
+            "see osqueryd's log for its extension manager, and --disable_extensions; restart it",
+        );
+    } else {
+        report.problem(
+            CHECK,
+            super::Level::Warning,
+            format!("osqueryd does not run: nobody listens at {shown} ({source})"),
+            "start osqueryd and run the doctor again: what only osqueryd and the extension know is left out now",
+            others,
+        );
     }
 }
 
 /// The flag file against the flags that osqueryd runs with. Only names are told: some values are secret.
 fn compare(subject: &Subject, running: &Running, report: &mut Report<'_>) {
     let differs = |name: &str, value: &String| {
+        // Whether a plugin of ours is in use is a check of its own.
+        if name.ends_with("_plugin") && super::subject::names(value).any(|plugin| plugin == NAME) {
+            return false;
+        }
         let kind = osquery_flags::of(name).map_or(Kind::Text, |(_, kind)| kind);
         running.options.get(name).is_some_and(|now| kind.normal(now).as_ref() != Some(value))
     };
@@ -90,12 +139,17 @@ fn compare(subject: &Subject, running: &Running, report: &mut Report<'_>) {
         .filter(|name| running.options.get(**name).is_some_and(|value| !value.is_empty()))
         .map(|name| format!("--{name}"))
         .collect();
-    if !gone.is_empty() && subject.flagfile.files > 0 {
+    if !gone.is_empty() && subject.flagfile.files > 0 && !subject.flagfile.given.is_empty() {
         report.warn(
             Check::RunningOsqueryd,
             format!("osqueryd runs with flags that the flag file doesn't give: {}", gone.join(", ")),
-            "unless its command line gives them (look at its service unit), they are gone at its next start: put them \
-             into the flag file",
+            match subject.source {
+                Source::CommandLine(_) => "they are gone at its next start: put them into the flag file",
+                Source::File(_) => {
+                    "unless its command line gives them (look at its service unit), they are gone at its next start: put \
+                     them into the flag file"
+                }
+            },
         );
     }
     if !any_time.is_empty() {
@@ -110,16 +164,10 @@ fn compare(subject: &Subject, running: &Running, report: &mut Report<'_>) {
 
 fn registration(subject: &Subject, running: &Running, report: &mut Report<'_>) {
     const CHECK: Check = Check::RunningOsqueryd;
-    let known = match running.manager.extensions() {
-        Ok(known) => known,
+    let version = match &running.extension {
         Err(error) => return report.fail(CHECK, error.to_string(), "look at osqueryd's log, restart it"),
-    };
-    let Some((_, version)) = known.values().find(|(name, _)| name == NAME) else {
-        return report.fail(
-            CHECK,
-            "osqueryd runs without the extension",
-            "see what failed above, and osqueryd's log for \"remote_tls\"; then restart osqueryd",
-        );
+        Ok(Some((_, version))) => version,
+        Ok(None) => return unregistered(subject, report),
     };
     if version != env!("CARGO_PKG_VERSION") {
         // No fault: after an upgrade a new worker answers, and the registration is the old one's.
@@ -132,34 +180,26 @@ fn registration(subject: &Subject, running: &Running, report: &mut Report<'_>) {
             ),
         );
     }
-    let sql = format!("SELECT registry FROM osquery_registry WHERE name = '{NAME}'");
-    let plugins = running.manager.query(&sql).unwrap_or_default();
-    let registered =
-        |registry: &str| plugins.iter().any(|row| row.get("registry").is_some_and(|name| name == registry));
-    let active = ["config", "logger", "distributed"].into_iter().filter(|registry| {
-        let names = running.options.get(&format!("{registry}_plugin")).map_or("", String::as_str);
-        super::plugins(names).any(|name| name == NAME)
-    });
-    let (active, absent): (Vec<&str>, Vec<&str>) = active.partition(|registry| registered(registry));
-    if !absent.is_empty() {
-        report.fail(
+    report.ok(CHECK, format!("the extension ({version}) is registered"));
+}
+
+/// One fault: where the start is already known to go wrong, that is the reason.
+fn unregistered(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::RunningOsqueryd;
+    let before = [Check::FlagFile, Check::FlagCombinations, Check::AutoloadFile, Check::ExtensionFile];
+    match before.into_iter().find(|check| report.has_failed(*check)) {
+        Some(check) => report.skip(CHECK, format!("osqueryd runs without the extension: see {}", check.name())),
+        None if !["config", "logger", "distributed"].iter().any(|registry| subject.uses(registry)) => {}
+        None => report.fail(
             CHECK,
-            format!("the extension's plugin is not registered as {}", absent.join(", ")),
-            "restart osqueryd",
-        );
-    }
-    if active.is_empty() {
-        report.fail(
-            CHECK,
-            format!("osqueryd knows the extension, and uses none of its plugins ({})", subject.socket.display()),
-            format!("set --config_plugin, --logger_plugin and --distributed_plugin to {NAME}, restart osqueryd"),
-        );
-    } else if !report.has_failed(CHECK) {
-        report.ok(CHECK, format!("the extension ({version}) is registered and active as {}", active.join(", ")));
+            "osqueryd runs without the extension",
+            "restart osqueryd; if that doesn't help, see its log for \"remote_tls\" and \"extension\"",
+        ),
     }
 }
 
-fn timeout(subject: &Subject, report: &mut Report<'_>) {
+/// How long osqueryd waits for its extensions.
+pub(super) fn timeout(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::ExtensionsTimeout;
     for flag in ["extensions_timeout", "extensions_interval"] {
         let value = subject.text(flag, "3");

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::Check;
+use crate::clock::unix_time;
 use crate::secret::redact;
 use crate::shown::one_line;
 
@@ -49,6 +50,14 @@ pub struct Finding {
     pub details: Vec<String>,
 }
 
+impl Finding {
+    /// Whether somebody should do something.
+    #[must_use]
+    pub fn is_problem(&self) -> bool {
+        matches!(self.level, Level::Warning | Level::Failure)
+    }
+}
+
 /// How the report is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -60,18 +69,43 @@ pub enum Form {
     Json,
 }
 
+/// How much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    /// All findings, and at the end what is not well once more.
+    All,
+    /// Only what is not well.
+    Problems,
+}
+
+/// Whose report it is.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// The flag file that was read.
+    pub flagfile: String,
+    /// Where osqueryd's manager is, or should be.
+    pub socket: String,
+    /// osqueryd's process, where it was found.
+    pub process: Option<u32>,
+    /// osqueryd's version, where it said it.
+    pub osquery: Option<String>,
+    /// The registered extension's.
+    pub extension: Option<String>,
+}
+
 /// Collects findings, and writes each line as it comes: some checks take a while.
 pub struct Report<'a> {
     out: &'a mut dyn Write,
     form: Form,
+    amount: Amount,
     findings: Vec<Finding>,
     written: io::Result<()>,
 }
 
 impl<'a> Report<'a> {
     /// An empty report.
-    pub fn new(out: &'a mut dyn Write, form: Form) -> Self {
-        Self { out, form, findings: Vec::new(), written: Ok(()) }
+    pub fn new(out: &'a mut dyn Write, form: Form, amount: Amount) -> Self {
+        Self { out, form, amount, findings: Vec::new(), written: Ok(()) }
     }
 
     /// All is well.
@@ -141,25 +175,52 @@ impl<'a> Report<'a> {
         self.findings.iter().filter(|finding| finding.level == level).count()
     }
 
-    /// Writes what is left to write: the counts, or all of it as JSON. The error is the first one in writing.
-    pub fn finish(mut self, flagfile: &str) -> io::Result<Vec<Finding>> {
-        let [ok, skipped, warnings, failures] =
-            [Level::Ok, Level::Skipped, Level::Warning, Level::Failure].map(|level| self.count(level));
-        let text = match self.form {
-            Form::Json => {
-                let findings: Vec<Value> = self.findings.iter().map(as_json).collect();
-                json!({
-                    "version": env!("CARGO_PKG_VERSION"),
-                    "flagfile": flagfile,
-                    "counts": {"ok": ok, "skipped": skipped, "warnings": warnings, "failures": failures},
-                    "findings": findings,
-                })
-                .to_string()
-            }
-            _ => format!("{ok} ok, {skipped} skipped, {warnings} warnings, {failures} failed"),
+    /// Writes what is left to write: what is not well and the counts, or all of it as JSON. The error is the first one in
+    /// writing.
+    pub fn finish(mut self, about: &About) -> io::Result<Vec<Finding>> {
+        let text = match (self.form, self.amount) {
+            (Form::Json, _) => format!("{}\n", self.as_json(about)),
+            (_, Amount::Problems) => String::new(),
+            (_, Amount::All) => self.ending(),
         };
-        self.write(&format!("{text}\n"));
+        self.write(&text);
         self.written.map(|()| self.findings)
+    }
+
+    fn counts(&self) -> [usize; 4] {
+        [Level::Ok, Level::Skipped, Level::Warning, Level::Failure].map(|level| self.count(level))
+    }
+
+    fn as_json(&self, about: &About) -> Value {
+        let [ok, skipped, warnings, failures] = self.counts();
+        let shown = |finding: &&Finding| self.amount == Amount::All || finding.is_problem();
+        let findings: Vec<Value> = self.findings.iter().filter(shown).map(as_json).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "host": rustix::system::uname().nodename().to_string_lossy(),
+            "time": unix_time(),
+            "versions": {
+                "doctor": env!("CARGO_PKG_VERSION"), "extension": about.extension, "osquery": about.osquery,
+            },
+            "flagfile": about.flagfile,
+            "socket": about.socket,
+            "process": about.process,
+            "counts": {"ok": ok, "skipped": skipped, "warnings": warnings, "failures": failures},
+            "findings": findings,
+        })
+    }
+
+    /// What is not well once more, where a reader's eye rests, and the counts.
+    fn ending(&self) -> String {
+        let [ok, skipped, warnings, failures] = self.counts();
+        let problems: String = self
+            .findings
+            .iter()
+            .filter(|finding| finding.is_problem())
+            .map(|finding| lines(finding, self.form))
+            .collect();
+        let again = if problems.is_empty() { String::new() } else { format!("\nWhat is not well:\n{problems}\n") };
+        format!("{again}{ok} ok, {skipped} skipped, {warnings} warnings, {failures} failed\n")
     }
 
     fn add(&mut self, finding: Finding) {
@@ -172,7 +233,7 @@ impl<'a> Report<'a> {
             remedy: finding.remedy.map(masked),
             details: finding.details.into_iter().map(masked).collect(),
         };
-        if self.form != Form::Json {
+        if self.form != Form::Json && (self.amount == Amount::All || finding.is_problem()) {
             let text = lines(&finding, self.form);
             self.write(&text);
         }
@@ -223,37 +284,55 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    fn report(form: Form) -> String {
+    fn report(form: Form, amount: Amount) -> String {
         let mut out = Vec::new();
-        let mut report = Report::new(&mut out, form);
+        let mut report = Report::new(&mut out, form, amount);
         let _secret = Secret::new("hush-of-the-report");
         report.ok_with(Check::TlsHandshake, "good", vec!["subject".to_owned()]);
         report.fail(Check::Clock, "wrong: hush-of-the-report\nok   forged: \x1b[2J", "set it now");
-        let _findings = report.finish("/f").unwrap();
+        let _findings = report.finish(&About { flagfile: "/f".to_owned(), ..About::default() }).unwrap();
         String::from_utf8(out).unwrap()
     }
 
+    const PROBLEM: &str = "FAIL clock: wrong: <hidden>\\nok   forged: \\u{1b}[2J\n     -> set it now\n";
+
     #[test]
     fn plain_lines_are_plain_and_what_others_say_stays_on_its_line() {
-        let expected = "ok   tls handshake: good\n       subject\n\
-            FAIL clock: wrong: <hidden>\\nok   forged: \\u{1b}[2J\n     -> set it now\n\
-            1 ok, 0 skipped, 0 warnings, 1 failed\n";
-        assert_eq!(report(Form::Plain), expected);
+        let expected = format!(
+            "ok   tls handshake: good\n       subject\n{PROBLEM}\nWhat is not well:\n{PROBLEM}\n\
+             1 ok, 0 skipped, 0 warnings, 1 failed\n"
+        );
+        assert_eq!(report(Form::Plain, Amount::All), expected);
+    }
+
+    #[test]
+    fn a_quiet_report_is_what_is_not_well_and_nothing_where_all_is() {
+        assert_eq!(report(Form::Plain, Amount::Problems), PROBLEM);
+        let mut out = Vec::new();
+        let mut report = Report::new(&mut out, Form::Plain, Amount::Problems);
+        report.ok(Check::Clock, "good");
+        report.skip(Check::Buffers, "why not");
+        let _findings = report.finish(&About::default()).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "");
     }
 
     #[test]
     fn a_terminal_gets_colours_and_symbols() {
-        let text = report(Form::Coloured);
+        let text = report(Form::Coloured, Amount::All);
         assert!(text.starts_with("\x1b[32m✓ ok  \x1b[0m tls handshake: good\n"), "{text:?}");
         assert!(text.contains("\x1b[31m✗ FAIL\x1b[0m clock: "), "{text:?}");
     }
 
     #[test]
     fn json_holds_the_same() {
-        let json: Value = serde_json::from_str(&report(Form::Json)).unwrap();
+        let json: Value = serde_json::from_str(&report(Form::Json, Amount::All)).unwrap();
         assert_eq!(json["counts"], json!({"ok": 1, "skipped": 0, "warnings": 0, "failures": 1}));
         assert_eq!(json["findings"][1]["check"], "clock");
         assert_eq!(json["findings"][1]["level"], "failure");
         assert!(json["findings"][1]["message"].as_str().unwrap().starts_with("wrong: <hidden>\n"));
+        assert!(!json["host"].as_str().unwrap().is_empty() && json["time"].as_i64().unwrap() > 1_700_000_000);
+        assert_eq!(json["versions"], json!({"doctor": env!("CARGO_PKG_VERSION"), "extension": null, "osquery": null}));
+        let json: Value = serde_json::from_str(&report(Form::Json, Amount::Problems)).unwrap();
+        assert_eq!(json["findings"].as_array().unwrap().len(), 1);
     }
 }

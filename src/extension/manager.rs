@@ -76,6 +76,8 @@ type Result<T> = std::result::Result<T, ManagerError>;
 pub struct Manager {
     socket: PathBuf,
     hung_up: HangUp,
+    /// How long any one call may take.
+    limit: Duration,
     link: Mutex<Option<Link>>,
     end: Mutex<End>,
 }
@@ -94,7 +96,14 @@ impl Manager {
     /// The manager that listens, or will listen, at `socket`. `hung_up` is called the moment that it hangs up.
     #[must_use]
     pub fn new(socket: PathBuf, hung_up: HangUp) -> Self {
-        Self { socket, hung_up, link: Mutex::new(None), end: Mutex::default() }
+        Self { socket, hung_up, limit: CALL_LIMIT, link: Mutex::new(None), end: Mutex::default() }
+    }
+
+    /// The same, for somebody who doesn't wait so long for any one answer.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// The manager's socket.
@@ -120,7 +129,7 @@ impl Manager {
 
     /// Every flag of osqueryd with its current value.
     pub fn options(&self) -> Result<BTreeMap<String, String>> {
-        self.options_within(CALL_LIMIT)
+        self.options_within(self.limit)
     }
 
     /// The same, for a thread that must not wait for long.
@@ -244,7 +253,7 @@ impl Manager {
     }
 
     fn call<T>(&self, method: &'static str, call: impl FnOnce(&mut Client) -> thrift::Result<T>) -> Result<T> {
-        self.call_within(CALL_LIMIT, method, call)
+        self.call_within(self.limit, method, call)
     }
 
     fn call_within<T>(

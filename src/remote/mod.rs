@@ -4,7 +4,7 @@
 //! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
 //! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP) below `request` (built, sent,
 //! judged, noted in `stats`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
-//! host. `probe` connects for the doctor's sake.
+//! host. `probe` connects for the doctor's sake, and so does `old_tls`.
 
 mod algorithms;
 pub mod api;
@@ -15,6 +15,7 @@ mod enroll;
 mod host;
 mod node;
 mod node_key;
+mod old_tls;
 mod pem;
 mod probe;
 mod proxy;
@@ -30,7 +31,8 @@ pub use self::endpoint::Endpoint;
 pub use self::enroll::{EnrollError, Enrollment, Standing, stored_key};
 pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};
-pub use self::probe::{Look, look};
+pub use self::old_tls::old_version;
+pub use self::probe::{Look, look, server_date};
 pub use self::proxy::ProxyError;
 pub use self::request::{
     Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,

@@ -266,6 +266,12 @@ impl Node {
         }
     }
 
+    /// Whether bodies for this endpoint are sent compressed: asked for, and not refused by the server.
+    #[must_use]
+    pub fn compresses(&self, settings: &Settings, endpoint: Endpoint) -> bool {
+        self.encoding(settings, endpoint) == Encoding::Gzip
+    }
+
     fn encoding(&self, settings: &Settings, endpoint: Endpoint) -> Encoding {
         let wanted = endpoint == Endpoint::Logger && settings.logger.compress;
         if wanted && !self.gzip_refused.load(Ordering::Relaxed) { Encoding::Gzip } else { Encoding::Plain }

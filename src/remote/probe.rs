@@ -6,11 +6,15 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use ureq::Agent;
+use ureq::http::header::DATE;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConnector, Transport};
 
 use super::proxy::ProxyConnector;
@@ -28,6 +32,8 @@ pub struct Look {
     pub connected: bool,
     /// The certificates that the server presented, its own first.
     pub chain: Vec<CertificateDer<'static>>,
+    /// Whether the server asked for a client certificate.
+    pub asked_for_certificate: bool,
     /// The version and suite of a handshake that succeeded.
     pub agreed: Option<String>,
     /// Why there was no such handshake.
@@ -49,29 +55,90 @@ fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportE
     let server = settings.server.as_ref().map_err(Clone::clone)?;
     let client = settings.tls.client.clone()?;
     let wanted = Wanted::new(settings, USER_AGENT)?;
-    let watch = Some(Witness::watch(witness));
+    let watch = Box::new(Observer::new(witness, Judgement::Ours));
     let connector =
         ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
             .chain(TcpConnector::default())
             .chain(Connected(Arc::clone(witness)))
-            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), watch))
+            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)))
             .chain(Agreed(Arc::clone(witness)));
     let agent = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
     // The last connector ends it before there is anything to send.
     agent.get(format!("https://{server}/")).call().map(drop).map_err(TransportError::from)
 }
 
+/// What the server's clock says, though its certificate is not trusted: only to tell an expired certificate from a clock
+/// that is wrong. Nothing that is anybody's secret is sent, and nothing but the time is believed.
+#[must_use]
+pub fn server_date(settings: &Settings) -> Option<SystemTime> {
+    let server = settings.server.as_ref().ok()?;
+    let client = settings.tls.client.clone().ok()?;
+    let watch = Box::new(Observer::new(&Arc::new(Witness::default()), Judgement::Nobody));
+    let wanted = Wanted::new(settings, USER_AGENT).ok()?;
+    let connector =
+        ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
+            .chain(TcpConnector::default())
+            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)));
+    let agent = Agent::with_parts(config(&wanted).ok()?, connector, NamingResolver::default());
+    let path = if settings.endpoints.enroll.starts_with('/') { &settings.endpoints.enroll } else { "/" };
+    let response = agent.get(format!("https://{server}{path}")).call().ok()?;
+    httpdate::parse_http_date(response.headers().get(DATE)?.to_str().ok()?).ok()
+}
+
 /// Sees what happens while a connection is made.
 #[derive(Debug, Default)]
 struct Witness(Mutex<Look>);
 
-impl Witness {
-    /// Makes verifiers that show the chain to this witness and leave the judgement to the one that they are given.
-    fn watch(witness: &Arc<Self>) -> Watch {
-        let witness = Arc::clone(witness);
-        Box::new(move |judge| Arc::new(Watching { witness: Arc::clone(&witness), judge }))
+/// Whose word on the server's certificate counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judgement {
+    /// That of every request.
+    Ours,
+    /// It is not judged.
+    Nobody,
+}
+
+/// Shows the chain, and that a client certificate is asked for, to a witness.
+struct Observer {
+    witness: Arc<Witness>,
+    judgement: Judgement,
+}
+
+impl Observer {
+    fn new(witness: &Arc<Witness>, judgement: Judgement) -> Self {
+        Self { witness: Arc::clone(witness), judgement }
+    }
+}
+
+impl Watch for Observer {
+    fn verifier(&self, judge: Arc<dyn ServerCertVerifier>) -> Arc<dyn ServerCertVerifier> {
+        Arc::new(Watching { witness: Arc::clone(&self.witness), judge, judgement: self.judgement })
     }
 
+    fn resolver(&self, resolver: Arc<dyn ResolvesClientCert>) -> Arc<dyn ResolvesClientCert> {
+        Arc::new(Asked { witness: Arc::clone(&self.witness), resolver })
+    }
+}
+
+/// Notes that the server asks for a client certificate.
+#[derive(Debug)]
+struct Asked {
+    witness: Arc<Witness>,
+    resolver: Arc<dyn ResolvesClientCert>,
+}
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.witness.seen().asked_for_certificate = true;
+        self.resolver.resolve(issuers, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        self.resolver.has_certs()
+    }
+}
+
+impl Witness {
     fn seen(&self) -> MutexGuard<'_, Look> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,6 +148,7 @@ impl Witness {
 struct Watching {
     witness: Arc<Witness>,
     judge: Arc<dyn ServerCertVerifier>,
+    judgement: Judgement,
 }
 
 impl ServerCertVerifier for Watching {
@@ -94,7 +162,12 @@ impl ServerCertVerifier for Watching {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let chain = std::iter::once(end_entity).chain(intermediates);
         self.witness.seen().chain = chain.map(|certificate| certificate.clone().into_owned()).collect();
-        self.judge.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        match self.judgement {
+            Judgement::Ours => {
+                self.judge.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            }
+            Judgement::Nobody => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(

@@ -201,10 +201,10 @@ impl Request {
         })
     }
 
-    /// A GET of the enroll endpoint, for which no server enrolls anybody: only to see whether something is there.
-    pub fn presence(settings: &Settings) -> Result<Self, RequestError> {
-        let url = url(settings, Endpoint::Enroll, None, url_secret(settings)?.as_ref())?;
-        Ok(Self { endpoint: Endpoint::Enroll, method: Method::Get, url, body: String::new(), node_key: None })
+    /// A GET of an endpoint with nothing in it, for which no server does anything: only to see whether something is there.
+    pub fn presence(settings: &Settings, endpoint: Endpoint) -> Result<Self, RequestError> {
+        let url = url(settings, endpoint, None, None)?;
+        Ok(Self { endpoint, method: Method::Get, url, body: String::new(), node_key: None })
     }
 
     /// As the transport sends it.

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -29,7 +29,7 @@ use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
 /// Why no TLS connection could be made.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum TlsError {
     /// A file of ours can't be used.
     #[error("--{flag}={path} can't be used: {reason}", path = .path.display())]
@@ -45,8 +45,8 @@ pub enum TlsError {
     #[error("{0} is not a name that a certificate can be checked against")]
     Name(String),
     /// The two sides did not agree, or the server's certificate isn't trusted.
-    #[error("TLS handshake failed: {0}")]
-    Handshake(String),
+    #[error("TLS handshake failed: {}", explain(.0))]
+    Handshake(rustls::Error),
 }
 
 /// When the certificates in use expire, in Unix seconds; 0 while there is none.
@@ -105,15 +105,21 @@ struct Trust {
     loaded: Mutex<Option<Loaded>>,
 }
 
-/// Puts a verifier around another one.
-pub(super) type Watch = Box<dyn Fn(Arc<dyn ServerCertVerifier>) -> Arc<dyn ServerCertVerifier> + Send + Sync>;
+/// Sees what goes on in a handshake.
+pub(super) trait Watch: Send + Sync {
+    /// Puts a verifier around ours.
+    fn verifier(&self, judge: Arc<dyn ServerCertVerifier>) -> Arc<dyn ServerCertVerifier>;
+
+    /// Puts a resolver around ours, which is asked when the server wants a client certificate.
+    fn resolver(&self, resolver: Arc<dyn ResolvesClientCert>) -> Arc<dyn ResolvesClientCert>;
+}
 
 /// The files that trust and client authentication come from.
 struct Files {
     server_certs: PathBuf,
     client: Option<ClientIdentity>,
     expiries: Arc<Expiries>,
-    watch: Option<Watch>,
+    watch: Option<Box<dyn Watch>>,
 }
 
 /// What was made of the files, and how they looked then.
@@ -144,7 +150,7 @@ impl TlsConnector {
         settings: &TlsSettings,
         client: Option<ClientIdentity>,
         expiries: Arc<Expiries>,
-        watch: Option<Watch>,
+        watch: Option<Box<dyn Watch>>,
     ) -> Self {
         let files = Files { server_certs: settings.server_certs.clone(), client, expiries, watch };
         let trust = Arc::new(Trust { files, loaded: Mutex::new(None) });
@@ -190,11 +196,11 @@ impl Files {
         let verifier: Arc<dyn ServerCertVerifier> = Arc::new(self.verifier()?);
         let verifier = match &self.watch {
             None => verifier,
-            Some(watch) => watch(verifier),
+            Some(watch) => watch.verifier(verifier),
         };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| TlsError::Handshake(error.to_string()))?
+            .map_err(TlsError::Handshake)?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut client_expiry = 0;
@@ -215,6 +221,9 @@ impl Files {
         // A session that is resumed shows no certificate, and so none that could be judged.
         config.resumption = Resumption::disabled();
         self.expiries.client.store(client_expiry, Ordering::Relaxed);
+        if let Some(watch) = &self.watch {
+            config.client_auth_cert_resolver = watch.resolver(config.client_auth_cert_resolver);
+        }
         Ok(Arc::new(config))
     }
 
@@ -320,7 +329,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
 }
 
 fn handshake_error(error: &rustls::Error) -> ureq::Error {
-    ureq::Error::Other(TlsError::Handshake(explain(error)).into())
+    ureq::Error::Other(TlsError::Handshake(error.clone()).into())
 }
 
 /// A TLS error within an I/O error, in our words; other I/O errors as they are.

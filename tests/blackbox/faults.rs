@@ -141,11 +141,11 @@ fn library() -> &'static Path {
 }
 
 /// A file system in memory, mounted as long as this lives.
-struct Tmpfs(TempDir);
+pub(crate) struct Tmpfs(TempDir);
 
 impl Tmpfs {
     /// So many bytes large. None, and said, where we may not mount.
-    fn mount(size: usize) -> Option<Self> {
+    pub(crate) fn mount(size: usize) -> Option<Self> {
         let tmpfs = Self(tempfile::tempdir().unwrap());
         let options = std::ffi::CString::new(format!("size={size}")).unwrap();
         match mount("tmpfs", tmpfs.path(), "tmpfs", MountFlags::empty(), options.as_c_str()) {
@@ -161,16 +161,16 @@ impl Tmpfs {
         }
     }
 
-    fn remount(&self, flags: MountFlags) {
+    pub(crate) fn remount(&self, flags: MountFlags) {
         mount_remount(self.path(), flags, c"").unwrap();
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Takes all the room that is left, until the file that is answered is removed.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let path = self.path().join("ballast");
         let mut file = File::create(&path).unwrap();
         while file.write(&[0; 4096]).is_ok() {}

@@ -4,6 +4,10 @@ use std::io;
 
 use clap::Command;
 use clap_mangen::Man;
+use osquery_remote_tls::doctor::Check;
+
+/// Of the commands of administrators.
+const SECTION: &str = "8";
 
 /// What `whatis` shows: the description is a paragraph.
 const SUMMARY: &str = "osquery extension for osquery's remote TLS API";
@@ -70,6 +74,52 @@ Lines that the server doesn't have yet, and the last good configuration.
 .I /usr/share/doc/osquery\-remote\-tls/
 "#;
 
+/// After the doctor's options, but for the checks.
+const DOCTOR: &str = r#".SH "EXIT STATUS"
+.TP
+.B 0
+All is well. With
+.BR \-\-before :
+nothing failed.
+.TP
+.B 1
+Something failed.
+.TP
+.B 2
+Nothing failed, and there are warnings.
+.TP
+.B 64
+The command line can't be used.
+.SH EXAMPLES
+A roll-out, host by host, while osqueryd still runs without the extension:
+.PP
+.EX
+osquery\-remote\-tls doctor \-\-before && systemctl restart osqueryd
+.EE
+.PP
+From cron, which sends mail when there is something to read:
+.PP
+.EX
+osquery\-remote\-tls doctor \-\-quiet
+.EE
+.PP
+The osqueryd of Fleet's agent, where another one runs, too:
+.PP
+.EX
+osquery\-remote\-tls doctor \-\-socket /opt/orbit/orbit\-osquery.em
+.EE
+.PP
+What failed, for a program:
+.PP
+.EX
+osquery\-remote\-tls doctor \-\-json | jq '.findings[] | select(.level == "failure")'
+.EE
+.SH "SEE ALSO"
+.BR osquery\-remote\-tls (8),
+.BR osqueryd (8),
+.I /usr/share/doc/osquery\-remote\-tls/docs/doctor.md
+"#;
+
 /// The main page and one for each visible subcommand, by file name.
 pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     // Gives subcommands their full names.
@@ -79,6 +129,10 @@ pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> 
         let man = described(subcommand.clone());
         let mut page = Vec::new();
         man.render(&mut page)?;
+        if subcommand.get_name().ends_with("doctor") {
+            page.extend_from_slice(checks().as_bytes());
+            page.extend_from_slice(DOCTOR.as_bytes());
+        }
         pages.push((man.get_filename(), page));
     }
     pages.push(main_page(command)?);
@@ -102,6 +156,33 @@ fn main_page(command: Command) -> io::Result<(String, Vec<u8>)> {
     Ok((man.get_filename(), page))
 }
 
+/// What the doctor looks at, in its order.
+fn checks() -> String {
+    let mut text = String::from(".SH CHECKS\nIn this order; what can't be judged for another one's sake is skipped.\n");
+    for check in Check::ALL {
+        text.push_str(&format!(".TP\n.B {}\n{}.\n", check.name(), check.about()));
+    }
+    text
+}
+
 fn described(command: Command) -> Man {
-    Man::new(command).manual("osquery")
+    Man::new(command).manual("osquery").section(SECTION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_doctor_s_page_has_every_check_every_option_and_every_exit_code() {
+        let pages = pages(crate::command()).unwrap();
+        let (_, page) = pages.iter().find(|(name, _)| name == "osquery-remote-tls-doctor.8").unwrap();
+        let page = String::from_utf8(page.clone()).unwrap();
+        for check in Check::ALL {
+            assert!(page.contains(&format!(".B {}\n{}.\n", check.name(), check.about())), "{}", check.name());
+        }
+        for part in ["before", "deep", "quiet", "socket", ".SH EXAMPLES", ".SH \"EXIT STATUS\"\n.TP\n.B 0\n"] {
+            assert!(page.contains(part), "{part} is missing in\n{page}");
+        }
+    }
 }

@@ -21,6 +21,7 @@ pub(super) const TABLE: Table = Table {
         bigint("bytes_out"),
         bigint("bytes_in"),
         bigint("backoff_until"),
+        integer("compressed"),
     ],
 };
 
@@ -46,5 +47,6 @@ fn row(sources: &Sources, settings: &Settings, endpoint: Endpoint) -> Vec<Value>
         stats.traffic.sent.into(),
         stats.traffic.received.into(),
         backoff_until.into(),
+        i64::from(sources.node.compresses(settings, endpoint)).into(),
     ]
 }

@@ -1,0 +1,164 @@
+//! osqueryd's rules for the extension's file, and what the kernel wants of it.
+//!
+//! The rules are those of osquery's `loadExtensions` and `safePermissions`: a path that breaks one is passed over with
+//! a warning in osqueryd's log, and osqueryd then ends for want of its plugins.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+
+use super::autoload::DEFAULT_AUTOLOAD;
+use super::subject::Subject;
+use super::{Check, Level, Report};
+
+const STICKY: u32 = 0o1000;
+const OTHERS_WRITE: u32 = 0o002;
+const GROUP_WRITES: u32 = 0o020;
+const OWNER_EXECUTES: u32 = 0o100;
+
+/// The file that the list names.
+pub(super) fn check(path: &Path, subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::ExtensionFile;
+    let shown = path.display();
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (file, directory) = match (fs::metadata(path), fs::metadata(parent)) {
+        (Ok(file), Ok(directory)) => (file, directory),
+        (Err(error), _) | (_, Err(error)) => {
+            let remedy = match error.kind() {
+                io::ErrorKind::NotFound => missing(path),
+                _ => "run the doctor as root".to_owned(),
+            };
+            report.fail(CHECK, format!("{shown}: {error}"), remedy);
+            return;
+        }
+    };
+    if path.extension().is_none_or(|ending| ending != "ext") {
+        report.fail(
+            CHECK,
+            format!("{shown} does not end in .ext: osqueryd does not start it"),
+            format!("rename it to {}, in the autoload file too", path.with_extension("ext").display()),
+        );
+    }
+    if !file.is_file() {
+        report.fail(CHECK, format!("{shown} is no file"), "name the extension's file in the autoload file");
+    }
+    if file.is_file()
+        && let Some((what, remedy)) = no_program(path)
+    {
+        report.fail(CHECK, format!("{shown} {what}: osqueryd can't start it"), remedy);
+    }
+    let user = osqueryd_user(subject);
+    for (what, remedy) in broken_rules(path, parent, &file, &directory, user) {
+        if subject.is_set("allow_unsafe") {
+            report.problem(
+                CHECK,
+                Level::Warning,
+                format!("{what}; only --allow_unsafe lets osqueryd start it"),
+                remedy,
+                Vec::new(),
+            );
+        } else {
+            report.fail(CHECK, format!("{what}: osqueryd does not start it"), remedy);
+        }
+    }
+    let list = Path::new(subject.text("extensions_autoload", DEFAULT_AUTOLOAD));
+    for (place, found) in [(path, &file), (parent, &directory)] {
+        // A file that others write to has been told of, and so has the directory of the list.
+        let told = found.is_file() && found.mode() & OTHERS_WRITE != 0 || list.parent() == Some(place);
+        if let Some(who) = writers(found).filter(|_| !told) {
+            report.warn(
+                CHECK,
+                format!("{} is writable by {who}, who can so have osqueryd's user run anything", place.display()),
+                format!("chmod go-w {}", place.display()),
+            );
+        }
+    }
+    if report.is_clean(CHECK) {
+        report.ok(CHECK, format!("{shown} has the owner, the mode and the place that osqueryd wants"));
+    }
+}
+
+/// What to do about a file that isn't there: the one beside it with the right ending is meant.
+fn missing(path: &Path) -> String {
+    let right = path.with_extension("ext");
+    match right != path && right.is_file() {
+        true => format!("{} is there, and meant: write that into the list of extensions", right.display()),
+        false => format!("install the extension there: install -o root -m 0755 FILE {}", path.display()),
+    }
+}
+
+/// Why the kernel won't run it, and what to do.
+fn no_program(path: &Path) -> Option<(String, String)> {
+    let shown = path.display();
+    if statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::NOEXEC)) {
+        let remedy =
+            "install it elsewhere, such as /usr/lib/osquery-remote-tls, or mount that file system without noexec";
+        return Some(("lies on a file system that is mounted noexec".to_owned(), remedy.to_owned()));
+    }
+    let remedy = || format!("install the extension anew: install -o root -m 0755 FILE {shown}");
+    let found = head(path)?;
+    if found.is_empty() {
+        return Some(("is empty".to_owned(), remedy()));
+    }
+    let own = std::env::current_exe().ok().and_then(|own| head(&own))?;
+    // An ELF's or Mach-O's own sign, and then the class, the byte order and the processor.
+    if found.get(..4) != own.get(..4) {
+        return Some(("is no program".to_owned(), remedy()));
+    }
+    if found.get(4..6) != own.get(4..6) || found.get(18..20) != own.get(18..20) {
+        let remedy = format!("install the package for this host's processor ({})", std::env::consts::ARCH);
+        return Some(("is a program for another processor".to_owned(), remedy));
+    }
+    None
+}
+
+/// A file's first bytes; none when it can't be read.
+fn head(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(20).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Who else can write to a file or put one into a directory's place.
+pub(super) fn writers(found: &Metadata) -> Option<&'static str> {
+    let sticky = found.is_dir() && found.mode() & STICKY != 0;
+    match found.mode() {
+        _ if sticky => None,
+        mode if mode & OTHERS_WRITE != 0 => Some("everybody"),
+        mode if mode & GROUP_WRITES != 0 && found.gid() != 0 => Some("its group"),
+        _ => None,
+    }
+}
+
+/// The permissions that osqueryd refuses: what is wrong, and what to do.
+fn broken_rules(path: &Path, parent: &Path, file: &Metadata, directory: &Metadata, user: u32) -> Vec<(String, String)> {
+    let (shown, mode) = (path.display(), file.mode());
+    let mut broken = Vec::new();
+    if directory.mode() & STICKY != 0 {
+        broken.push((
+            format!("{shown} lies in a directory with the sticky bit ({}), like /tmp", parent.display()),
+            "install it into a directory of root's, such as /usr/lib/osquery-remote-tls".to_owned(),
+        ));
+    }
+    if ![0, user].contains(&file.uid()) {
+        broken.push((
+            format!("{shown} belongs to user {}, neither root nor osqueryd's user ({user})", file.uid()),
+            format!("chown root:root {shown}"),
+        ));
+    }
+    if mode & OTHERS_WRITE != 0 {
+        broken.push((format!("{shown} is writable by everybody"), format!("chmod o-w {shown}")));
+    }
+    if mode & OWNER_EXECUTES == 0 {
+        broken.push((format!("{shown} is not executable by its owner"), format!("chmod 0755 {shown}")));
+    }
+    broken
+}
+
+/// The user that osqueryd runs as: the owner of its socket, else whoever runs this.
+pub(super) fn osqueryd_user(subject: &Subject) -> u32 {
+    fs::metadata(&subject.socket).map_or_else(|_| rustix::process::geteuid().as_raw(), |socket| socket.uid())
+}

@@ -1,0 +1,221 @@
+//! What is examined: all that is read before the first check.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::flagfile::{Flagfile, Source};
+use super::report::About;
+use super::told::{self, Told};
+use super::{Occasion, flags, running};
+use crate::cli::{DEFAULT_SOCKET, DoctorFlags};
+use crate::extension::manager::{Manager, ManagerError};
+use crate::extension::registry::{NAME, StringMap};
+use crate::platform::Seen;
+use crate::settings::own::{self, FlagfileError};
+use crate::settings::{Options, OwnFlags, SettingError, Settings};
+
+/// As long as all of it may take: who waits before a terminal gives up then.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// osqueryd's own answers are there in milliseconds.
+pub(super) const OSQUERYD_LIMIT: Duration = Duration::from_secs(4);
+
+/// A server that takes longer is too slow, whatever comes of it.
+const REQUEST_LIMIT: Duration = Duration::from_secs(8);
+
+/// All that was read before the first check.
+pub(super) struct Subject {
+    /// What osqueryd's next start reads.
+    pub(super) source: Source,
+    /// The flags there.
+    pub(super) flagfile: Flagfile,
+    /// The flag file's path, whether it was read or not.
+    pub(super) flagfile_path: PathBuf,
+    /// Its flags by the names that osqueryd lists, with their values as osqueryd lists them.
+    pub(super) file: Options,
+    /// Our own flag file: its path, its flags, and what is wrong with it.
+    pub(super) own_path: PathBuf,
+    pub(super) own: OwnFlags,
+    pub(super) own_errors: Vec<FlagfileError>,
+    /// Where osqueryd's manager is, or should be.
+    pub(super) socket: PathBuf,
+    /// Its process, when it was found by its command line.
+    pub(super) process: Option<u32>,
+    /// Other osqueryds that run.
+    pub(super) others: Vec<String>,
+    /// osqueryd, or why it can't be asked.
+    pub(super) running: Result<Running, ManagerError>,
+    /// What the extension says of itself, or why it doesn't.
+    pub(super) told: Result<Told, String>,
+    /// The extension's processes as they were at the beginning.
+    pub(super) workers: Vec<Seen>,
+    /// The flags of the next start.
+    pub(super) options: Options,
+    /// What they mean, and what is unusable in them.
+    pub(super) settings: Settings,
+    pub(super) setting_errors: Vec<SettingError>,
+    /// Whether an enrollment may be tried.
+    pub(super) enroll: bool,
+    /// Whether endpoints may be asked with a node key that is none.
+    pub(super) deep: bool,
+    /// What is asked about the host.
+    pub(super) occasion: Occasion,
+    /// When all must be done.
+    pub(super) deadline: Instant,
+}
+
+/// An osqueryd that answers.
+pub(super) struct Running {
+    pub(super) manager: Arc<Manager>,
+    /// Its flags as they are now.
+    pub(super) options: Options,
+    /// Its version, when it says it.
+    pub(super) version: Option<String>,
+    /// The uuid and the version of our extension, when it is registered; an error is osqueryd's.
+    pub(super) extension: Result<Option<(i64, String)>, ManagerError>,
+    /// The plugins of the registries config, logger and distributed.
+    pub(super) plugins: Vec<StringMap>,
+}
+
+impl Running {
+    fn ask(socket: PathBuf) -> Result<Self, ManagerError> {
+        let manager = Arc::new(Manager::new(socket, Arc::new(|| {})).within(OSQUERYD_LIMIT));
+        let options = manager.options()?;
+        let version = manager.table("osquery_info").ok().and_then(|rows| rows.into_iter().next()?.remove("version"));
+        let extension = manager.extensions().map(|known| {
+            known.into_iter().find(|(_, (name, _))| name == NAME).map(|(uuid, (_, version))| (uuid, version))
+        });
+        let sql = "SELECT registry, name, active FROM osquery_registry \
+                   WHERE registry IN ('config', 'logger', 'distributed')";
+        let plugins = manager.query(sql).unwrap_or_default();
+        Ok(Self { manager, options, version, extension, plugins })
+    }
+
+    /// The names of the plugins in a registry, those of extensions too; none when osqueryd doesn't say.
+    pub(super) fn plugins(&self, registry: &str) -> BTreeSet<String> {
+        self.rows(registry).filter_map(|row| row.get("name").cloned()).collect()
+    }
+
+    /// Those that osqueryd uses.
+    pub(super) fn active(&self, registry: &str) -> BTreeSet<String> {
+        let active = |row: &&StringMap| row.get("active").is_some_and(|active| active == "1");
+        self.rows(registry).filter(active).filter_map(|row| row.get("name").cloned()).collect()
+    }
+
+    fn rows<'a>(&'a self, registry: &'a str) -> impl Iterator<Item = &'a StringMap> {
+        self.plugins.iter().filter(move |row| row.get("registry").is_some_and(|of| of == registry))
+    }
+
+    /// The version that our extension is registered with.
+    pub(super) fn extension_version(&self) -> Option<&str> {
+        self.extension.as_ref().ok()?.as_ref().map(|(_, version)| version.as_str())
+    }
+}
+
+impl Subject {
+    pub(super) fn find(given: &DoctorFlags) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        let choice = running::choose(given.flagfile.as_deref(), given.socket.as_deref(), running::osqueryds());
+        // Read twice: only with osqueryd's own list of flags is it known what is unknown.
+        let first = Flagfile::read(&choice.source, &|_| false);
+        let listed = flags::values(&first).remove("extensions_socket").unwrap_or(DEFAULT_SOCKET.into());
+        let socket = given.socket.clone().or(choice.socket).unwrap_or_else(|| listed.into());
+        let running = Running::ask(socket.clone());
+        let flagfile = match &running {
+            // What a configuration set under a custom_ name is listed too, and no flag for a file.
+            Ok(running) => Flagfile::read(&choice.source, &|name| {
+                running.options.contains_key(name) && !name.starts_with("custom_")
+            }),
+            Err(_) => first,
+        };
+        let file = flags::values(&flagfile);
+        let mut options = running.as_ref().map(|running| running.options.clone()).unwrap_or_default();
+        options.extend(file.clone());
+        let own_path = given.own_flagfile.clone().unwrap_or_else(own::flagfile);
+        let (own, own_errors) = OwnFlags::read_file(&own_path);
+        let (mut settings, setting_errors) = Settings::new(&options, &own);
+        settings.request_timeout = settings.request_timeout.min(REQUEST_LIMIT);
+        let occasion = if given.before { Occasion::BeforeRestart } else { Occasion::Now };
+        let (told, workers) = told::ask(running.as_ref().ok(), &socket, occasion);
+        Self {
+            source: choice.source,
+            flagfile,
+            flagfile_path: choice.flagfile,
+            file,
+            own_path,
+            own,
+            own_errors,
+            socket,
+            process: choice.process,
+            others: choice.others,
+            running,
+            told,
+            workers,
+            options,
+            settings,
+            setting_errors,
+            enroll: given.enroll,
+            deep: given.deep,
+            occasion,
+            deadline,
+        }
+    }
+
+    /// Whose report it is.
+    pub(super) fn about(&self) -> About {
+        let running = self.running.as_ref().ok();
+        About {
+            flagfile: self.flagfile_path.display().to_string(),
+            socket: self.socket.display().to_string(),
+            process: self.process,
+            osquery: running.and_then(|running| running.version.clone()),
+            extension: running.and_then(Running::extension_version).map(str::to_owned),
+        }
+    }
+
+    /// So much of a time is left of the patience.
+    pub(super) fn left(&self, most: Duration) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).min(most)
+    }
+
+    /// Whether osqueryd's state of now is what is asked about.
+    pub(super) fn is_before(&self) -> bool {
+        self.occasion == Occasion::BeforeRestart
+    }
+
+    /// Whether no flag is known at all: then nothing can be said of what they name.
+    pub(super) fn knows_no_flag(&self) -> bool {
+        self.flagfile.given.is_empty() && self.running.is_err()
+    }
+
+    /// A flag's value, or osquery's default.
+    pub(super) fn text<'a>(&'a self, flag: &str, default: &'a str) -> &'a str {
+        self.options.get(flag).map_or(default, String::as_str)
+    }
+
+    pub(super) fn is_set(&self, flag: &str) -> bool {
+        self.is_set_or(flag, false)
+    }
+
+    /// The same of a flag with this default.
+    pub(super) fn is_set_or(&self, flag: &str, default: bool) -> bool {
+        self.text(flag, if default { "true" } else { "false" }) == "true"
+    }
+
+    /// The plugins of a registry, as the next start has them.
+    pub(super) fn plugin_flag(&self, registry: &str) -> &str {
+        self.text(&format!("{registry}_plugin"), if registry == "distributed" { "tls" } else { "filesystem" })
+    }
+
+    /// Whether one of osqueryd's plugins of this registry is ours.
+    pub(super) fn uses(&self, registry: &str) -> bool {
+        names(self.plugin_flag(registry)).any(|name| name == NAME)
+    }
+}
+
+/// The plugins that a flag names.
+pub(super) fn names(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|name| !name.is_empty())
+}

@@ -1,0 +1,164 @@
+//! What the running extension says of itself: its tables, asked through osqueryd as osqueryd itself asks them, so that
+//! `disable_tables` hides nothing.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Occasion;
+use super::subject::Running;
+use crate::chain::chain;
+use crate::extension::registry::StringMap;
+use crate::platform::{self, Seen};
+use crate::remote::Endpoint;
+
+/// The tables' rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) endpoints: Vec<Exchange>,
+    pub(super) buffers: Vec<Waiting>,
+    pub(super) enrollment: Enrolled,
+}
+
+/// A row of `remote_tls_endpoints`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Exchange {
+    pub(super) name: String,
+    pub(super) url: String,
+    pub(super) requests: u64,
+    pub(super) failures: u64,
+    pub(super) consecutive_failures: u64,
+    pub(super) last_success: i64,
+    pub(super) last_failure: i64,
+    pub(super) last_status: u16,
+    pub(super) last_error: String,
+    pub(super) backoff_until: i64,
+    /// Whether bodies are compressed; unknown to an older extension.
+    pub(super) compressed: Option<bool>,
+}
+
+/// A row of `remote_tls_buffer`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) stream: String,
+    pub(super) waiting_lines: u64,
+    pub(super) oldest_time: i64,
+    pub(super) dropped: u64,
+}
+
+/// The row of `remote_tls_enrollment`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Enrolled {
+    pub(super) enrolled: bool,
+    pub(super) since: i64,
+    pub(super) attempts: u64,
+    pub(super) last_error: String,
+    pub(super) host_identifier: String,
+}
+
+impl Told {
+    /// The row of an endpoint.
+    pub(super) fn of(&self, endpoint: Endpoint) -> Option<&Exchange> {
+        let name = endpoint.to_string();
+        self.endpoints.iter().find(|row| row.name == name)
+    }
+
+    /// The lines that wait for the logger's endpoint, and when the oldest was made.
+    pub(super) fn waiting(&self) -> (u64, i64) {
+        let streams = || self.buffers.iter().filter(|row| row.stream != "distributed");
+        let lines = streams().map(|row| row.waiting_lines).sum();
+        let oldest = streams().map(|row| row.oldest_time).filter(|time| *time > 0).min();
+        (lines, oldest.unwrap_or(0))
+    }
+}
+
+impl Exchange {
+    /// The last error without the endpoint's name and URL, which every message has already.
+    pub(super) fn words(&self) -> &str {
+        self.last_error.split_once("): ").map_or(self.last_error.as_str(), |(_, words)| words)
+    }
+}
+
+/// Asks the extension, and looks at its processes: the front's and its workers'.
+pub(super) fn ask(running: Option<&Running>, socket: &Path, occasion: Occasion) -> (Result<Told, String>, Vec<Seen>) {
+    let nobody = |reason: &str| (Err(reason.to_owned()), Vec::new());
+    if occasion == Occasion::BeforeRestart {
+        return nobody("what runs until the restart doesn't matter (--before)");
+    }
+    let Some(running) = running else { return nobody("osqueryd can't be asked") };
+    match &running.extension {
+        Err(error) => (Err(chain(error).to_string()), Vec::new()),
+        Ok(None) => nobody("osqueryd runs without the extension"),
+        Ok(Some((uuid, _))) => (read(running), processes(socket, *uuid)),
+    }
+}
+
+fn read(running: &Running) -> Result<Told, String> {
+    let table = |name: &str| running.manager.table(name).map_err(|error| chain(&error).to_string());
+    Ok(Told {
+        // The one that shows at once whether anybody answers.
+        endpoints: table("remote_tls_endpoints")?.iter().map(exchange).collect(),
+        buffers: table("remote_tls_buffer")?.iter().map(waiting).collect(),
+        enrollment: table("remote_tls_enrollment")?.first().map(enrolled).unwrap_or_default(),
+    })
+}
+
+/// The extension's first process, and the workers below it; none where the kernel doesn't say who listens.
+pub(super) fn processes(socket: &Path, uuid: i64) -> Vec<Seen> {
+    let path = format!("{}.{uuid}", socket.display());
+    let front = UnixStream::connect(path).ok().and_then(|stream| platform::Process::of_peer(&stream));
+    let Some(front) = front.map(|front| front.id()) else { return Vec::new() };
+    let mut all = platform::processes();
+    all.retain(|process| process.id == front || process.parent == front);
+    all.sort_by_key(|process| process.id != front);
+    all
+}
+
+/// The workers among the extension's processes, and how long the first process runs.
+pub(super) fn workers(processes: &[Seen]) -> Option<(Duration, Vec<&Seen>)> {
+    let (front, workers) = processes.split_first()?;
+    Some((front.age, workers.iter().collect()))
+}
+
+fn text(row: &StringMap, name: &str) -> String {
+    row.get(name).cloned().unwrap_or_default()
+}
+
+fn number<T: std::str::FromStr + Default>(row: &StringMap, name: &str) -> T {
+    row.get(name).and_then(|value| value.parse().ok()).unwrap_or_default()
+}
+
+fn exchange(row: &StringMap) -> Exchange {
+    Exchange {
+        name: text(row, "name"),
+        url: text(row, "url"),
+        requests: number(row, "requests"),
+        failures: number(row, "failures"),
+        consecutive_failures: number(row, "consecutive_failures"),
+        last_success: number(row, "last_success"),
+        last_failure: number(row, "last_failure"),
+        last_status: number(row, "last_status"),
+        last_error: text(row, "last_error"),
+        backoff_until: number(row, "backoff_until"),
+        compressed: row.get("compressed").map(|value| value == "1"),
+    }
+}
+
+fn waiting(row: &StringMap) -> Waiting {
+    Waiting {
+        stream: text(row, "stream"),
+        waiting_lines: number(row, "waiting_lines"),
+        oldest_time: number(row, "oldest_time"),
+        dropped: number(row, "dropped"),
+    }
+}
+
+fn enrolled(row: &StringMap) -> Enrolled {
+    Enrolled {
+        enrolled: text(row, "enrolled") == "1",
+        since: number(row, "since"),
+        attempts: number(row, "attempts"),
+        last_error: text(row, "last_error"),
+        host_identifier: text(row, "host_identifier"),
+    }
+}

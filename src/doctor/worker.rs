@@ -1,0 +1,88 @@
+//! The extension's processes: whether they answer, and whether the worker stays. A worker that dies is replaced at once and
+//! costs no line, so that nobody notices but the log and whoever looks here.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::subject::{Running, Subject};
+use super::told;
+use super::{Check, Report};
+use crate::platform::Seen;
+
+/// A worker that is younger, and came later than its front did, is worth a second look.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// A front's first worker is there so soon.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// How long that second look takes.
+const SECOND_LOOK: Duration = Duration::from_secs(3);
+
+const LOG: &str =
+    "see the extension's lines in osqueryd's log, or its own (--log_file): \"the worker ... ended\" says how";
+
+pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::Worker;
+    let Ok(running) = &subject.running else { return report.skip(CHECK, "osqueryd can't be asked") };
+    if subject.is_before() || !matches!(running.extension, Ok(Some(_))) {
+        let reason = subject.told.as_ref().err().map_or("there is no extension", String::as_str);
+        return report.skip(CHECK, reason);
+    }
+    let deaths = watch(subject, running);
+    match (&subject.told, deaths) {
+        (_, Some(seen)) => report.fail(CHECK, format!("the worker dies again and again: {seen}"), LOG),
+        (Err(error), None) => {
+            report.fail(CHECK, format!("the extension does not answer: {error}"), format!("{LOG}; restart osqueryd"))
+        }
+        (Ok(_), None) => match told::workers(&subject.workers) {
+            Some((front, workers)) if is_replaced(front, &workers) => report.warn(
+                CHECK,
+                format!("the worker runs for {} s only, and the extension for {} s", oldest(&workers), front.as_secs()),
+                format!("nothing after an upgrade or a SIGHUP; else {LOG}"),
+            ),
+            Some((_, workers)) => {
+                report.ok(CHECK, format!("the extension answers; its worker runs for {} s", oldest(&workers)));
+            }
+            None => report.ok(CHECK, "the extension answers"),
+        },
+    }
+}
+
+/// Whether there were other workers a short while ago.
+fn is_replaced(front: Duration, workers: &[&Seen]) -> bool {
+    workers.iter().all(|worker| worker.age < YOUNG && worker.age + AT_ONCE <= front)
+}
+
+fn oldest(workers: &[&Seen]) -> u64 {
+    workers.iter().map(|worker| worker.age.as_secs()).max().unwrap_or(0)
+}
+
+/// Looks again where a worker is a late one: the processes that were seen, when they were several.
+fn watch(subject: &Subject, running: &Running) -> Option<String> {
+    let Ok(Some((uuid, _))) = &running.extension else { return None };
+    let (front, first) = told::workers(&subject.workers)?;
+    if !is_replaced(front, &first) {
+        return None;
+    }
+    let mut seen: Vec<u32> = ids(&first);
+    let deadline = Instant::now() + subject.left(SECOND_LOOK);
+    while Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+        let now = told::processes(&subject.socket, *uuid);
+        for id in told::workers(&now).map(|(_, workers)| ids(&workers)).unwrap_or_default() {
+            if !seen.contains(&id) {
+                seen.push(id);
+            }
+        }
+        // One that comes may have been asked for. Two in such a time have not.
+        if seen.len() >= first.len() + 2 {
+            let shown: Vec<String> = seen.iter().map(u32::to_string).collect();
+            return Some(format!("processes {} within {} s", shown.join(", "), SECOND_LOOK.as_secs()));
+        }
+    }
+    None
+}
+
+fn ids(workers: &[&Seen]) -> Vec<u32> {
+    workers.iter().map(|worker| worker.id).collect()
+}
