@@ -16,7 +16,7 @@ const YOUNG: Duration = Duration::from_secs(60);
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// How long that second look takes.
-const SECOND_LOOK: Duration = Duration::from_secs(3);
+const SECOND_LOOK: Duration = Duration::from_secs(6);
 
 const LOG: &str =
     "see the extension's lines in osqueryd's log, or its own (--log_file): \"the worker ... ended\" says how";
