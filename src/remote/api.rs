@@ -139,9 +139,16 @@ impl AnswerError {
             Self::Error { status, message, retry_after } => {
                 Self::Refused { status, message: Some(message), retry_after }
             }
-            Self::Status { status: status @ (400 | 401 | 403 | 422), beginning, retry_after } => {
-                let message = Some(beginning).filter(|beginning| !beginning.is_empty());
-                Self::Refused { status, message, retry_after }
+            Self::Status { status, beginning, retry_after } => {
+                // A node key that comes with a refusal is not known, and could not be masked.
+                let beginning = if beginning.contains('{') { String::new() } else { beginning };
+                match status {
+                    400 | 401 | 403 | 422 => {
+                        let message = Some(beginning).filter(|beginning| !beginning.is_empty());
+                        Self::Refused { status, message, retry_after }
+                    }
+                    _ => Self::Status { status, beginning, retry_after },
+                }
             }
             other => other,
         }
@@ -489,8 +496,12 @@ mod tests {
             error(200, r#"{"message":"bad key","status":"error"}"#),
             "the server answered with an error (HTTP 200): bad key"
         );
-        assert_eq!(error(502, "<html>"), "the server answered HTTP 502");
-        assert_eq!(error(403, r#"{"message":"Forbidden"}"#), "the server answered HTTP 403");
+        assert_eq!(error(502, "<html>"), "the server answered HTTP 502 (its body begins \"<html>\")");
+        assert_eq!(
+            error(403, r#"{"message":"No"}"#),
+            r#"the server answered HTTP 403 (its body begins "{\"message\":\"No\"}")"#
+        );
+        assert_eq!(error(503, "{}"), "the server answered HTTP 503");
         assert!(judge(Endpoint::Logger, 200, NO_WAIT, br#"{"error":null,"status":"ok"}"#).is_ok());
         assert!(judge(Endpoint::DistributedRead, 200, NO_WAIT, br#"{"message":"none","status":"error"}"#).is_ok());
     }
@@ -521,9 +532,17 @@ mod tests {
         assert_eq!(key(r#"{"node_key":""}"#).unwrap_err(), AnswerError::NoNodeKey);
         assert_eq!(key("{}").unwrap_err(), AnswerError::NoNodeKey);
         assert_eq!(key("").unwrap_err(), AnswerError::NoNodeKey);
-        assert!(matches!(key(r#"{"node_invalid":true}"#).unwrap_err(), AnswerError::NodeInvalid { .. }));
-        let refused = judge_enrollment(401, NO_WAIT, br#"{"node_key":"k3"}"#, ClientCertificate::Absent);
-        assert!(matches!(refused.unwrap_err(), AnswerError::Status { status: 401, .. }));
+        let refused = |status, body: &str| {
+            let answer = judge_enrollment(status, NO_WAIT, body.as_bytes(), ClientCertificate::Absent);
+            answer.unwrap_err().to_string()
+        };
+        let hint = "; is the enroll secret the server's?";
+        let said = |status, words: &str| format!("the server refused the enrollment (HTTP {status}){words}{hint}");
+        assert_eq!(refused(200, r#"{"node_invalid":true}"#), said(200, ""));
+        assert_eq!(refused(401, r#"{"node_key":"k3"}"#), said(401, ""));
+        assert_eq!(refused(403, "no entry"), said(403, ": no entry"));
+        assert_eq!(refused(200, r#"{"error":"bad secret","node_invalid":true}"#), said(200, ": bad secret"));
+        assert_eq!(refused(500, r#"{"node_key":"k3"}"#), "the server answered HTTP 500");
     }
 
     #[test]
