@@ -23,6 +23,8 @@ pub mod remote;
 pub mod doctor;
 pub mod refresh;
 
+pub mod policy;
+
 pub mod backoff;
 pub mod chain;
 pub mod clock;
