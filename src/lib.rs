@@ -25,7 +25,6 @@ pub mod refresh;
 
 pub mod policy;
 
-pub mod backoff;
 pub mod chain;
 pub mod clock;
 pub mod errand;

@@ -12,12 +12,12 @@ use serde_json::value::RawValue;
 
 use super::isolation::{Step, Then};
 use super::logger::{Batches, Bundler, Room, Window};
-use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::clock::{Moment, unix_time};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::journal::{Limits, Reader, Writer};
 use crate::line_count::LineCounter;
+use crate::policy::{Backoff, Chance};
 use crate::remote::api::{self, Payload};
 use crate::remote::{Endpoint, Node, RemoteError};
 use crate::settings::LoggerSettings;
@@ -38,6 +38,9 @@ const BEHIND: Room = Room { lines: 16, ..ROOM };
 
 /// As many results are kept; the oldest go first.
 const MOST_KEPT: u64 = 1000;
+
+/// What osqueryd is told while the server is left alone.
+const NO_QUERIES: &str = r#"{"queries":{}}"#;
 
 /// Waits between attempts at kept results.
 const RETRY_STEP: Duration = Duration::from_secs(2);
@@ -122,10 +125,10 @@ impl Distributed {
                     self.bell.wait(None);
                     continue;
                 }
-                Ok(Standing::Rests) => self.bell.wait(Some(Instant::now() + backoff.failed_in_a_fleet())),
+                Ok(Standing::Rests) => self.bell.wait(Some(Instant::now() + backoff.failed(&mut Chance::new()))),
                 Err(error) => {
                     log::debug!("{}", chain(&*error));
-                    if self.shutdown.wait(backoff.failed_in_a_fleet()) {
+                    if self.shutdown.wait(backoff.failed(&mut Chance::new())) {
                         break;
                     }
                 }
@@ -188,8 +191,12 @@ impl Distributed {
 
     fn get_queries(&self) -> Reply {
         // osqueryd itself interprets queries, discovery and accelerate.
-        match self.node.send_with_attempts(Endpoint::DistributedRead, Payload::None, |_, answer| Ok(answer)) {
+        match self.node.ask(Endpoint::DistributedRead, Payload::None, |_, answer| Ok(answer)) {
             Ok(answer) => Reply::row("results", answer),
+            Err(error @ RemoteError::Patience { .. }) => {
+                log::debug!("there are no queries for now: {}", chain(&error));
+                Reply::row("results", NO_QUERIES)
+            }
             Err(error) => Reply::failed(chain(&error).to_string()),
         }
     }

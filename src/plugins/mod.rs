@@ -4,4 +4,5 @@ pub mod config;
 pub mod distributed;
 mod isolation;
 pub mod logger;
+mod record_time;
 pub mod tables;

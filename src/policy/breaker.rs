@@ -43,6 +43,12 @@ impl Breaker {
         (!left.is_zero()).then_some(left)
     }
 
+    /// Whether the last request has failed: what is asked for is answered from what is at hand, whether it is tried or not.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.backoff.failures() > 0
+    }
+
     /// A request has failed: no other one for so long. A server that `asked` to be left alone for longer is.
     pub fn failed(&mut self, now: Instant, asked: Option<Duration>, chance: &mut Chance) -> Duration {
         let wait = self.backoff.failed(chance).max(asked.unwrap_or_default());
@@ -98,8 +104,9 @@ mod tests {
         let (mut chance, now) = (Chance::with_seed(1), Instant::now());
         let mut breaker = Breaker::for_reads();
         assert!(!breaker.succeeded());
-        breaker.failed(now, None, &mut chance);
-        assert!(breaker.succeeded());
+        let wait = breaker.failed(now, None, &mut chance);
+        assert!(breaker.is_failing() && breaker.left(now + wait).is_none(), "its wait over, it still has to be tried");
+        assert!(breaker.succeeded() && !breaker.is_failing());
         assert_eq!(breaker.left(now), None);
         assert!(breaker.failed(now, None, &mut chance) <= 10 * SECOND, "the row has begun again");
     }

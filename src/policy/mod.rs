@@ -13,6 +13,7 @@
 //!   load is bounded by a multiple of its usual load, whatever its size and however long the outage was.
 //! * **Less work for a server that fails, at once; more for one that recovers, slowly.**
 
+mod allowance;
 mod backoff;
 mod breaker;
 mod drain;
@@ -20,6 +21,7 @@ mod reenrollment;
 mod retry_after;
 mod wake_up;
 
+pub use self::allowance::Allowance;
 pub use self::backoff::Backoff;
 pub use self::breaker::Breaker;
 pub use self::drain::{Drain, IntakeRate};
@@ -28,6 +30,9 @@ pub use self::retry_after::RetryAfter;
 pub use self::wake_up::WakeUp;
 
 use std::time::Duration;
+
+/// The longest wait between two attempts to send lines, unless osquery's `logger_tls_backoff_max` is less.
+pub const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
 
 /// The source of chance; a seeded one makes a run repeatable.
 pub type Chance = fastrand::Rng;

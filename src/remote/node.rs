@@ -14,14 +14,14 @@ use super::enroll::{EnrollError, Enrollment};
 use super::host::Host;
 use super::request::{Blame, Request, RequestError, Requests};
 use super::transport::{Answer, Encoding};
-use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::extension::manager::Manager;
 use crate::logging::Streak;
+use crate::policy::{Backoff, Breaker, Chance, RetryAfter};
 use crate::secret::Secret;
 use crate::settings::Settings;
 use crate::settings::live::Flags;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Doorbell, Shutdown};
 use crate::words::Span;
 
 /// How long a request waits for an enrollment. osqueryd's threads wait for some requests, so this is bounded; the
@@ -42,8 +42,9 @@ pub enum RemoteError {
         /// The last enrollment's error.
         source: Arc<EnrollError>,
     },
-    /// The server has asked to be left alone for a while.
-    #[error("{endpoint}: the server asked to be left alone for another {}", Span(*.left))]
+    /// The server is not well, or has asked to be left alone for a while: what was asked for is to be answered from what is
+    /// at hand.
+    #[error("{endpoint}: the server is left alone for another {}", Span(*.left))]
     Patience {
         /// What was asked for.
         endpoint: Endpoint,
@@ -80,6 +81,12 @@ impl RemoteError {
         self.request().map_or(Blame::Nothing, RequestError::blame)
     }
 
+    /// Whether the server is not well, or can't be reached: more requests would make it worse.
+    #[must_use]
+    pub fn says_unwell(&self) -> bool {
+        self.request().is_some_and(RequestError::says_unwell)
+    }
+
     /// How long the server asks to be left alone.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -109,6 +116,8 @@ pub struct Node {
     pub requests: Arc<Requests>,
     shutdown: Shutdown,
     outages: Outages,
+    /// Rung when an endpoint works again.
+    recoveries: Mutex<Vec<Arc<Doorbell>>>,
     /// Whether the server takes no compressed log requests, whatever `logger_tls_compress` says.
     gzip_refused: AtomicBool,
 }
@@ -128,6 +137,7 @@ impl Node {
             requests,
             shutdown: shutdown.clone(),
             outages: Outages::default(),
+            recoveries: Mutex::default(),
             gzip_refused: AtomicBool::new(false),
         })
     }
@@ -139,7 +149,28 @@ impl Node {
         self.attempt(&self.flags.fresh(), endpoint, payload, &|_, answer| Ok(answer))
     }
 
-    /// Makes a request as often as its endpoint's flag allows, with n² seconds after the n-th attempt.
+    /// Makes a request of those that osqueryd asks for at its intervals. Against a server that is not well there is one
+    /// attempt, and then none for a while ([`Breaker`]): that and all that follow until it is well again is
+    /// [`RemoteError::Patience`].
+    ///
+    /// `judge` has the last word on what the server meant as a success.
+    pub fn ask<T>(
+        &self,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
+    ) -> Result<T, RemoteError> {
+        if let Some(left) = self.outages.open_for(endpoint) {
+            return Err(RemoteError::Patience { endpoint, left });
+        }
+        let is_known = self.outages.is_unwell(endpoint);
+        self.attempts(endpoint, payload, judge, Unwell::Once).map_err(|error| match self.outages.open_for(endpoint) {
+            Some(left) if is_known => RemoteError::Patience { endpoint, left },
+            _ => error,
+        })
+    }
+
+    /// Makes a request as often as its endpoint's flag allows, with up to n² seconds after the n-th attempt.
     ///
     /// `judge` has the last word on what the server meant as a success.
     pub fn send_with_attempts<T>(
@@ -148,27 +179,50 @@ impl Node {
         payload: Payload<'_>,
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
-        if let Some(patience) = self.outages.patience(endpoint) {
-            return Err(patience);
+        match self.outages.asked_for(endpoint) {
+            Some(left) => Err(RemoteError::Patience { endpoint, left }),
+            None => self.attempts(endpoint, payload, judge, Unwell::AsOften),
         }
+    }
+
+    fn attempts<T>(
+        &self,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
+        unwell: Unwell,
+    ) -> Result<T, RemoteError> {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::MAX);
         loop {
             let settings = self.flags.fresh();
             let error = match self.attempt(&settings, endpoint, payload, &judge) {
                 Ok(answer) => {
-                    self.outages.is_over(endpoint);
+                    self.is_over(endpoint);
                     return Ok(answer);
                 }
                 Err(error) => error,
             };
             self.note(endpoint, &error);
-            let wait = backoff.failed();
+            let wait = backoff.failed(&mut Chance::new());
             let patient = error.retry_after().is_none_or(|asked| asked <= wait);
             let more = backoff.failures() < endpoint.attempts(&settings);
-            let again = more && error.is_worth_another_attempt() && patient;
+            let bears_it = unwell == Unwell::AsOften || !error.says_unwell();
+            let again = more && error.is_worth_another_attempt() && patient && bears_it;
             if !again || self.shutdown.wait(wait) {
                 return Err(error);
             }
+        }
+    }
+
+    /// Has this bell rung when an endpoint of those that osqueryd asks works again after failing.
+    pub fn ring_at_recoveries(&self, bell: Arc<Doorbell>) {
+        self.recoveries.lock().unwrap_or_else(PoisonError::into_inner).push(bell);
+    }
+
+    fn is_over(&self, endpoint: Endpoint) {
+        if self.outages.is_over(endpoint) {
+            let bells = self.recoveries.lock().unwrap_or_else(PoisonError::into_inner);
+            bells.iter().for_each(|bell| bell.ring());
         }
     }
 
@@ -190,10 +244,9 @@ impl Node {
     fn note(&self, endpoint: Endpoint, error: &RemoteError) {
         // The server answers as it should, and whoever asked says what is wrong with the configuration.
         if error.is_unusable_configuration() {
-            return self.outages.is_over(endpoint);
+            return self.is_over(endpoint);
         }
-        self.outages.note(endpoint, error);
-        if let Some(wait) = error.retry_after() {
+        if let Some(wait) = self.outages.note(endpoint, error) {
             self.back_off(endpoint, wait);
         }
     }
@@ -278,7 +331,14 @@ impl Node {
     }
 }
 
-/// Failures in a row by endpoint, so that a change is said and each failure isn't, and until when the server asked to be
+/// How often a request is made of a server that is not well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unwell {
+    Once,
+    AsOften,
+}
+
+/// How the server is, by endpoint: failures in a row, so that a change is said and each failure isn't, and until when it is
 /// left alone.
 #[derive(Default)]
 struct Outages(Mutex<HashMap<Endpoint, Outage>>);
@@ -286,32 +346,67 @@ struct Outages(Mutex<HashMap<Endpoint, Outage>>);
 #[derive(Default)]
 struct Outage {
     failures: Streak,
+    breaker: Option<Breaker>,
+    /// The server asked to be left alone until then.
     not_before: Option<Instant>,
 }
 
 impl Outages {
-    fn is_over(&self, endpoint: Endpoint) {
-        if let Some(failures) = self.lock().remove(&endpoint).and_then(|outage| outage.failures.succeeded()) {
+    /// A request has succeeded: whether others had failed before it.
+    fn is_over(&self, endpoint: Endpoint) -> bool {
+        let failures = self.lock().remove(&endpoint).and_then(|outage| outage.failures.succeeded());
+        if let Some(failures) = failures {
             log::info!("{endpoint}: works again, {failures}");
         }
+        failures.is_some()
     }
 
-    fn note(&self, endpoint: Endpoint, error: &RemoteError) {
+    /// A request has failed: until when no other one is to be made, if that follows.
+    fn note(&self, endpoint: Endpoint, error: &RemoteError) -> Option<Duration> {
+        let (mut chance, now) = (Chance::new(), Instant::now());
         let mut outages = self.lock();
         let outage = outages.entry(endpoint).or_default();
-        outage.not_before = error.retry_after().map(|wait| Instant::now() + wait);
+        let asked = error.retry_after().map(|asked| RetryAfter::new(asked).wait(&mut chance));
+        outage.not_before = asked.map(|asked| now + asked);
+        let wait = match breaker_of(endpoint) {
+            Some(breaker) if error.says_unwell() => {
+                Some(outage.breaker.get_or_insert(breaker).failed(now, asked, &mut chance))
+            }
+            _ => asked,
+        };
         let failed = outage.failures.failed(Level::Warn);
         log::log!(failed.level, "requests fail: {}{failed}", chain(error));
+        wait
     }
 
     /// How long the server still asked to be left alone.
-    fn patience(&self, endpoint: Endpoint) -> Option<RemoteError> {
+    fn asked_for(&self, endpoint: Endpoint) -> Option<Duration> {
         let not_before = self.lock().get(&endpoint)?.not_before?;
         let left = not_before.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(RemoteError::Patience { endpoint, left })
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// How long it still is to be left alone, asked or not.
+    fn open_for(&self, endpoint: Endpoint) -> Option<Duration> {
+        let left = self.lock().get(&endpoint).and_then(|outage| outage.breaker.as_ref()?.left(Instant::now()));
+        left.max(self.asked_for(endpoint))
+    }
+
+    /// Whether the last request failed since the server is not well.
+    fn is_unwell(&self, endpoint: Endpoint) -> bool {
+        self.lock().get(&endpoint).and_then(|outage| outage.breaker.as_ref()).is_some_and(Breaker::is_failing)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Outage>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What keeps osqueryd's intervals from a server that is not well.
+fn breaker_of(endpoint: Endpoint) -> Option<Breaker> {
+    match endpoint {
+        Endpoint::DistributedRead => Some(Breaker::for_reads()),
+        Endpoint::Config => Some(Breaker::for_configurations()),
+        Endpoint::Enroll | Endpoint::Logger | Endpoint::DistributedWrite => None,
     }
 }

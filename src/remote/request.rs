@@ -104,6 +104,19 @@ impl RequestError {
         matches!(self, Self::Transport { .. } | Self::Answer { .. }) && !self.is_unusable_configuration()
     }
 
+    /// Whether the server is not well, or can't be reached: more requests would make it worse.
+    #[must_use]
+    pub fn says_unwell(&self) -> bool {
+        match self {
+            Self::Transport { source, .. } => source.is_of_the_connection(),
+            Self::Answer { .. } => {
+                self.retry_after().is_some()
+                    || self.status().is_some_and(|status| status >= 500 || matches!(status, 408 | 429))
+            }
+            _ => false,
+        }
+    }
+
     /// What about the request may be the reason, when something may be.
     #[must_use]
     pub fn blame(&self) -> Blame {

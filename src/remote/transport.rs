@@ -81,6 +81,14 @@ pub enum TransportError {
     Ending,
 }
 
+impl TransportError {
+    /// Whether the server can't be reached, or doesn't answer in time: no flag is at fault, nor an answer.
+    #[must_use]
+    pub fn is_of_the_connection(&self) -> bool {
+        matches!(self, Self::HostNotFound(_) | Self::Connect(_) | Self::Proxy(_) | Self::Timeout(_) | Self::Broken(_))
+    }
+}
+
 /// A step of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Step(ureq::Timeout);

@@ -153,6 +153,8 @@ pub struct EnrollSettings {
     pub max_interval: Duration,
     /// Our `enroll_max_per_hour`: enrollments that the server grants in any hour, at least 2.
     pub max_per_hour: u32,
+    /// Our `reenroll_within`: another key in place of one that had worked is asked for within this time.
+    pub reenroll_within: Duration,
 }
 
 /// Where the enroll secret comes from. `enroll_secret_path` wins over `enroll_secret_env`.
@@ -219,8 +221,6 @@ pub struct LoggerSettings {
     pub buffer_min_free_bytes: u64,
     /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
     pub max_request_bytes: usize,
-    /// Our `logger_drain_bytes_per_second`: how fast a backlog is sent after an outage; `None` (0) is no limit.
-    pub drain_pace: Option<u64>,
     /// Our `logger_expand_events`: whether event lines are made by us.
     pub expand_events: ExpandEvents,
     /// `logger_event_type` as osqueryd has it now: whether a query's difference comes in a line for each row. osquery's
@@ -297,8 +297,8 @@ mod tests {
         assert_eq!(settings.logger.backoff_max, Some(Duration::from_secs(3600)));
         assert_eq!(settings.logger.max_kept, Some(1_000_000));
         assert_eq!(settings.logger.max_request_bytes, 1_048_576);
-        assert_eq!((settings.logger.drain_pace, settings.logger.expand_events), (Some(4 << 20), ExpandEvents::Auto));
-        assert_eq!(settings.enroll.max_per_hour, 60);
+        assert_eq!(settings.logger.expand_events, ExpandEvents::Auto);
+        assert_eq!((settings.enroll.max_per_hour, settings.enroll.reenroll_within.as_secs()), (60, 600));
         assert_eq!(settings.identity, HostIdentifier::Hostname);
         assert_eq!(settings.api.secret_name, "enroll_secret");
         assert_eq!(settings.buffer_path, Path::new("/var/osquery/remote_tls"));
@@ -328,19 +328,6 @@ mod tests {
         assert_eq!(settings.enroll.max_attempts, None);
         assert_eq!(settings.logger.backoff_max, None);
         assert_eq!(settings.logger.max_kept, None);
-    }
-
-    #[test]
-    fn a_full_buffer_is_never_sent_slower_than_within_an_hour() {
-        let pace = |pace: &str, bytes: &str| {
-            let own =
-                OwnFlags::default().with(&own::LOGGER_DRAIN_BYTES_PER_SECOND, pace).with(&own::BUFFER_MAX_BYTES, bytes);
-            Settings::new(&Options::new(), &own).0.logger.drain_pace
-        };
-        assert_eq!(pace("5000", "3600000"), Some(5000));
-        assert_eq!(pace("500", "3600000"), Some(1000));
-        assert_eq!(pace("1", "0"), Some(1));
-        assert_eq!(pace("0", "3600000"), None);
     }
 
     #[test]

@@ -17,9 +17,6 @@ use super::{
 /// No flag asks for a longer time than a week.
 pub(super) const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The longest that a full buffer takes to be sent after an outage, as far as our own pace goes.
-const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
-
 /// Takes flags out of osqueryd's options and our own flags one by one, and keeps what was wrong with them.
 pub(super) struct Reader<'a> {
     options: &'a Options,
@@ -130,6 +127,7 @@ impl Reader<'_> {
             max_attempts: u32::try_from(self.number("tls_enroll_max_attempts", 12)).ok().filter(|&most| most > 0),
             max_interval: self.seconds("tls_enroll_max_interval", 600),
             max_per_hour: u32::try_from(self.own(&own::ENROLL_MAX_PER_HOUR)).unwrap_or(u32::MAX),
+            reenroll_within: Duration::from_secs(self.own(&own::REENROLL_WITHIN)),
         }
     }
 
@@ -159,16 +157,9 @@ impl Reader<'_> {
             buffer_max_bytes,
             buffer_min_free_bytes: self.own(&own::BUFFER_MIN_FREE_BYTES),
             max_request_bytes: usize::try_from(self.own(&own::LOGGER_MAX_REQUEST_BYTES)).unwrap_or(usize::MAX),
-            drain_pace: self.drain_pace(buffer_max_bytes),
             expand_events: self.own(&own::LOGGER_EXPAND_EVENTS),
             event_type: self.truth("logger_event_type", true),
         }
-    }
-
-    /// Never so slow that a full buffer takes longer than [`LONGEST_DRAIN`]: new lines would be behind old ones for hours.
-    fn drain_pace(&mut self, buffer_max_bytes: u64) -> Option<u64> {
-        let pace = self.own(&own::LOGGER_DRAIN_BYTES_PER_SECOND);
-        (pace > 0).then(|| pace.max(buffer_max_bytes / LONGEST_DRAIN.as_secs()).max(1))
     }
 
     fn log(&mut self) -> LogSettings {

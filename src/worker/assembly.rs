@@ -153,11 +153,17 @@ impl Assembly {
 
         let last_flush = Arc::new(AtomicBool::new(false));
         let statuses_end = inspect::end(&directory.join("statuses"));
+        let recovery = || {
+            let recovery = bell(&shutdown);
+            node.ring_at_recoveries(Arc::clone(&recovery));
+            recovery
+        };
         let forwarder = |log_type, journal: &Arc<Reader<LineCounter>>, bell: &Arc<Doorbell>, backlog_end| Forwarder {
             log_type,
             journal: Arc::clone(journal),
             node: Arc::clone(&node),
             bell: Arc::clone(bell),
+            recovery: recovery(),
             backlog_end,
             ask_to_be_woken: Box::new(|_| {}),
             keeper: Arc::clone(&keeper_bell),

@@ -17,6 +17,9 @@ pub(crate) const SECRET: &str = "s3cret-of-the-tests";
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_osquery-remote-tls");
 
+/// Another key is asked for at once, and not within ten minutes; a test that says otherwise comes behind it.
+const OWN_FLAGS: &str = "--reenroll_within=0\n";
+
 /// What a test asks for before it starts.
 pub(crate) struct Setup {
     pub(crate) server: server::Options,
@@ -42,8 +45,8 @@ impl Setup {
         let mut osqueryd = osqueryd::Options::new(directory.path());
         osqueryd.extensions = vec![PathBuf::from(BINARY)];
         let server = server::Options { enroll_secret: Some(SECRET.to_owned()), ..server::Options::default() };
-        let setup =
-            Self { server, osqueryd, own_flags: String::new(), address: None, server_path: String::new(), directory };
+        let own_flags = OWN_FLAGS.to_owned();
+        let setup = Self { server, osqueryd, own_flags, address: None, server_path: String::new(), directory };
         let authority = setup.file("ca.pem", &default_authority().cert_pem());
         let secret = setup.file("secret", &format!("  {SECRET}\n"));
         setup

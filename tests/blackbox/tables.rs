@@ -134,7 +134,7 @@ fn a_wait_that_the_server_asks_for_is_told() {
     for name in ["config", "logger"] {
         let is = |row: &Row| number(row, "backoff_until") > 0;
         let until = number(&wait(&rig, "a back-off", || endpoint(&rig, name), is), "backoff_until");
-        assert!((now() + 500..=now() + 601).contains(&until), "{name}: {until}, and it is {}", now());
+        assert!((now() + 500..=now() + 1201).contains(&until), "{name}: {until}, and it is {}", now());
     }
     assert_eq!(endpoint(&rig, "enroll")["backoff_until"], "0");
 }
@@ -144,13 +144,13 @@ fn lines_are_counted_while_they_wait_and_when_they_are_delivered() {
     let rig = Setup::new().flag("buffered_log_max", "500").own_flag("--buffer_max_bytes=5000000").start();
     rig.config();
     rig.server.stop();
-    let padding = "x".repeat(1000);
+    let (padding, first) = ("x".repeat(1000), now());
     for n in 0..50 {
-        rig.log(&format!("{{\"n\":{n},\"unixTime\":{},\"x\":\"{padding}\"}}", 1_795_407_100 + n));
+        rig.log(&format!("{{\"n\":{n},\"unixTime\":{},\"x\":\"{padding}\"}}", first + n));
     }
     let waiting = stream(&rig, "results");
     let counted = ["waiting_lines", "oldest_time", "accepted", "delivered", "dropped", "set_aside"];
-    assert_eq!(numbers(&waiting, counted), [50, 1_795_407_100, 50, 0, 0, 0]);
+    assert_eq!(numbers(&waiting, counted), [50, first, 50, 0, 0, 0]);
     let [bytes, file] = numbers(&waiting, ["waiting_bytes", "file_bytes"]);
     assert!((50_000..150_000).contains(&bytes) && file >= 50_000, "{waiting:?}");
     assert_eq!(numbers(&waiting, ["max_lines", "max_bytes", "min_free_bytes"]), [500, 5_000_000, 104_857_600]);

@@ -25,12 +25,12 @@ use self::kept::Kept;
 pub use self::kept::{FILE, kept};
 pub use self::operator::arguments_of;
 pub use self::whole_queries::WholeQueries;
-use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::errand::{Errand, Next, NotDone, Taken, Ticket};
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::logging::Streak;
+use crate::policy::{Backoff, Chance};
 use crate::remote::api::{self, ConfigLimits, Payload};
 use crate::remote::{Endpoint, Node, RemoteError, key_place};
 use crate::settings::Settings;
@@ -52,7 +52,7 @@ const REFRESH_LIMIT: Duration = Duration::from_secs(8);
 
 /// Waits between attempts that no call waits for.
 const RETRY_STEP: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// Gives osqueryd its configuration.
 pub struct Config {
@@ -88,6 +88,8 @@ struct State {
     delivered: Option<Arc<str>>,
     /// A genConfig was answered without one, or somebody wants it now: what comes later is pushed.
     owed: bool,
+    /// An operator wants it now: the next request is made however the server is.
+    is_pressing: bool,
 }
 
 /// The server's document, or why there is none.
@@ -126,7 +128,7 @@ impl Config {
 
     /// Fetches the configuration now, and pushes it.
     pub fn refresh(&self) {
-        *self.state() = State { delivered: None, owed: true };
+        *self.state() = State { delivered: None, owed: true, ..State::default() };
         self.fetching.ask();
     }
 
@@ -144,7 +146,7 @@ impl Config {
                 (Next::Look, Some(_)) => continue,
                 // A call has just been answered without one.
                 (Next::Look, None) => {
-                    retry_at = Some(Instant::now() + backoff.failed_in_a_fleet());
+                    retry_at = Some(Instant::now() + backoff.failed(&mut Chance::new()));
                     continue;
                 }
             };
@@ -153,7 +155,7 @@ impl Config {
                     backoff.succeeded();
                     None
                 }
-                Owed::Configuration => Some(Instant::now() + backoff.failed_in_a_fleet()),
+                Owed::Configuration => Some(Instant::now() + backoff.failed(&mut Chance::new())),
             };
         }
     }
@@ -197,7 +199,10 @@ impl Config {
 
     /// An operator wants the configuration fetched and pushed, and to know what came of it.
     fn refresh_now(&self) -> Reply {
-        self.state().owed = true;
+        {
+            let mut state = self.state();
+            (state.owed, state.is_pressing) = (true, true);
+        }
         let failed = |reason: String| {
             self.fetching.wake();
             Reply::failed(format!("{reason}; the extension goes on asking, and pushes what it gets"))
@@ -221,6 +226,10 @@ impl Config {
                 self.has(&document);
                 return self.reply(&document);
             }
+            Ok(Err(error)) if self.is_delivered() && matches!(*error, RemoteError::Patience { .. }) => {
+                log::debug!("osqueryd keeps its configuration for now: {}", chain(&*error));
+                return Reply::rows(vec![StringMap::new()]);
+            }
             Ok(Err(error)) => chain(&*error).to_string(),
             Err(NotDone::Late) => format!("config: no answer within {}; still asking", Span(limit)),
             Err(NotDone::Ending) => "config: the extension is ending".to_owned(),
@@ -236,6 +245,10 @@ impl Config {
         self.reply(&document)
     }
 
+    fn is_delivered(&self) -> bool {
+        self.state().delivered.is_some()
+    }
+
     /// A call is answered without the server's configuration, which is to be pushed: whether osqueryd has an older one.
     fn now_owes(&self) -> bool {
         let mut state = self.state();
@@ -245,7 +258,7 @@ impl Config {
 
     /// osqueryd has this configuration of the server's now.
     fn has(&self, document: &Arc<str>) {
-        *self.state() = State { delivered: Some(Arc::clone(document)), owed: false };
+        *self.state() = State { delivered: Some(Arc::clone(document)), ..State::default() };
         self.streaks.not_taken.succeeded();
         self.streaks.stale.succeeded();
         (self.announce)(document);
@@ -268,7 +281,15 @@ impl Config {
 
     fn fetch(&self) -> Fetched {
         let judge = |settings: &Settings, answer| api::configuration(answer, key_place(settings), self.limits());
-        match self.node.send_with_attempts(Endpoint::Config, Payload::None, judge) {
+        // osqueryd's start waits for its first configuration, an operator for any; at its intervals osqueryd asks again
+        // anyway.
+        let is_pressing = std::mem::take(&mut self.state().is_pressing);
+        let answer = if self.is_delivered() && !is_pressing {
+            self.node.ask(Endpoint::Config, Payload::None, judge)
+        } else {
+            self.node.send_with_attempts(Endpoint::Config, Payload::None, judge)
+        };
+        match answer {
             Ok(document) => {
                 if let Some(failures) = self.streaks.unusable.succeeded() {
                     log::info!("the server gives a usable configuration again, {failures}");

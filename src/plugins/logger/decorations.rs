@@ -28,7 +28,6 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::status_line::Decoration;
-use crate::backoff::Backoff;
 use crate::chain::chain;
 use crate::errand::{Errand, Next, NotDone, Ticket};
 use crate::extension::manager::{Manager, ManagerError};
@@ -36,6 +35,7 @@ use crate::extension::registry::StringMap;
 use crate::logging::Streak;
 use crate::members;
 use crate::plugins::config::kept;
+use crate::policy::{Backoff, Chance};
 use crate::settings::Placement;
 use crate::shutdown::Shutdown;
 
@@ -256,7 +256,7 @@ impl Decorator {
     }
 
     fn failed(&mut self, error: &ManagerError) {
-        self.due = Some(Instant::now() + self.pauses.failed());
+        self.due = Some(Instant::now() + self.pauses.failed(&mut Chance::new()));
         let failed = self.failures.failed(Level::Warn);
         log::log!(failed.level, "a decorator fails and is tried again later: {}: {}{failed}", chain(error), self.sql);
     }

@@ -4,7 +4,7 @@
 //!
 //! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits. A flush
 //! sends what waits when it begins, in full requests; what comes meanwhile waits for the next period, unless it fills a
-//! request. After an outage it keeps to a pace, since a whole fleet has kept lines.
+//! request. After an outage it sends its backlog bit by bit ([`Backlog`]), since a whole fleet has kept lines.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,16 +13,19 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+use super::backlog::Backlog;
 use super::bundle::{Batches, Bundle, Bundler, Room};
 use super::window::Window;
 use super::{Decorations, StatusLine};
-use crate::backoff::Backoff;
 use crate::chain::chain;
+use crate::clock::unix_time;
 use crate::journal::{JournalError, Position, Reader, Waiting, Writer};
 use crate::line_count::LineCounter;
 use crate::logging::Streak;
 use crate::plugins::config::WholeQueries;
 use crate::plugins::isolation::{Step, Then};
+use crate::plugins::record_time::oldest_time;
+use crate::policy::{self, Backoff, Chance, LONGEST_BACKOFF, RetryAfter, WakeUp};
 use crate::remote::api::{LOG_OVERHEAD, LogType, Payload};
 use crate::remote::{Blame, Endpoint, Node, RemoteError};
 use crate::secret::redact;
@@ -49,6 +52,8 @@ pub struct Forwarder {
     pub node: Arc<Node>,
     /// Rung when a line comes, and at the end.
     pub bell: Arc<Doorbell>,
+    /// Rung when another endpoint works again, and at the end.
+    pub recovery: Arc<Doorbell>,
     /// What lies before this place has waited since before the start.
     pub backlog_end: Position,
     /// Called before this thread sleeps.
@@ -81,7 +86,7 @@ pub enum LastFlush {
 enum Drain {
     /// As fast as the server takes lines.
     Freely,
-    /// At `logger_drain_bytes_per_second`: after an outage, or a start with a backlog, until nothing waits.
+    /// As [`Backlog`] allows: after an outage, or a start with lines that wait, until none are old.
     Paced,
 }
 
@@ -116,6 +121,7 @@ struct Sending {
     rest_until: Option<Instant>,
     failures: Streak,
     rests: Backoff,
+    backlog: Backlog,
 }
 
 impl Forwarder {
@@ -147,22 +153,44 @@ impl Forwarder {
                 continue;
             }
             self.keeper.ring();
-            if self.shutdown.wait(next_flush.saturating_duration_since(Instant::now())) {
+            self.wait_until(next_flush, backoff.failures() > 0);
+            if self.shutdown.requested() {
                 break;
             }
+            // What worked again before has had its effect.
+            self.recovery.wait(Some(Instant::now()));
             let outcome = self.flush(&mut sending, drain, None);
+            if outcome.is_err() {
+                sending.backlog.failed(Instant::now());
+            }
             // Until the next flush nothing is on its way: what waits in memory may be written.
             self.journal.take_back();
-            drain = if outcome.is_ok() { Drain::Freely } else { Drain::Paced };
+            let is_done = outcome.is_ok() && !sending.backlog.is_draining();
+            drain = if is_done { Drain::Freely } else { Drain::Paced };
             self.report_losses();
             let logger = self.settings();
             let (step, max) = backoff_bounds(&logger);
             backoff.set_bounds(step, max);
-            next_flush = Instant::now() + self.wait_after(outcome, &logger, &mut backoff, &mut sending);
+            let wait = self.wait_after(outcome, &logger, &mut backoff, &mut sending);
+            let varies = sending.backlog.is_draining() && backoff.failures() == 0;
+            next_flush = Instant::now() + if varies { policy::Drain::period(wait, &mut Chance::new()) } else { wait };
         }
         // What can be sent within a moment is; the rest is safe.
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
             let _ = self.flush(&mut sending, Drain::Freely, Some(Instant::now() + LAST_FLUSH_LIMIT));
+        }
+    }
+
+    /// Waits for the next flush. While the last one had failed, it comes sooner when another endpoint works again.
+    fn wait_until(&self, next_flush: Instant, has_failed: bool) {
+        let mut at = next_flush;
+        while !self.shutdown.requested() && Instant::now() < at {
+            self.recovery.wait(Some(at));
+            let left = next_flush.saturating_duration_since(Instant::now());
+            // Once: of several endpoints that work again each would be another chance to be among the first.
+            if has_failed && at == next_flush {
+                at = Instant::now() + WakeUp.wait(left, &mut Chance::new());
+            }
         }
     }
 
@@ -195,7 +223,7 @@ impl Forwarder {
                 match flushed {
                     Flushed::All => drop(sending.rests.succeeded()),
                     Flushed::AllButSuspects => {
-                        sending.rest_until = Some(Instant::now() + sending.rests.failed_in_a_fleet());
+                        sending.rest_until = Some(Instant::now() + sending.rests.failed(&mut Chance::new()));
                     }
                 }
                 backoff.succeeded();
@@ -211,7 +239,7 @@ impl Forwarder {
                 logger.period
             }
             Err(error) => {
-                let wait = backoff.failed_in_a_fleet().max(retry_after(&error).unwrap_or_default());
+                let wait = wait_after_failure(&error, backoff);
                 self.node.back_off(Endpoint::Logger, wait);
                 let failed = sending.failures.failed(Level::Warn);
                 let (waiting, pause) = (counted(self.journal.waiting_lines(), "line"), Span(wait));
@@ -227,10 +255,12 @@ impl Forwarder {
         self.journal.keep_within(&self.settings().limits());
         // What can't be read has no end that is known: what waits in memory goes all the same.
         let goal = self.journal.end().ok();
-        let mut waiting = u64::MAX;
+        let mut left = match drain {
+            Drain::Freely => None,
+            Drain::Paced => self.allowed(sending),
+        };
         sending.window = sending.window.take().and_then(|mut window| window.waited(&self.journal).then_some(window));
-        loop {
-            let began = Instant::now();
+        while left != Some(0) {
             let logger = self.settings();
             if sending.window.is_some() {
                 match self.search(sending, &logger)? {
@@ -239,26 +269,31 @@ impl Forwarder {
                     Searched::GoesOn => continue,
                 }
             }
-            let room = self.room(&logger, sending.lines);
+            let mut room = self.room(&logger, sending.lines);
+            room.lines = left.map_or(room.lines, |left| room.lines.min(usize::try_from(left).unwrap_or(usize::MAX)));
             let Some(bundle) = sending.bundler.next(&self.journal, &room)? else { return Ok(Flushed::All) };
             // What trickles in is not worth a request each time.
             let came_later = goal.is_some_and(|goal| bundle.start >= goal) && !bundle.start.is_in_memory();
             if (came_later && !bundle.is_full) || self.over(deadline) {
                 return Ok(Flushed::All);
             }
-            let bytes = bundle.data.len();
+            let (began, before) = (Instant::now(), self.journal.counts().delivered);
             self.send(bundle, &logger, sending)?;
-            let before = std::mem::replace(&mut waiting, self.journal.waiting_lines());
-            // Not when lines come as fast as they go: a pace that lets the backlog grow would lose them.
-            if let (Drain::Paced, Some(pace)) = (drain, logger.drain_pace)
-                && waiting < before
-            {
-                let due = began + Duration::from_secs_f64(bytes as f64 / pace as f64);
-                if self.shutdown.wait(due.saturating_duration_since(Instant::now())) {
-                    return Ok(Flushed::All);
-                }
+            let delivered = self.journal.counts().delivered.saturating_sub(before);
+            if delivered > 0 {
+                sending.backlog.answered(delivered, began.elapsed(), Instant::now());
+                left = left.map(|left| left.saturating_sub(delivered));
             }
         }
+        Ok(Flushed::All)
+    }
+
+    /// How many lines may go with this flush; `None` is all.
+    fn allowed(&self, sending: &mut Sending) -> Option<u64> {
+        let oldest = self.journal.status().oldest.map_or(0, |oldest| oldest_time(&oldest));
+        let age = u64::try_from(unix_time() - oldest).ok().filter(|_| oldest > 0).unwrap_or(0);
+        let (waiting, period) = (self.journal.waiting_lines(), self.settings().period);
+        sending.backlog.allows(waiting, Duration::from_secs(age), period, Instant::now())
     }
 
     fn room(&self, logger: &LoggerSettings, lines: Option<usize>) -> Room {
@@ -381,6 +416,7 @@ impl Sending {
             rest_until: None,
             failures: Streak::default(),
             rests: Backoff::new(period, REST_MAX),
+            backlog: Backlog::default(),
         }
     }
 
@@ -392,13 +428,17 @@ impl Sending {
 
 /// The back-off's step and maximum: none (always the period) when `logger_tls_backoff_max` is 0.
 fn backoff_bounds(logger: &LoggerSettings) -> (Duration, Duration) {
-    let max = logger.backoff_max.unwrap_or(logger.period).max(logger.period);
-    (logger.period, max)
+    let max = logger.backoff_max.unwrap_or(logger.period).min(LONGEST_BACKOFF);
+    (logger.period, max.max(logger.period))
 }
 
-fn retry_after(error: &FlushError) -> Option<Duration> {
-    match error {
+/// The wait after a failed flush.
+fn wait_after_failure(error: &FlushError, backoff: &mut Backoff) -> Duration {
+    let mut chance = Chance::new();
+    let asked = match error {
         FlushError::Remote(error) => error.retry_after(),
         FlushError::Journal(_) => None,
-    }
+    };
+    let asked = asked.map(|asked| RetryAfter::new(asked).wait(&mut chance)).unwrap_or_default();
+    backoff.failed(&mut chance).max(asked)
 }

@@ -4,6 +4,7 @@
 //! osqueryd ends itself when a logger call fails, so none does: what can't be kept is counted and said, and the answer is 0
 //! all the same. No call waits for the network.
 
+mod backlog;
 mod batch;
 mod bundle;
 mod decorations;

@@ -28,6 +28,9 @@ pub enum EnrollError {
         /// The setting.
         most_an_hour: u32,
     },
+    /// A key that had worked is not accepted any more, perhaps everybody's.
+    #[error("the node key is not accepted any more; another one is asked for in {} s", .0.as_secs_f64().ceil())]
+    Spread(Duration),
     /// The attempt is still under way.
     #[error("no answer yet")]
     NoAnswerYet,

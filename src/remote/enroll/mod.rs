@@ -32,6 +32,7 @@ use crate::chain::chain;
 use crate::errand::{Errand, Next};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::logging::Streak;
+use crate::policy::Chance;
 use crate::secret::Secret;
 use crate::settings::live::Flags;
 use crate::settings::{EnrollSettings, Settings};
@@ -89,7 +90,7 @@ impl Enrollment {
             flags,
             requests,
             rounds: Errand::new(shutdown),
-            course: Mutex::new(Course::new(&policy, Instant::now())),
+            course: Mutex::new(Course::new(&policy, Instant::now(), Chance::new())),
             store: Mutex::default(),
             anew: AtomicBool::new(policy.always && !policy.disabled),
             failures: Streak::default(),
@@ -173,8 +174,10 @@ impl Enrollment {
                 // For those too who came while it was under way.
                 None => _ = self.rounds.done(self.rounds.everybody(), ()),
                 Some(at) if at > Instant::now() => {
-                    if let Some(reason) = throttle {
-                        log::error!("enrollment waits: {reason}");
+                    match throttle {
+                        Some(reason @ EnrollError::Spread(_)) => log::info!("enrollment waits: {reason}"),
+                        Some(reason) => log::error!("enrollment waits: {reason}"),
+                        None => {}
                     }
                     if self.rounds.pause(at) {
                         return;
@@ -270,7 +273,7 @@ impl Enrollment {
         if self.manager.setting(KEY)?.as_deref() != Some(key.expose()) {
             return Ok(());
         }
-        log::warn!("the server does not accept the node key any more: enrolling again");
+        log::warn!("the server does not accept the node key any more: it is given up, and another one asked for");
         self.manager.remove_setting(KEY)?;
         self.manager.remove_setting(KEY_TIME)
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::EnrollError;
-use crate::backoff::{Allowance, Backoff};
+use crate::policy::{Allowance, Backoff, Chance, Reenrollment, RetryAfter};
 use crate::remote::api::Enrolled;
 use crate::secret::Secret;
 use crate::settings::EnrollSettings;
@@ -118,6 +118,9 @@ struct Pace {
     /// Bounds enrollments that succeed: each may be a new entry in the server's list of nodes.
     allowance: Allowance,
     after_grant: Instant,
+    /// A key that had worked was rejected: a fleet's hosts don't ask for others all at once.
+    after_rejection: Instant,
+    chance: Chance,
     /// `enroll_max_per_hour`, as it was at the last grant.
     most_an_hour: u32,
 }
@@ -135,13 +138,15 @@ pub(super) struct View {
 }
 
 impl Course {
-    pub(super) fn new(policy: &EnrollSettings, now: Instant) -> Self {
+    pub(super) fn new(policy: &EnrollSettings, now: Instant, chance: Chance) -> Self {
         let pace = Pace {
             backoff: Backoff::new(STEP, policy.max_interval),
             round: 0,
             after_failure: now,
             allowance: Allowance::new(now),
             after_grant: now,
+            after_rejection: now,
+            chance,
             most_an_hour: policy.max_per_hour,
         };
         Self { state: State::Without, pace, not_removed: None, made: 0, last_error: None }
@@ -191,11 +196,16 @@ impl Course {
         self.pace.due()
     }
 
-    /// That the next attempt waits since too many were granted.
+    /// That the next attempt waits though none has failed: too many were granted, or it is spread over a fleet's time.
     pub(super) fn throttle(&self, now: Instant) -> Option<EnrollError> {
-        let wait = self.pace.after_grant.saturating_duration_since(now);
-        let throttled = !wait.is_zero() && self.pace.after_grant >= self.pace.after_failure;
-        throttled.then_some(EnrollError::Throttled { wait, most_an_hour: self.pace.most_an_hour })
+        let (pace, wait) = (&self.pace, self.pace.due().saturating_duration_since(now));
+        match () {
+            () if wait.is_zero() || pace.due() == pace.after_failure => None,
+            () if pace.due() == pace.after_grant => {
+                Some(EnrollError::Throttled { wait, most_an_hour: pace.most_an_hour })
+            }
+            () => Some(EnrollError::Spread(wait)),
+        }
     }
 
     pub(super) fn view(&self, now: Instant) -> View {
@@ -262,7 +272,7 @@ impl Course {
     }
 
     fn failed(&mut self, error: Arc<EnrollError>, policy: &EnrollSettings, now: Instant) -> Vec<Action> {
-        let asked = error.retry_after().unwrap_or_default();
+        let asked = error.retry_after();
         self.last_error = Some(error);
         let Some(attempts) = self.pace.failed(policy, asked, now) else { return Vec::new() };
         // The next need begins another round, after the wait.
@@ -285,9 +295,14 @@ impl Course {
 
     fn rejected(&mut self, key: &Secret, policy: &EnrollSettings, now: Instant) {
         let Some(held) = self.held().filter(|held| held.key == *key) else { return };
-        if held.proof == Proof::Provisional {
-            self.last_error = Some(Arc::new(EnrollError::KeyRefused));
-            self.pace.failed(policy, Duration::ZERO, now);
+        match (held.proof, &self.state) {
+            (Proof::Provisional, _) => {
+                self.last_error = Some(Arc::new(EnrollError::KeyRefused));
+                self.pace.failed(policy, None, now);
+            }
+            (Proof::Proven, State::Enrolled(_)) => self.pace.rejected(policy, now),
+            // Another one is asked for already.
+            (Proof::Proven, _) => {}
         }
         self.state = match self.state {
             State::Renewing(_) => State::Renewing(None),
@@ -297,9 +312,9 @@ impl Course {
 }
 
 impl Pace {
-    /// Not before both waits are over: neither shortens the other.
+    /// Not before all waits are over: none shortens another.
     fn due(&self) -> Instant {
-        self.after_failure.max(self.after_grant)
+        self.after_failure.max(self.after_grant).max(self.after_rejection)
     }
 
     fn granted(&mut self, policy: &EnrollSettings, now: Instant) {
@@ -308,12 +323,17 @@ impl Pace {
     }
 
     /// Counts a failed attempt: its wait begins. How many there were, when it was the last one of a round.
-    fn failed(&mut self, policy: &EnrollSettings, asked: Duration, now: Instant) -> Option<u32> {
+    fn failed(&mut self, policy: &EnrollSettings, asked: Option<Duration>, now: Instant) -> Option<u32> {
         self.backoff.set_bounds(STEP, policy.max_interval);
-        self.after_failure = now + self.backoff.failed_in_a_fleet().max(asked);
+        let asked = asked.map(|asked| RetryAfter::new(asked).wait(&mut self.chance)).unwrap_or_default();
+        self.after_failure = now + self.backoff.failed(&mut self.chance).max(asked);
         self.round = self.round.saturating_add(1);
         let over = policy.max_attempts.is_some_and(|most| self.round >= most);
         over.then(|| std::mem::take(&mut self.round))
+    }
+
+    fn rejected(&mut self, policy: &EnrollSettings, now: Instant) {
+        self.after_rejection = now + Reenrollment::new(policy.reenroll_within).wait(&mut self.chance);
     }
 
     fn proven(&mut self) {
@@ -341,6 +361,7 @@ mod tests {
             max_attempts: Some(3),
             max_interval: 600 * SECOND,
             max_per_hour: 4,
+            reenroll_within: Duration::ZERO,
         }
     }
 
@@ -354,7 +375,7 @@ mod tests {
     impl Trial {
         fn new() -> Self {
             let (policy, now) = (policy(), Instant::now());
-            Self { course: Course::new(&policy, now), policy, now }
+            Self { course: Course::new(&policy, now, Chance::with_seed(1)), policy, now }
         }
 
         fn on(&mut self, event: Event) -> Vec<Action> {
@@ -410,7 +431,7 @@ mod tests {
             trial.on(Event::Needed);
             let wait = trial.wait().unwrap();
             let square = attempt * attempt * SECOND;
-            assert!((square..=square * 3 / 2).contains(&wait), "{attempt}: {wait:?}");
+            assert!((square / 2..=square).contains(&wait), "{attempt}: {wait:?}");
             trial.pass();
         }
         assert_eq!(trial.course.view(trial.now).made, 3);
@@ -425,7 +446,7 @@ mod tests {
         let busy = AnswerError::Status { status: 503, beginning: String::new(), retry_after: Some(1000 * SECOND) };
         let busy = RequestError::Answer { endpoint: Endpoint::Enroll, url: String::new(), source: busy };
         trial.on(Event::Failed(Arc::new(busy.into())));
-        assert_eq!(trial.wait(), Some(1000 * SECOND));
+        assert!((1000 * SECOND..=2000 * SECOND).contains(&trial.wait().unwrap()), "{:?}", trial.wait());
     }
 
     #[test]
@@ -439,17 +460,42 @@ mod tests {
             trial.on(Event::Rejected(Secret::new("bad")));
             assert_eq!(trial.key(), None);
             trial.on(Event::Needed);
-            assert!(trial.wait().unwrap() >= round * round * SECOND, "{:?}", trial.wait());
+            assert!(trial.wait().unwrap() >= round * round * SECOND / 2, "{:?}", trial.wait());
             assert!(matches!(*trial.course.view(trial.now).error.unwrap(), EnrollError::KeyRefused));
         }
         trial.pass();
         trial.grant("good");
         trial.on(Event::Confirmed(Secret::new("another")));
         trial.on(Event::Confirmed(Secret::new("good")));
-        // It was of use: when the server gives it up later, another one is asked for at once.
+        // It was of use: when the server gives it up later, that is no failed attempt.
         trial.on(Event::Rejected(Secret::new("good")));
         trial.on(Event::Needed);
         assert_eq!(trial.wait(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn another_key_in_place_of_one_that_had_worked_is_asked_for_at_a_moment_of_this_host_s_own() {
+        let waits: Vec<Duration> = (0..200)
+            .map(|seed| {
+                let mut trial = Trial::new();
+                trial.course.pace.chance = Chance::with_seed(seed);
+                trial.policy.reenroll_within = 600 * SECOND;
+                trial.see(Some("old"));
+                trial.on(Event::Rejected(Secret::new("old")));
+                trial.on(Event::Needed);
+                let wait = trial.wait().unwrap();
+                let said = trial.course.view(trial.now).error.unwrap();
+                assert!(matches!(*said, EnrollError::Spread(left) if left == wait), "{said}");
+                wait
+            })
+            .collect();
+        assert!(waits.iter().all(|wait| *wait <= 600 * SECOND));
+        let late = waits.iter().filter(|wait| **wait > 300 * SECOND).count();
+        assert!((70..130).contains(&late), "{late} of 200 in the second half");
+        let mut never_had_one = Trial::new();
+        never_had_one.policy.reenroll_within = 600 * SECOND;
+        never_had_one.on(Event::Needed);
+        assert_eq!(never_had_one.wait(), Some(Duration::ZERO));
     }
 
     #[test]

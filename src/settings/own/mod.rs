@@ -133,14 +133,6 @@ table! {
         more: "",
         kind: Number { unit: Unit::Bytes, range: 1024..=1 << 30, default: 1 << 20 },
     };
-    LOGGER_DRAIN_BYTES_PER_SECOND: Number = Flag {
-        name: "logger_drain_bytes_per_second",
-        setter: Setter::Server,
-        help: "Bytes of log lines that are sent a second, at most, after an outage; 0 is no limit",
-        more: "Also after a start with a backlog. Never so slow that a full buffer takes more than an hour, nor slower \
-               than lines come.",
-        kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 4 << 20 },
-    };
     LOGGER_EXPAND_EVENTS: Words<ExpandEvents> = Flag {
         name: "logger_expand_events",
         setter: Setter::Server,
@@ -176,6 +168,14 @@ table! {
         help: "Enrollments that the server grants in any hour, at most",
         more: "Half of them at once, the rest evenly.",
         kind: Number { unit: Unit::Pieces, range: 2..=3600, default: 60 },
+    };
+    REENROLL_WITHIN: Number = Flag {
+        name: "reenroll_within",
+        setter: Setter::Host,
+        help: "Seconds within which this host asks for another node key when one that had worked is not accepted any more",
+        more: "Each host waits for a part of it that chance decides, since a server that has lost one key may have lost those \
+               of a whole fleet ([fleet.md](fleet.md)). 0 is at once. A host that never had a key enrolls at once.",
+        kind: Number { unit: Unit::Seconds, range: 0..=86400, default: 600 },
     };
     REQUEST_TIMEOUT: Number = Flag {
         name: "request_timeout",

@@ -161,7 +161,7 @@ impl Contender {
 pub(crate) fn our_options(directory: &Path, place: &Place, flags: &[(&str, &str)]) -> Options {
     let own_flags = directory.join("remote_tls.flags");
     // A binary that doesn't know one of them says so and goes on.
-    std::fs::write(&own_flags, "--logger_drain_bytes_per_second=0\n--logger_expand_events=true\n").expect("flags");
+    std::fs::write(&own_flags, "--logger_expand_events=true\n").expect("flags");
     let mut options = Options::new(directory);
     for (name, value) in [
         ("tls_hostname", format!("localhost:{}", place.port).as_str()),
