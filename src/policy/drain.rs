@@ -75,12 +75,12 @@ impl Drain {
         self.share = share.clamp(SMALLEST_SHARE, LARGEST_SHARE);
     }
 
-    /// The server has not taken lines. Neither the share nor the credit grows until it does again, and what was not used
-    /// of the credit is gone.
+    /// The server has not taken lines. Neither the share nor the credit grows until it does again; what was not used of the
+    /// credit is gone, and what was overdrawn, too: the next flush must have something to try with.
     pub fn failed(&mut self, now: Instant) {
         self.grown_until = now;
         self.share = (self.share / 2.0).max(SMALLEST_SHARE);
-        self.credit = self.credit.min(0.0);
+        self.credit = 0.0;
         self.credited_until = None;
     }
 

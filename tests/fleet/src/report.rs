@@ -1,0 +1,33 @@
+//! The table.
+
+use crate::Run;
+use crate::measure::Figures;
+
+/// Its head.
+pub(crate) const HEAD: &str = "\
+| scenario | load | hosts' policies | peak bytes | peak requests | handshakes/s | overloaded, minutes | fresh, median | fresh, p99 | backlog gone | lines lost |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+
+/// A run's row.
+pub(crate) fn row(run: &Run, figures: &Figures) -> String {
+    let collapse = if figures.is_collapse() { ", **collapsed**" } else { "" };
+    format!(
+        "| {} | {} % | {} | {:.2} × | {:.2} × | {:.0} | {} of {}{collapse} | {} | {} | {} | {} |",
+        run.scenario.title(),
+        run.load,
+        run.policy.title(),
+        figures.peak_bytes,
+        figures.peak_requests,
+        figures.handshakes,
+        figures.overloaded,
+        figures.watched,
+        seconds(figures.fresh_median),
+        seconds(figures.fresh_most),
+        seconds(figures.gone),
+        figures.dropped,
+    )
+}
+
+fn seconds(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds:.0} s"))
+}
