@@ -1,11 +1,11 @@
 //! The reading side: hands out what waits, and forgets what is done with.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -179,6 +179,13 @@ impl<W: Weigher> Reader<W> {
         let on_disk = state.place.waiting_lines();
         drop(state);
         on_disk.saturating_add(self.held().unwrap_or_default().lines)
+    }
+
+    /// When the file of the oldest record that waits was written last; `None` when that is not known.
+    #[must_use]
+    pub fn oldest_written(&self) -> Option<SystemTime> {
+        let file = self.state.lock().place.position().file;
+        fs::metadata(segments::path(&self.directory, file)).ok()?.modified().ok()
     }
 
     /// How many lines waited on disk when the journal was opened; 0 before that.

@@ -1,7 +1,7 @@
 //! Delivery: what is sent, when it is removed, what happens when the server, the disk or the lines are bad.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint};
@@ -162,15 +162,7 @@ fn lines_outlive_the_extension() {
     for n in 0..20 {
         rig.log(&line(n));
     }
-    let uuid = rig.wait_attached();
-    // Both processes, so that none stands in for the other.
-    for process in [rig.pid(), rig.worker_pid()] {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-    rig.osqueryd.wait("another registration", LIMIT, || {
-        rig.osqueryd.registrations().iter().any(|one| one.uuid != uuid && one.name == "remote_tls").then_some(())
-    });
+    kill_both(&rig);
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(20), (0..20).collect::<Vec<u64>>());
     rig.said("20 lines waited in the results journal at the start");
@@ -472,14 +464,20 @@ fn expanded_lines_are_those_that_the_same_queries_make_as_events() {
     assert_eq!(events, expanded);
 }
 
+/// What lines say of their time doesn't count: here all are from 1970.
 #[test]
-fn an_old_backlog_is_sent_bit_by_bit_and_a_recent_one_at_once() {
+fn an_old_backlog_is_sent_at_a_share_of_its_own_rate_and_a_recent_one_at_once() {
     let rig = Rig::start();
     rig.config();
     rig.server.stop();
-    let old = |n: u64| format!("{{\"n\":{n},\"unixTime\":{}}}", unix_time() - 600 + n / 2);
-    (0..1200).for_each(|n| rig.log(&old(n)));
+    (0..1200).for_each(|n| rig.log(&format!("{{\"n\":{n},\"unixTime\":{n}}}")));
     rig.said("can't be delivered and are kept");
+    let file = fs::File::options()
+        .append(true)
+        .open(rig.directory.path().join("remote_tls/results/0000000000000000.ndjson"))
+        .unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(600)).unwrap();
+    kill_both(&rig);
     rig.server.resume().unwrap();
     // Two lines a second came: a quarter of that is sent.
     let numbers = rig.delivered(3);
@@ -487,19 +485,26 @@ fn an_old_backlog_is_sent_bit_by_bit_and_a_recent_one_at_once() {
     assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
     let lines = |request: testkit::server::Recorded| request.json.unwrap()["data"].as_array().unwrap().len();
     assert!(result_requests(&rig).into_iter().map(lines).all(|lines| lines <= 2));
-    // Nothing of it is old: an outage of a moment.
+    // An outage of a moment.
     let rig = Rig::start();
     rig.config();
     rig.server.stop();
-    let new = |n: u64| format!("{{\"n\":{n},\"unixTime\":{}}}", unix_time());
-    (0..100).for_each(|n| rig.log(&new(n)));
+    (0..100).for_each(|n| rig.log(&format!("{{\"n\":{n},\"unixTime\":{n}}}")));
     rig.said("can't be delivered and are kept");
     rig.server.resume().unwrap();
     rig.delivered(100);
 }
 
-fn unix_time() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+/// Both processes, so that none stands in for the other, until there is another one.
+fn kill_both(rig: &Rig) {
+    let uuid = rig.wait_attached();
+    for process in [rig.pid(), rig.worker_pid()] {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    rig.osqueryd.wait("another registration", LIMIT, || {
+        rig.osqueryd.registrations().iter().any(|one| one.uuid != uuid && one.name == "remote_tls").then_some(())
+    });
 }
 
 /// While lines wait for their back-off, another endpoint shows that the server is back.

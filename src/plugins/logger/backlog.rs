@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::policy::{Drain, IntakeRate};
 
-/// Lines that came within so long are no backlog: they are sent as they come.
+/// What has waited no longer than this is no backlog: it is sent at once.
 const RECENT: Duration = Duration::from_secs(60);
 
-/// A backlog counts as no older than this, whatever its lines say: a host's clock can be wrong by years.
+/// A backlog counts as no older than this: a host's clock can be wrong by years.
 const OLDEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The backlog of a stream, counted in lines. There is none while lines are delivered as they come.
@@ -25,9 +25,10 @@ struct Draining {
 }
 
 impl Backlog {
-    /// A flush begins while so many lines wait, the oldest for so long: how many may go with it; `None` is all.
+    /// A flush begins while so many lines wait, of which none were sent for `age`: how many may go with it; `None` is all.
     pub(super) fn allows(&mut self, waiting: u64, age: Duration, period: Duration, now: Instant) -> Option<u64> {
-        if age < RECENT || waiting == 0 {
+        let is_sent = self.0.as_ref().is_some_and(|draining| draining.left == Some(0));
+        if age < RECENT || waiting == 0 || is_sent {
             self.0 = None;
             return None;
         }
@@ -95,6 +96,18 @@ mod tests {
         assert_eq!(backlog.allows(waiting, HOUR, PERIOD, now), Some(5 + 1), "what was overdrawn is waited for");
         backlog.answered(6, SECOND / 10, now);
         assert_eq!(backlog.allows(100, 10 * SECOND, PERIOD, now + HOUR), None);
+        assert!(!backlog.is_draining());
+    }
+
+    #[test]
+    fn it_is_over_when_all_that_waited_is_sent() {
+        let now = Instant::now();
+        let mut backlog = Backlog::default();
+        assert_eq!(backlog.allows(4, HOUR, PERIOD, now), Some(1));
+        backlog.answered(1, SECOND / 10, now);
+        assert_eq!(backlog.allows(3, HOUR, PERIOD, now + HOUR), Some(180));
+        backlog.answered(3, SECOND / 10, now + HOUR);
+        assert_eq!(backlog.allows(7, 2 * HOUR, PERIOD, now + HOUR + PERIOD), None);
         assert!(!backlog.is_draining());
     }
 

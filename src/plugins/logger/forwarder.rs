@@ -18,13 +18,11 @@ use super::bundle::{Batches, Bundle, Bundler, Room};
 use super::window::Window;
 use super::{Decorations, StatusLine};
 use crate::chain::chain;
-use crate::clock::unix_time;
 use crate::journal::{JournalError, Position, Reader, Waiting, Writer};
 use crate::line_count::LineCounter;
 use crate::logging::Streak;
 use crate::plugins::config::WholeQueries;
 use crate::plugins::isolation::{Step, Then};
-use crate::plugins::record_time::oldest_time;
 use crate::policy::{self, Backoff, Chance, LONGEST_BACKOFF, RetryAfter, WakeUp};
 use crate::remote::api::{LOG_OVERHEAD, LogType, Payload};
 use crate::remote::{Blame, Endpoint, Node, RemoteError};
@@ -122,6 +120,25 @@ struct Sending {
     failures: Streak,
     rests: Backoff,
     backlog: Backlog,
+    /// When all that waited was sent last.
+    caught_up: CaughtUp,
+}
+
+/// A moment that can lie before the start of this process. By our own clock: what lines say of their time can be anything.
+#[derive(Clone, Copy)]
+struct CaughtUp {
+    seen: Instant,
+    before: Duration,
+}
+
+impl CaughtUp {
+    fn now() -> Self {
+        Self { seen: Instant::now(), before: Duration::ZERO }
+    }
+
+    fn age(self) -> Duration {
+        self.seen.elapsed().saturating_add(self.before)
+    }
 }
 
 impl Forwarder {
@@ -137,11 +154,14 @@ impl Forwarder {
             // What a fleet has kept through an outage is not sent by all hosts at the same moment.
             next_flush += logger.period.mul_f64(fastrand::f64());
             drain = Drain::Paced;
+            let written = self.journal.oldest_written().and_then(|time| time.elapsed().ok());
+            sending.caught_up.before = written.unwrap_or_default();
         }
         while !self.shutdown.requested() {
             // In this order: a line that comes between the two looks lies behind the place that is told.
             let seen = self.journal.end().unwrap_or_default();
             if self.journal.is_empty() {
+                sending.caught_up = CaughtUp::now();
                 self.journal.take_back();
                 (self.ask_to_be_woken)(seen);
                 self.bell.wait(None);
@@ -166,6 +186,9 @@ impl Forwarder {
             // Until the next flush nothing is on its way: what waits in memory may be written.
             self.journal.take_back();
             let is_done = outcome.is_ok() && !sending.backlog.is_draining();
+            if is_done {
+                sending.caught_up = CaughtUp::now();
+            }
             drain = if is_done { Drain::Freely } else { Drain::Paced };
             self.report_losses();
             let logger = self.settings();
@@ -290,10 +313,8 @@ impl Forwarder {
 
     /// How many lines may go with this flush; `None` is all.
     fn allowed(&self, sending: &mut Sending) -> Option<u64> {
-        let oldest = self.journal.status().oldest.map_or(0, |oldest| oldest_time(&oldest));
-        let age = u64::try_from(unix_time() - oldest).ok().filter(|_| oldest > 0).unwrap_or(0);
         let (waiting, period) = (self.journal.waiting_lines(), self.settings().period);
-        sending.backlog.allows(waiting, Duration::from_secs(age), period, Instant::now())
+        sending.backlog.allows(waiting, sending.caught_up.age(), period, Instant::now())
     }
 
     fn room(&self, logger: &LoggerSettings, lines: Option<usize>) -> Room {
@@ -417,6 +438,7 @@ impl Sending {
             failures: Streak::default(),
             rests: Backoff::new(period, REST_MAX),
             backlog: Backlog::default(),
+            caught_up: CaughtUp::now(),
         }
     }
 
