@@ -262,11 +262,6 @@ impl Judge<'_> {
                 ),
             ),
             Ok(Enrolled::Blank) => report.ok(CHECK, format!("{url}: enrolled, without a node key")),
-            Err(AnswerError::NodeInvalid { message, status }) => {
-                let reason = message.unwrap_or_else(|| "no reason given".to_owned());
-                let words = format!("the server refuses the enrollment ({reason})");
-                report.fail(CHECK, format!("{url}: {words}"), self.remedy(Endpoint::Enroll, status, &words));
-            }
             Err(error) => self.failed(Endpoint::Enroll, CHECK, answer, &error, report),
         }
     }

@@ -109,7 +109,7 @@ pub(super) const FAULTS: &[Fault] = &[
         |host| { host.flag("tls_client_cert", NO_SUCH); host.flag("tls_client_key", NO_SUCH); }),
     fault("client certificate", "failure", "no unencrypted private key",
         "not encrypted", |host| client(host, |cert, _| (cert, "nothing".to_owned()))),
-    fault("client certificate", "failure", "with its key: ",
+    fault("client certificate", "failure", "don't belong together",
         "its own key", |host| client(host, |cert, _| (cert, Authority::new("x").issue_client("y").key_pem))),
     fault("client certificate", "warning", "client.key is readable by everybody",
         "chmod o-r ", |host| { client(host, |cert, key| (cert, key)); mode(&host.path("client.key"), 0o644); }),

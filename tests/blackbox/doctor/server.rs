@@ -53,18 +53,18 @@ pub(super) const FAULTS: &[Fault] = &[
         "the connection is cut", |host| always(host, Endpoint::DistributedWrite, Answer::drop_connection())).with(DEEP),
     fault("enroll endpoint", "failure", "/enroll: the server answered HTTP 504: 504",
         "what stands before the server", |host| always(host, Endpoint::Enroll, Answer::html(504))).with(DEEP),
-    fault("enroll endpoint", "failure", "the server refuses the enrollment (no reason given)",
+    fault("enroll endpoint", "failure", "the server refused the enrollment (HTTP 200)",
         "the secret is the first guess: compare --enroll_secret_path=",
         |host| drop(host.file("secret", "another"))).with(ENROLL),
     // Fleet's way, osctrl's and sgt's.
-    fault("enroll endpoint", "failure", "the server refuses the enrollment (enroll failed: no matching secret found)",
+    fault("enroll endpoint", "failure", "the server refused the enrollment (HTTP 401): enroll failed: no matching secret found",
         "the secret is the first guess", |host| {
             let body = json!({"error": "enroll failed: no matching secret found", "node_invalid": true});
             always(host, Endpoint::Enroll, Answer::status(401, body.to_string()));
         }).with(ENROLL),
-    fault("enroll endpoint", "failure", "/enroll: the server answered HTTP 403",
+    fault("enroll endpoint", "failure", "/enroll: the server refused the enrollment (HTTP 403)",
         "the secret is the first guess", |host| always(host, Endpoint::Enroll, Answer::empty(403))).with(ENROLL),
-    fault("enroll endpoint", "failure", "/enroll: the answer has no node key",
+    fault("enroll endpoint", "failure", "/enroll: the server did not enroll this host: its answer has no node key",
         "the secret is the first guess", |host| always(host, Endpoint::Enroll, Answer::empty(200))).with(ENROLL),
     fault("enroll endpoint", "failure", "/enroll: the server answered HTTP 404",
         "--enroll_tls_endpoint=/enroll is not this server's path", |host| always(host, Endpoint::Enroll, Answer::empty(404))).with(ENROLL),
