@@ -124,7 +124,10 @@ impl RequestError {
             Self::Setting(_) | Self::Secret(_) => Blame::Nothing,
             Self::Transport { source, .. } => match source {
                 TransportError::Timeout(step) if !step.is_connecting() => Blame::Size,
-                TransportError::Broken(_) | TransportError::TooLarge(_) | TransportError::Redirect(_) => Blame::Content,
+                TransportError::Broken(_)
+                | TransportError::NotGzip
+                | TransportError::TooLarge(_)
+                | TransportError::Redirect(_) => Blame::Content,
                 _ => Blame::Nothing,
             },
             Self::Answer { source: AnswerError::NodeInvalid { .. }, .. } => Blame::Nothing,

@@ -76,6 +76,9 @@ pub enum TransportError {
     /// The answer's body is compressed although that was not asked for, or in another way.
     #[error("the answer is encoded in a way that was not asked for: {0:?}")]
     Encoded(String),
+    /// The answer's body is not compressed as its header says.
+    #[error("the answer says that it is gzip, and is not")]
+    NotGzip,
     /// The process is ending.
     #[error("ending")]
     Ending,
@@ -416,7 +419,10 @@ fn read(mut response: Response<Body>, accept_gzip: bool, largest: u64) -> Result
             Encoding::Plain => wire.take(most).read_to_end(&mut body),
             Encoding::Gzip => MultiGzDecoder::new(wire).take(most).read_to_end(&mut body),
         }
-        .map_err(broken)?;
+        .map_err(|error| match (encoding, error.kind()) {
+            (Encoding::Gzip, io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => TransportError::NotGzip,
+            _ => broken(error),
+        })?;
     }
     if body.len() as u64 > largest {
         return Err(TransportError::TooLarge(largest));

@@ -120,7 +120,7 @@ mod tests {
             waiting += 600;
             now = start + minute * 60 * SECOND;
             // The oldest stays as old: the worst that there is.
-            let sent = backlog.allows(waiting, HOUR, PERIOD, now).unwrap().min(waiting);
+            let sent = backlog.allows(waiting, HOUR, PERIOD, now).unwrap_or(waiting).min(waiting);
             backlog.answered(sent, SECOND / 10, now);
             waiting -= sent;
         }
