@@ -17,17 +17,21 @@ fn silent_connections_hold_up_no_line_and_kill_no_worker() {
     let rig = Rig::start();
     rig.config();
     let worker = rig.worker_pid();
+    let five_lines = |first: u64| {
+        let began = Instant::now();
+        (first..first + 5).for_each(|n| rig.log(&line(n)));
+        began.elapsed()
+    };
+    let usual = five_lines(0);
     let silent: Vec<UnixStream> = (0..400).map(|_| connect(&rig)).collect();
-    let began = Instant::now();
-    for n in 0..5 {
-        rig.log(&line(n));
-    }
-    // With a thread each for 64 of them, the others come into their turns a second later each time.
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    let took = five_lines(5);
+    // With a thread each for 64 of them, the others come into their turns a second later each time: more than 5 s. A busy
+    // machine takes its time for both.
+    assert!(took < Duration::from_secs(3) + 20 * usual, "{took:?}, and {usual:?} without them");
     rig.config();
     assert_eq!(rig.worker_pid(), worker);
     drop(silent);
-    assert_eq!(rig.delivered(5), [0, 1, 2, 3, 4]);
+    assert_eq!(rig.delivered(10), (0..10).collect::<Vec<_>>());
 }
 
 #[test]
