@@ -13,7 +13,7 @@ fn an_unusable_value_is_named_and_lines_are_taken_all_the_same() {
         .flag("proxy_hostname", "me:hunter2@http://proxy")
         .start();
     rig.said("--logger_max_request_bytes=lots can't be used: a number of bytes from 1024 to 1073741824 is needed");
-    rig.said("remote_tls.flags:2: there is no flag --no_such_flag; there are --buffer_path");
+    rig.said("remote_tls.flags:3: there is no flag --no_such_flag; there are --buffer_path");
     rig.said("--proxy_hostname=<hidden>@http://proxy can't be used");
     assert!(!rig.stderr().contains("hunter2"));
     rig.log(&line(0));
