@@ -359,10 +359,9 @@ impl Case {
     /// Whether it is such that every client accepts it.
     fn is_impeccable(&self) -> bool {
         let plain_names = |text: &Text| matches!(text, Text::Host(Host::Known(0..4)));
-        let names = self
-            .alternatives
-            .as_ref()
-            .is_some_and(|names| !names.is_empty() && names.iter().all(|(kind, text)| *kind == AlternativeKind::Dns && plain_names(text)));
+        let names = self.alternatives.as_ref().is_some_and(|names| {
+            !names.is_empty() && names.iter().all(|(kind, text)| *kind == AlternativeKind::Dns && plain_names(text))
+        });
         let subject = self.subject.iter().all(|(_, kind, text)| *kind == StringType::Utf8 && plain_names(text));
         let is_leaf = self.issuer == Issuer::Itself || self.constraints != BasicConstraints::Authority;
         matches!(self.host, Host::Known(0..4)) && names && subject && is_leaf && !self.limited

@@ -88,7 +88,7 @@ fn check_settings(options: &Options, own: &OwnFlags) {
         check_address(server);
     }
     if let Ok(Some(proxy)) = &settings.proxy {
-        check_address(&proxy.address);
+        check_address(&Server { address: proxy.address.clone(), path: String::new() });
         assert!(proxy.address.port.is_some());
     }
 }
