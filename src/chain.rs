@@ -1,6 +1,6 @@
 //! How an error is shown: with what is behind it.
 //!
-//! The `Display` of our errors says their own level only, and `source()` has the rest. Whoever logs an error, or answers
+//! The `Display` of our errors says their own level only, and `source()` has the rest. Code that logs an error, or answers
 //! with one, shows it by [`chain`], so that nothing is said twice and nothing is missing.
 
 use std::error::Error;

@@ -77,7 +77,7 @@ fn to_be_made(directory: &Path, subject: &Subject, report: &mut Report<'_>) {
     }
 }
 
-/// `/proc`, `/sys`: nobody makes a directory there.
+/// `/proc`, `/sys`: no directory can be made there.
 fn is_of_the_kernel(path: &Path) -> bool {
     fs::canonicalize(path).is_ok_and(|path| path.starts_with("/proc") || path.starts_with("/sys"))
 }

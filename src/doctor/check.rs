@@ -152,7 +152,7 @@ pub enum Verdict {
     Well = 0,
     /// 1: something failed.
     Failed = 1,
-    /// 2: nothing failed, and somebody should look at the warnings.
+    /// 2: nothing failed, and an operator should look at the warnings.
     Warned = 2,
 }
 
@@ -166,7 +166,7 @@ pub enum Occasion {
 }
 
 impl Verdict {
-    /// Before a restart a warning keeps nobody from it.
+    /// Before a restart a warning is no reason against it.
     pub(super) fn of(findings: &[Finding], occasion: Occasion) -> Self {
         let has = |level| findings.iter().any(|finding| finding.level == level);
         match (has(Level::Failure), has(Level::Warning), occasion) {

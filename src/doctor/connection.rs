@@ -92,7 +92,7 @@ fn resolve(host: &HostPort, is_proxy: bool, limit: Duration, report: &mut Report
     // The system's resolver has no deadline: a thread that it keeps ends with the process.
     let resolver = thread::Builder::new().name("resolver".to_owned()).spawn(move || {
         let found = asked.to_socket_addrs().map(|addresses| addresses.map(|address| address.ip()).collect::<Vec<_>>());
-        // Nobody hears an answer that is late.
+        // An answer that is late has no receiver any more.
         let _ = answer.send(found);
     });
     let problem = match resolver.map(|_| answered.recv_timeout(limit)) {

@@ -169,7 +169,7 @@ impl Judge<'_> {
         }
     }
 
-    /// What came to a GET without a key shows only that somebody is there: many servers answer it by 404.
+    /// What came to a GET without a key shows only that a server answers: many do so by 404.
     fn present(&self, check: Check, first: Option<&Answer>, report: &mut Report<'_>) {
         let Some(answer) = first else { return report.skip(check, "not asked without a node key; --deep asks") };
         let url = self.asker.shown(Endpoint::Config);

@@ -158,7 +158,7 @@ fn broken_rules(path: &Path, parent: &Path, file: &Metadata, directory: &Metadat
     broken
 }
 
-/// The user that osqueryd runs as: the owner of its socket, else whoever runs this.
+/// The user that osqueryd runs as: the owner of its socket, else the user that runs the doctor.
 pub(super) fn osqueryd_user(subject: &Subject) -> u32 {
     fs::metadata(&subject.socket).map_or_else(|_| rustix::process::geteuid().as_raw(), |socket| socket.uid())
 }

@@ -51,7 +51,7 @@ fn unreadable(path: &std::path::Path, reason: &str, named_by: Option<&Place>, re
 }
 
 fn empty(subject: &Subject, path: &std::path::Path, report: &mut Report<'_>) {
-    // Beside others, or a command line, an empty file is nobody's fault.
+    // Beside other files, or a command line with flags, an empty file is no fault.
     if subject.flagfile.given.is_empty() {
         report.fail(
             Check::FlagFile,

@@ -16,7 +16,7 @@ pub enum Level {
     Ok,
     /// It could not be made, since something before it is wrong or absent.
     Skipped,
-    /// It works, and somebody should look at it.
+    /// It works, and an operator should look at it.
     Warning,
     /// It doesn't work.
     Failure,
@@ -38,7 +38,7 @@ impl Level {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Who found it.
+    /// The check that found it.
     pub check: Check,
     /// How grave it is.
     pub level: Level,
@@ -51,7 +51,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Whether somebody should do something.
+    /// Whether an operator should act on it.
     #[must_use]
     pub fn is_problem(&self) -> bool {
         matches!(self.level, Level::Warning | Level::Failure)
@@ -89,7 +89,7 @@ pub struct About {
     pub process: Option<u32>,
     /// osqueryd's version, where it said it.
     pub osquery: Option<String>,
-    /// The registered extension's.
+    /// The registered extension's version; `None` where none is registered.
     pub extension: Option<String>,
 }
 
@@ -108,27 +108,27 @@ impl<'a> Report<'a> {
         Self { out, form, amount, findings: Vec::new(), written: Ok(()) }
     }
 
-    /// All is well.
+    /// Adds that a check found nothing wrong.
     pub fn ok(&mut self, check: Check, message: impl Into<String>) {
         self.ok_with(check, message, Vec::new());
     }
 
-    /// All is well, with more to see.
+    /// Adds that a check found nothing wrong, with lines of details below it.
     pub fn ok_with(&mut self, check: Check, message: impl Into<String>, details: Vec<String>) {
         self.add(Finding { check, level: Level::Ok, message: message.into(), remedy: None, details });
     }
 
-    /// The check could not be made.
+    /// Adds that a check could not be made, and why.
     pub fn skip(&mut self, check: Check, why: impl Into<String>) {
         self.add(Finding { check, level: Level::Skipped, message: why.into(), remedy: None, details: Vec::new() });
     }
 
-    /// Somebody should look at it.
+    /// Adds something that works and that an operator should look at, and what to do about it.
     pub fn warn(&mut self, check: Check, message: impl Into<String>, remedy: impl Into<String>) {
         self.problem(check, Level::Warning, message, remedy, Vec::new());
     }
 
-    /// It doesn't work.
+    /// Adds something that doesn't work, and what to do about it.
     pub fn fail(&mut self, check: Check, message: impl Into<String>, remedy: impl Into<String>) {
         self.problem(check, Level::Failure, message, remedy, Vec::new());
     }
@@ -224,7 +224,7 @@ impl<'a> Report<'a> {
     }
 
     fn add(&mut self, finding: Finding) {
-        // Servers repeat secrets in their errors: masked here, whoever made the message.
+        // Servers repeat secrets in their errors: masked here, wherever the message was made.
         let masked = |text: String| redact(&text).into_owned();
         let finding = Finding {
             check: finding.check,

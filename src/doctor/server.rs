@@ -93,7 +93,7 @@ impl<'a> Asker<'a> {
         }
     }
 
-    /// Whether somebody is there, by a GET.
+    /// Whether a server answers there, by a GET.
     pub(super) fn presence(&self, endpoint: Endpoint) -> Asked {
         self.send(Request::presence(&self.subject.settings, endpoint))
     }

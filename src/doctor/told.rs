@@ -96,7 +96,7 @@ pub(super) fn ask(running: Option<&Running>, socket: &Path, occasion: Occasion) 
 fn read(running: &Running) -> Result<Told, String> {
     let table = |name: &str| running.manager.table(name).map_err(|error| chain(&error).to_string());
     Ok(Told {
-        // The one that shows at once whether anybody answers.
+        // The table that shows at once whether the extension answers.
         endpoints: table("remote_tls_endpoints")?.iter().map(exchange).collect(),
         buffers: table("remote_tls_buffer")?.iter().map(waiting).collect(),
         enrollment: table("remote_tls_enrollment")?.first().map(enrolled).unwrap_or_default(),

@@ -1,5 +1,5 @@
 //! The extension's processes: whether they answer, and whether the worker stays. A worker that dies is replaced at once and
-//! costs no line, so that nobody notices but the log and whoever looks here.
+//! costs no line, so only the log and this check show it.
 
 use std::thread;
 use std::time::{Duration, Instant};
