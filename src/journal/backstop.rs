@@ -15,7 +15,7 @@ const EXCESS_SEGMENTS: u64 = 4;
 /// What was said of deletions.
 #[derive(Default)]
 pub(super) struct Backstop {
-    /// Lines deleted.
+    /// How many lines were deleted so far.
     deleted: Mutex<u64>,
 }
 

@@ -8,9 +8,9 @@ use super::{Position, Weigher, walk};
 /// The oldest records that wait.
 #[derive(Debug)]
 pub enum Waiting {
-    /// None.
+    /// No record waits.
     Nothing,
-    /// Whole records.
+    /// As many whole records as have at most the bytes that were asked for.
     Records(Chunk),
     /// One that is longer than was asked for, alone.
     Large(LargeRecord),

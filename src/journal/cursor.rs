@@ -46,7 +46,7 @@ impl Cursor {
     }
 
     fn try_write(&mut self, position: Position) -> io::Result<()> {
-        // Somebody may have deleted it: nobody would find what is written there.
+        // It may have been deleted: what is written to it then could not be found again.
         let file = match self.file.take().filter(|file| file.metadata().is_ok_and(|file| file.nlink() > 0)) {
             Some(file) => file,
             None => segments::open_or_replace(
@@ -80,16 +80,16 @@ fn parse(text: &[u8]) -> Option<Position> {
 /// What a cursor's file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stored {
-    /// There is none.
+    /// There is no such file yet.
     Nothing,
-    /// Nothing that makes sense.
+    /// Its text is no position: it was damaged.
     Nonsense,
-    /// This place.
+    /// Records before this position are done with.
     At(Position),
 }
 
 impl Stored {
-    /// The place, when there is one that makes sense.
+    /// The place; `None` when the cursor is missing or damaged.
     pub(super) fn position(self) -> Option<Position> {
         match self {
             Self::At(position) => Some(position),
@@ -134,7 +134,7 @@ pub(super) fn resolve<W: Weigher>(directory: &Path, numbers: &[u64], cursor: Opt
     // Segments behind the cursor: its own was deleted when it was done with, or by the writer's backstop.
     let is_behind = |&&number: &&u64| number > cursor.file;
     Ok(found(match numbers.iter().find(is_behind) {
-        // Whoever goes on from here finds out what is missing.
+        // Reading on from here shows what is missing.
         Some(_) => cursor,
         None => oldest.unwrap_or(cursor),
     }))

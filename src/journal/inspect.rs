@@ -57,11 +57,11 @@ pub struct RejectedLine {
     pub time: i64,
     /// The journal that it was in.
     pub stream: String,
-    /// Why.
+    /// Why it was set aside: the server's words, or ours.
     pub reason: String,
-    /// Its bytes.
+    /// How many bytes the whole line had.
     pub size: u64,
-    /// Its first characters.
+    /// Its first characters, as many as were asked for.
     pub beginning: String,
 }
 

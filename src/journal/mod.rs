@@ -30,13 +30,13 @@
 //! * **The first append** opens the journal: it waits at most 3 s for a predecessor that holds the lock, deletes what is
 //!   left of large records, cuts a half record off the newest segment and counts that segment's lines. When it fails,
 //!   records wait in memory and it is tried again once a second.
-//! * **Peek** reads the oldest whole records, with nobody's lock but the reader's own. What stands behind the last newline
+//! * **Peek** reads the oldest whole records, under the reader's own lock alone. What stands behind the last newline
 //!   of the newest segment is still being written. In an older segment nothing more can come: there it is what a failed
 //!   disk or a power cut has left, and is handed out like a record, so that it is judged, set aside and counted.
 //! * **Acknowledge** moves the cursor by one `pwrite`, and deletes segments that lie before it. A segment with a newer one
 //!   behind it is over; the newest one stays. A cursor that can't be read, or points to no record's beginning, goes back
 //!   to the beginning of its segment, or to the oldest one: lines come twice rather than not at all.
-//! * **Limits**: the reader drops the oldest lines that exceed them, by moving the cursor. While nobody reads, the
+//! * **Limits**: the reader drops the oldest lines that exceed them, by moving the cursor. While no worker reads, the
 //!   writer's backstop deletes the oldest segments. The reader finds them missing, and counts their lines as dropped.
 //! * **A power cut** can shorten the newest files, leave garbage or NULs in them, and undo renames and deletions of the
 //!   last moments. Nothing of that stops writer or reader: a half record is cut off, garbage is handed out, a cursor that
@@ -45,7 +45,7 @@
 //! * **Foreign things**: what has a name of ours and is no regular file, or may not be read, is moved aside (to
 //!   `NAME.damaged-UNIXTIME`, of which the newest 16 are kept), and said. Nothing is followed through a symbolic link but
 //!   the directory itself.
-//! * **A directory that somebody else could change** (its mode, its owner, a directory above it) is not used: lines wait in
+//! * **A directory that another user could change** (its mode, its owner, a directory above it) is not used: lines wait in
 //!   memory as if the disk refused them.
 //! * A disk that can't be read is waited for. Meanwhile what waits in memory is handed out.
 //!
@@ -154,13 +154,13 @@ pub struct Limits {
 /// `delivered`, `set_aside` and `dropped`; the sum of both is the journal's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Taken from osqueryd.
+    /// Lines taken from osqueryd.
     pub accepted: u64,
-    /// Had by the server.
+    /// Lines that the server has acknowledged.
     pub delivered: u64,
-    /// Set aside: too long, no JSON, refused by the server.
+    /// Lines set aside: too long, no JSON, refused by the server.
     pub set_aside: u64,
-    /// Given up: too many, or nowhere to keep them.
+    /// Lines given up: over a limit, or with no place to keep them.
     pub dropped: u64,
 }
 
@@ -212,7 +212,7 @@ pub struct Borrowed {
 /// How much waits in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Lines.
+    /// How many lines.
     pub lines: u64,
     /// Bytes of their records, with the newlines.
     pub bytes: u64,

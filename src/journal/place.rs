@@ -17,7 +17,7 @@ pub(super) struct Place {
     position: Position,
     /// Lines before this were done with by an earlier reader, even if the place has gone back.
     done_before: u64,
-    /// Lines that should be there and are not, which nobody has counted yet.
+    /// Lines that should be there and are not, and were not counted yet.
     missing: u64,
     /// The segments, as they were listed last.
     numbers: Vec<u64>,
@@ -284,7 +284,7 @@ impl Place {
                 Some(next) if !is_there || self.is_done_with(self.position.file)? => self.go_on(next),
                 None if !is_there => {
                     if let Some(&oldest) = self.numbers.first() {
-                        // Somebody has replaced the files. None of these was read.
+                        // Another program has replaced the files. None of these was read.
                         log::warn!("the files of {} are not those that were there", self.directory.display());
                         self.pass(beginning_of(oldest));
                         self.cursor = Cursor::new(&self.directory);

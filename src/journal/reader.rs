@@ -128,7 +128,7 @@ impl<W: Weigher> Reader<W> {
         self.tally.deliver(done.saturating_sub(set_aside));
     }
 
-    /// Nobody is to have anything up to this place: forgets it, uncounted.
+    /// What lies before this place is no longer wanted: it is removed without being counted.
     pub fn discard(&self, until: Position) {
         let mut state = self.state.lock();
         state.set_aside = 0;
@@ -205,7 +205,7 @@ impl<W: Weigher> Reader<W> {
         *self.position.lock() = None;
     }
 
-    /// How it stands, for tables. Waits for nobody but the disk; what can't be read is missing, and said at DEBUG.
+    /// How it stands, for tables. Waits only for the disk; what can't be read is missing, and said at DEBUG.
     #[must_use]
     pub fn status(&self) -> Status {
         let position = *self.position.lock();
@@ -234,7 +234,7 @@ impl<W: Weigher> Reader<W> {
         losses
     }
 
-    /// Its name.
+    /// The journal's name, as messages have it.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name

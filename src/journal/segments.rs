@@ -108,7 +108,7 @@ pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
 
 /// Makes the journal's directory if need be. What has its name and is none is moved aside.
 ///
-/// One that somebody else could change is refused: what lies there could be anybody's, and what we write go anywhere.
+/// One that another user could change is refused: its files could be that user's, and what we write could go elsewhere.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     if !directory.is_dir() {
         trust_in(directory.parent().unwrap_or(directory))?;
@@ -120,7 +120,7 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     trust_in(directory)
 }
 
-/// Refuses a directory that somebody else could change.
+/// Refuses a directory that another user could change.
 pub(super) fn trust_in(directory: &Path) -> io::Result<()> {
     match files::distrust(directory) {
         Some(reason) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("not to be trusted: {reason}"))),
@@ -172,7 +172,7 @@ pub(super) fn move_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Res
         Ok(()) => log::error!("{} can't be used ({reason}): it is now {}", path.display(), aside.display()),
         Err(ref error) => log::debug!("{} can't be moved aside: {error}", path.display()),
     }
-    // Whoever comes first moves it: reader or writer.
+    // Reader and writer both may find it; the first one moves it.
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),

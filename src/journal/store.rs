@@ -114,7 +114,7 @@ impl Store {
         self.is_lost
     }
 
-    /// Whether somebody has deleted the newest segment.
+    /// Whether the newest segment's file was deleted.
     pub(super) fn is_deleted(&self) -> bool {
         let is_gone = |segment: &Segment| segment.file.metadata().is_ok_and(|file| file.nlink() == 0);
         self.segment.as_ref().is_some_and(is_gone)

@@ -21,10 +21,10 @@ pub(super) struct Walk<'a, W> {
     at: u64,
 }
 
-/// One record.
+/// A record that the walk came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// Where it begins.
+    /// Where it begins, in bytes from the segment's beginning.
     pub(super) start: u64,
     /// Where the next one begins.
     pub(super) end: u64,

@@ -44,7 +44,7 @@ pub trait WriterEvents: Send + Sync {
     fn refused(&self) {}
 }
 
-/// Nobody is told anything.
+/// For a writer without a reader: nothing is signalled.
 impl WriterEvents for () {
     fn appended(&self) {}
 }
@@ -197,7 +197,7 @@ impl<W: Weigher> Writer<W> {
         self.unsynced.sync(&self.directory);
     }
 
-    /// Looks after what appends don't: notices that somebody has deleted the newest file, and writes what waits in memory,
+    /// Does what appends have no time for: notices that the newest file was deleted, and writes what waits in memory,
     /// if an attempt is due. Whether anything still waits there.
     pub fn retry(&self) -> bool {
         let mut state = self.state.lock();
@@ -245,7 +245,7 @@ impl<W: Weigher> Writer<W> {
         self.tally.counts()
     }
 
-    /// Its name.
+    /// The journal's name, as messages have it.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name

@@ -51,7 +51,7 @@ impl Rig {
         Self { root, tuning, writer, reader }
     }
 
-    /// In whose place a file is: the directory can't be made, whoever we are.
+    /// In whose place a file is: the directory can't be made, by root neither.
     fn blocked() -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("remote_tls"), "").unwrap();
