@@ -83,7 +83,7 @@ impl Socket {
 
     /// Puts the shown name back when it is gone while osqueryd's process is there: whether that was needed.
     pub fn put_back(&self) -> bool {
-        let shown = self.shown.lock();
+        let mut shown = self.shown.lock();
         let Some(Shown { path, osqueryd }) = shown.as_ref() else { return false };
         // First the name, then the look: each microsecond without it can cost a line.
         if fs::hard_link(&self.private, path).is_err() {
@@ -92,6 +92,8 @@ impl Socket {
         let is_needed = osqueryd.as_ref().is_none_or(|process| process.is_alive());
         if !is_needed {
             let _ = remove_if_there(path);
+            // This removal is seen by the watch, too, which must not put the name back and remove it for ever.
+            *shown = None;
         }
         is_needed
     }
@@ -263,6 +265,21 @@ mod tests {
                 std::thread::yield_now();
             }
         }
+    }
+
+    #[test]
+    fn a_name_that_a_dead_osqueryd_has_swept_away_stays_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = socket(directory.path());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let osqueryd = Arc::new(Process::of_id(child.id()).unwrap());
+        socket.show(7, Some(osqueryd)).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        fs::remove_file(directory.path().join("osquery.em.7")).unwrap();
+        assert!(!socket.put_back());
+        assert_eq!(socket.shown(), None, "once: its own removal would have the watch do it again and again");
+        assert!(!directory.path().join("osquery.em.7").exists());
     }
 
     #[test]
