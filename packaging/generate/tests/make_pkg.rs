@@ -1,6 +1,6 @@
 //! What make-pkg writes is read by programs of others: bsdtar (xar, cpio and gzip) and the crate apple-bom.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 use std::fs;
