@@ -1,8 +1,8 @@
 //! The command line: the switches that osqueryd starts an extension with, our commands, and our own flags, which are
 //! defined in [`settings::own`](crate::settings::own).
 //!
-//! osqueryd starts an autoloaded extension with `--socket`, `--timeout`, `--interval` and maybe `--verbose`. A newer one
-//! may pass more, and while an upgrade runs a front of one version starts a worker of another: a switch that this
+//! osqueryd starts an autoloaded extension with `--socket`, `--timeout`, `--interval` and maybe `--verbose`. A newer
+//! one may pass more, and while an upgrade runs a front of one version starts a worker of another: a switch that this
 //! version doesn't know is named in the log and ends nothing.
 
 use std::ffi::OsString;
@@ -72,8 +72,8 @@ pub struct Cli {
 pub enum Command {
     /// Check this host, and change nothing
     ///
-    /// Checks flags, files and their permissions, osqueryd, the running extension, the way to the server, the server and
-    /// the buffers, and says what to do. Exit code 0: all is well, 1: something failed, 2: there are warnings. See
+    /// Checks flags, files and their permissions, osqueryd, the running extension, the way to the server, the server
+    /// and the buffers, and says what to do. Exit code 0: all is well, 1: something failed, 2: there are warnings. See
     /// docs/doctor.md.
     Doctor(DoctorFlags),
 
@@ -112,7 +112,8 @@ pub struct DoctorFlags {
     #[arg(long)]
     pub before: bool,
 
-    /// Ask the server's endpoints with a node key that is none, too: servers may log that, and one was seen to end of it
+    /// Ask the server's endpoints with a node key that is none, too: servers may log that, and one was seen to end of
+    /// it
     #[arg(long)]
     pub deep: bool,
 
@@ -130,8 +131,8 @@ pub struct DoctorFlags {
 }
 
 impl Cli {
-    /// Reads a command line, which begins with the program's name. Switches that nobody knows are put aside; what else
-    /// is wrong with it is an error.
+    /// Reads a command line, which begins with the program's name. Switches that this version doesn't know
+    /// are put aside; what else is wrong with it is an error.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         // Adds --help and --version.
@@ -187,8 +188,8 @@ impl FromArgMatches for OwnFlags {
     }
 }
 
-/// Parts a command line into what clap is to judge, and the switches that `command` doesn't have, with their values. What
-/// follows a subcommand was typed by a person, who wants to be told of a mistake.
+/// Parts a command line into what clap is to judge, and the switches that `command` doesn't have, with their values.
+/// What follows a subcommand was typed by a person, who wants to be told of a mistake.
 fn part(command: &clap::Command, arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<OsString>) {
     let (mut known, mut unknown) = (Vec::new(), Vec::new());
     let mut arguments = arguments.peekable();

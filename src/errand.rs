@@ -1,8 +1,8 @@
-//! One works, many wait: a piece of work that a thread of its own does for whoever asks for it.
+//! One works, many wait: a piece of work that a thread of its own does for all who ask for it.
 //!
-//! A caller asks, which gives it a [`Ticket`], and waits for the outcome, at most until its deadline. The worker does the
-//! work once for all who had asked when it began, and goes on when nobody waits any longer. The end of the process
-//! ends all waits.
+//! A caller asks, which gives it a [`Ticket`], and waits for the outcome, at most until its deadline. The worker does
+//! the work once for all who had asked when it began, and goes on when no caller waits any longer. The end of the
+//! process ends all waits.
 //!
 //! ```text
 //! caller:  let ticket = errand.ask();           worker:  while let Next::Asked(ticket) = errand.next(None) {
@@ -48,7 +48,7 @@ pub enum Next {
     Asked(Ticket),
     /// Its time is over, or it was woken: to look at whatever else there is.
     Look,
-    /// The end.
+    /// The process ends: the worker is to return.
     End,
 }
 
@@ -71,7 +71,7 @@ pub enum NotDone {
 }
 
 impl<T: Clone + Send + 'static> Errand<T> {
-    /// Nobody has asked yet. The end asked for by `shutdown` ends all waits.
+    /// An errand that was not asked for yet. The end asked for by `shutdown` ends all waits.
     #[must_use]
     pub fn new(shutdown: &Shutdown) -> Arc<Self> {
         let (nobody, outcome) = (Ticket(0), None);
@@ -128,7 +128,7 @@ impl<T: Clone + Send + 'static> Errand<T> {
         }
     }
 
-    /// The worker waits until somebody has asked, it is woken, or `until` is over.
+    /// The worker waits until a caller asks, it is woken, or `until` is over.
     pub fn next(&self, until: Option<Instant>) -> Next {
         let mut state = self.state();
         loop {
@@ -146,8 +146,8 @@ impl<T: Clone + Send + 'static> Errand<T> {
         }
     }
 
-    /// The worker waits until `until`, whoever asks: whether the end has come meanwhile. Callers whose deadline is
-    /// before that don't wait any longer.
+    /// The worker waits until `until`, even if callers ask: whether the end has come meanwhile. Callers whose deadline
+    /// is before that don't wait any longer.
     pub fn pause(&self, until: Instant) -> bool {
         let mut state = self.state();
         state.not_before = Some(until);
@@ -169,13 +169,13 @@ impl<T: Clone + Send + 'static> Errand<T> {
         self.bell.notify_one();
     }
 
-    /// Everybody who has asked by now.
+    /// The ticket of the last caller who has asked: it stands for all of them.
     #[must_use]
     pub fn everybody(&self) -> Ticket {
         self.state().asked
     }
 
-    /// The work is done for all up to this ticket: whether anybody was still waiting, and takes the outcome.
+    /// The work is done for all up to this ticket: whether a caller was still waiting, and takes the outcome.
     pub fn done(&self, ticket: Ticket, outcome: T) -> Taken {
         let mut state = self.state();
         state.done = state.done.max(ticket);

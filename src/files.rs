@@ -1,5 +1,5 @@
 //! Files and directories that others may have had their hands on: nothing is waited for, read without a bound, or
-//! followed to where somebody else has put it.
+//! followed to where another user has put it.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_all(open(path, OpenOptions::new().read(true), OFlags::empty())?, most)
 }
 
-/// Reads a text file that we have made: nobody else's, and not through a link.
+/// Reads a text file that we have made: no other user's, and not through a link.
 ///
 /// # Errors
 /// It is none of ours, has more than `most` bytes, or can't be read.
@@ -28,8 +28,8 @@ pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read_all(file, most)?).map_err(|_| io::Error::other("it is no UTF-8"))
 }
 
-/// Opens a file that is ours alone, or makes it with mode 0600: no link is followed, no other name leads to it, and it is
-/// of our user.
+/// Opens a file that is ours alone, or makes it with mode 0600: no link is followed, no other name leads to it, and it
+/// is of our user.
 ///
 /// # Errors
 /// It is none of ours, or can't be opened.
@@ -45,7 +45,7 @@ pub fn open_ours(path: &Path, options: &OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// A pipe that nobody writes to must be an error, and not a wait.
+/// A pipe without a writer must be an error, and not a wait.
 fn open(path: &Path, options: &OpenOptions, flags: OFlags) -> io::Result<File> {
     let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = options.clone().mode(0o600).custom_flags(flags).open(path)?;
@@ -61,12 +61,12 @@ fn read_all(file: File, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Why a directory is not to be trusted with what only we may write: somebody else could change what is in it, or put
+/// Why a directory is not to be trusted with what only we may write: another user could change what is in it, or put
 /// another one in its place. `None` when it can be trusted, and when it isn't there and the one above it can.
 ///
-/// The directory itself must be ours and nobody else may write it; those above it must be ours or root's, and not everybody
-/// may write them unless only owners can rename (the sticky bit). A link counts as the directory that it stands in: who
-/// may write that decides where it leads.
+/// The directory itself must be ours, and writable for us alone; those above it must be ours or root's, and not
+/// everybody may write them unless only owners can rename (the sticky bit). A link counts as the directory that it
+/// stands in: who may write that decides where it leads.
 #[must_use]
 pub fn distrust(directory: &Path) -> Option<String> {
     let mut links = 0;

@@ -14,7 +14,8 @@ fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are "errors" too, which go to stdout and end well. Nobody to tell if printing fails.
+            // Help and version are "errors" too, which go to stdout and end well. If printing fails, no place is left
+            // to say so.
             let _ = error.print();
             return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
         }

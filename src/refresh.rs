@@ -12,7 +12,7 @@ use crate::extension::manager::Manager;
 #[must_use]
 pub fn run(flags: &RefreshFlags) -> ExitCode {
     let manager = Manager::new(flags.socket.clone(), Arc::new(|| {}));
-    // Nobody to tell if printing fails.
+    // If printing fails, there is no place to say so.
     match manager.refresh_config() {
         Ok(outcome) => {
             let _ = writeln!(io::stdout(), "{outcome}");

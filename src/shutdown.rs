@@ -69,10 +69,10 @@ impl Shutdown {
     }
 }
 
-/// Wakes one waiting thread; a ring while nobody waits is kept for the next wait.
+/// Wakes one waiting thread; a ring while no thread waits is kept for the next wait.
 #[derive(Default)]
 pub struct Doorbell {
-    // Not std's: with these a ring that nobody waits for, one for each line, costs no system call.
+    // Not std's: with these a ring that no thread waits for, one for each line, costs no system call.
     rung: parking_lot::Mutex<bool>,
     bell: parking_lot::Condvar,
 }
@@ -84,7 +84,7 @@ impl Doorbell {
         self.bell.notify_one();
     }
 
-    /// Waits for a ring, at most until `deadline` when there is one.
+    /// Waits for a ring, until `deadline` at most; `None` waits for as long as it takes.
     pub fn wait(&self, deadline: Option<Instant>) {
         let mut rung = self.rung.lock();
         while !*rung {

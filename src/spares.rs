@@ -8,10 +8,10 @@ const MOST: usize = 8;
 /// Larger ones are not, in bytes of capacity.
 const LARGEST: usize = 2 << 20;
 
-/// Buffers that nobody uses at the moment.
+/// Buffers that are not in use at the moment.
 ///
-/// The one that was used last is taken first. Were the buffers the threads' own, each of a dozen threads that take turns
-/// would have one that has grown, in an allocator's arena of its own that isn't given back.
+/// The one that was used last is taken first. Were the buffers the threads' own, each of a dozen threads that take
+/// turns would have one that has grown, in an allocator's arena of its own that isn't given back.
 #[derive(Debug, Default)]
 pub struct Spares(Mutex<Vec<Vec<u8>>>);
 

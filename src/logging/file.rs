@@ -58,7 +58,7 @@ impl LogFile {
 
 impl Open {
     fn at(path: &Path) -> io::Result<Self> {
-        // Somebody else may write in its directory: no link of theirs is followed, and no file of theirs is written.
+        // Another user may write in its directory: no link of theirs is followed, and no file of theirs is written.
         let file = files::open_ours(path, OpenOptions::new().create(true).append(true))?;
         let identity = identity(&file.metadata()?);
         Ok(Self { file, identity })
@@ -164,7 +164,7 @@ mod tests {
             }
         });
         let files = [&path, &before(&path)].map(|path| fs::read_to_string(path).unwrap());
-        // How much more depends on how long the one that renames is kept from it: nobody waits for it.
+        // How much more depends on how long the one that renames is kept from it: the others don't wait.
         assert!(files[1].len() >= 3990, "{}", files[1].len());
         let is_whole = |line: &str| line.len() == 7 && line[2..].parse::<u32>().is_ok();
         assert!(files.iter().all(|text| text.ends_with('\n') && text.lines().all(is_whole)), "{files:?}");

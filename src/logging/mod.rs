@@ -152,7 +152,8 @@ impl Log for Output {
             record.file().and_then(|file| file.rsplit('/').next()).unwrap_or("?"),
             record.line().unwrap_or(0),
         );
-        // One write a line, so that lines of several processes on one stderr don't mix. Nobody to tell if it fails.
+        // One write a line, so that lines of several processes on one stderr don't mix. If it fails, there is no place
+        // to say so.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
         if record.target() == DUMP {
             return;
@@ -222,8 +223,8 @@ fn letter(level: Level) -> char {
     }
 }
 
-/// A moment by the host's clock: glog has the local time, and the two logs stand in one stream. `TZ` and `/etc/localtime`
-/// are looked at each time, since a time zone can change; UTC where they say nothing that can be used.
+/// A moment by the host's clock: glog has the local time, and the two logs stand in one stream. `TZ` and
+/// `/etc/localtime` are looked at each time, since a time zone can change; UTC where they say nothing that can be used.
 fn here(at: OffsetDateTime) -> OffsetDateTime {
     let zone = match std::env::var("TZ") {
         Ok(name) if !name.is_empty() => TimeZone::from_posix_tz(&name),

@@ -1,15 +1,16 @@
-//! Requests that osqueryd asks for again and again are not made against a server that fails: they are answered from what is
-//! at hand.
+//! Requests that osqueryd asks for again and again are not made against a server that fails: they are answered from
+//! what is at hand.
 
 use std::time::{Duration, Instant};
 
 use super::{Backoff, Chance};
 
-/// After a failure no request is made for U(½, 1) · min(10·n² seconds, `most`), n being the failures in a row; then one is
-/// let through, and decides.
+/// After a failure no request is made for U(½, 1) · min(10·n² seconds, `most`), n being the failures in a row; then one
+/// is let through, and decides.
 ///
-/// osqueryd asks for distributed queries every few seconds and for the configuration at its interval, whatever came of the
-/// last time. Of a fleet that is the larger part of all requests, and while a server struggles they are what keeps it down.
+/// osqueryd asks for distributed queries every few seconds and for the configuration at its interval, whatever came of
+/// the last time. Of a fleet that is the larger part of all requests, and while a server struggles they are what keeps
+/// it down.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     backoff: Backoff,
@@ -43,13 +44,15 @@ impl Breaker {
         (!left.is_zero()).then_some(left)
     }
 
-    /// Whether the last request has failed: what is asked for is answered from what is at hand, whether it is tried or not.
+    /// Whether the last request has failed: what is asked for is answered from what is at hand, whether it is tried or
+    /// not.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.backoff.failures() > 0
     }
 
-    /// A request has failed: no other one for so long. A server that `asked` to be left alone for longer is.
+    /// A request has failed. Returns the time within which no other one is made, which is longer where the server
+    /// `asked` for more.
     pub fn failed(&mut self, now: Instant, asked: Option<Duration>, chance: &mut Chance) -> Duration {
         let wait = self.backoff.failed(chance).max(asked.unwrap_or_default());
         self.not_before = now.checked_add(wait);

@@ -6,15 +6,15 @@ use super::{Chance, between};
 
 /// The share of its own intake rate at which a host sends its backlog, beside its new lines.
 ///
-/// A rate in bytes a second that suits every host doesn't exist: a mean host's hour is a megabyte, gone in two requests at
-/// any rate worth having, and a hundred thousand of them bring a server an hour's load at once. With a share of 0.25 a fleet
-/// brings it a quarter more than usual, whatever the hosts' rates and number are.
+/// A rate in bytes a second that suits every host doesn't exist: a mean host's hour is a megabyte, gone in two requests
+/// at any rate worth having, and a hundred thousand of them bring a server an hour's load at once. With a share of 0.25
+/// a fleet brings it a quarter more than usual, whatever the hosts' rates and number are.
 ///
-/// It begins at 0.25, grows by 0.03 a minute while all is well, and is halved by a failure and by an answer that takes more
-/// than two seconds; from 0.02 to 1. A share of 1 means twice the usual load from this host.
+/// It begins at 0.25, grows by 0.03 a minute while all is well, and is halved by a failure and by an answer that takes
+/// more than two seconds; from 0.02 to 1. A share of 1 means twice the usual load from this host.
 ///
-/// What may be sent is kept as a credit. Whoever sends may overdraw it by a request, since a line can't be divided, and then
-/// waits until it is there again. Bytes can be lines as well: credit and rate count the same.
+/// What may be sent is kept as a credit. The sender may overdraw it by a request, since a line can't be divided, and
+/// then waits until it is there again. Bytes can be lines as well: credit and rate count the same.
 #[derive(Clone, Debug)]
 pub struct Drain {
     share: f64,
@@ -53,8 +53,8 @@ impl Drain {
         self.share
     }
 
-    /// Bytes of the backlog that may be sent with the flush of `now`, beside what is new: nothing when they are not above zero. The first flush, and the first
-    /// one after a failure, has the credit of one `period`.
+    /// Bytes of the backlog that may be sent with the flush of `now`, beside what is new: nothing when they are not
+    /// above zero. The first flush, and the first one after a failure, has the credit of one `period`.
     pub fn credit(&mut self, rate: IntakeRate, period: Duration, now: Instant) -> f64 {
         let since = self.credited_until.map_or(period, |then| now.saturating_duration_since(then));
         self.credited_until = Some(now);
@@ -67,7 +67,7 @@ impl Drain {
         self.credit -= bytes as f64;
     }
 
-    /// The server has taken lines, after so long.
+    /// The server has taken lines, and took this time for it.
     pub fn answered(&mut self, took: Duration, now: Instant) {
         let minutes = now.saturating_duration_since(self.grown_until).as_secs_f64() / 60.0;
         self.grown_until = now;
@@ -75,8 +75,8 @@ impl Drain {
         self.share = share.clamp(SMALLEST_SHARE, LARGEST_SHARE);
     }
 
-    /// The server has not taken lines. Neither the share nor the credit grows until it does again; what was not used of the
-    /// credit is gone, and what was overdrawn, too: the next flush must have something to try with.
+    /// The server has not taken lines. Neither the share nor the credit grows until it does again; what was not used of
+    /// the credit is gone, and what was overdrawn, too: the next flush must have something to try with.
     pub fn failed(&mut self, now: Instant) {
         self.grown_until = now;
         self.share = (self.share / 2.0).max(SMALLEST_SHARE);
@@ -84,8 +84,8 @@ impl Drain {
         self.credited_until = None;
     }
 
-    /// The flushes' period while there is a backlog: within a quarter of `period`, so that hosts that came back together
-    /// don't stay together.
+    /// The flushes' period while there is a backlog: within a quarter of `period`, so that hosts that came back
+    /// together don't stay together.
     #[must_use]
     pub fn period(period: Duration, chance: &mut Chance) -> Duration {
         between(period.mul_f64(1.0 - VARIATION), period.mul_f64(1.0 + VARIATION), chance)
@@ -97,14 +97,14 @@ impl Drain {
 pub struct IntakeRate(f64);
 
 impl IntakeRate {
-    /// So many bytes have come in so long. A time under a second counts as one: nothing can be told from less.
+    /// The rate of `bytes` that came within `age`. A time under a second counts as one: nothing can be told from less.
     #[must_use]
     pub fn of(bytes: u64, age: Duration) -> Self {
         Self(bytes as f64 / age.as_secs_f64().max(1.0))
     }
 
-    /// This rate, or a quiet host's where that is more: a backlog of a few lines must not take days because it is old. What
-    /// counts are lines of so many bytes, or of 1.
+    /// This rate, or a quiet host's where that is more: a backlog of a few lines must not take days because it is old.
+    /// What counts are lines of so many bytes, or of 1.
     #[must_use]
     pub fn at_least_a_quiet_host_s(self, line: u64) -> Self {
         Self(self.0.max(QUIET_LINES_PER_SECOND * line as f64))

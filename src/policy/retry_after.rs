@@ -10,7 +10,7 @@ use super::{Chance, between};
 pub struct RetryAfter(Duration);
 
 impl RetryAfter {
-    /// The server asked to be left alone for so long.
+    /// The server asked to be left alone for this time.
     #[must_use]
     pub fn new(asked: Duration) -> Self {
         Self(asked)

@@ -223,7 +223,7 @@ impl Reader<'_> {
         usize::try_from(self.number(flag, default)).unwrap_or(usize::MAX)
     }
 
-    /// At most [`LONGEST`]: nobody means more, and clocks overflow.
+    /// At most [`LONGEST`]: a larger number is a mistake, and clocks overflow.
     fn seconds(&mut self, flag: &str, default: u64) -> Duration {
         Duration::from_secs(self.number(flag, default)).min(LONGEST)
     }

@@ -33,7 +33,7 @@ pub struct Flag<K: ?Sized> {
     pub setter: Setter,
     /// What it is, in a line of Markdown.
     pub help: &'static str,
-    /// What else the documentation says of it, in Markdown; maybe nothing.
+    /// What else the documentation says of it, in Markdown; empty where `help` says all.
     pub more: &'static str,
     /// What can be given, and what counts when nothing is.
     pub kind: K,
@@ -55,8 +55,8 @@ pub enum Setter {
 /// one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ExpandEvents {
-    /// Where osqueryd has no other logger and `logger_event_type` was set by nobody, osqueryd is asked for whole
-    /// differences, and their event lines are made.
+    /// Where osqueryd has no other logger, and neither the server nor the host sets `logger_event_type`, osqueryd is
+    /// asked for whole differences, and their event lines are made.
     #[default]
     Auto,
     /// Event lines are made of each difference that comes.
