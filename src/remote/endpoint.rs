@@ -50,7 +50,7 @@ impl Endpoint {
         }
     }
 
-    /// How many attempts a request to it has in a row, where somebody waits for its success.
+    /// How many attempts a request to it has in a row, where a caller waits for its success.
     #[must_use]
     pub fn attempts(self, settings: &Settings) -> u32 {
         match self {

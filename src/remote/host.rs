@@ -15,8 +15,8 @@ use crate::settings::HostIdentifier;
 /// The tables whose first rows are the `host_details` of an enrollment.
 const DETAIL_TABLES: [&str; 4] = ["os_version", "osquery_info", "system_info", "platform_info"];
 
-/// How long the first line of osqueryd's is waited for, which has its ephemeral identifier. Its status lines come as soon as
-/// it has got its configuration, or has not got one.
+/// How long the first line of osqueryd's is waited for, which has its ephemeral identifier. Its status lines come as
+/// soon as it has got its configuration, or has not got one.
 const FIRST_LINE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why osqueryd doesn't say something about this host.
@@ -25,7 +25,7 @@ pub enum HostError {
     /// It could not be asked.
     #[error(transparent)]
     Manager(#[from] ManagerError),
-    /// Nobody can ask for its ephemeral identifier: its lines have it, and none has come yet.
+    /// Its ephemeral identifier can't be asked for: its lines have it, and none has come yet.
     #[error("osqueryd has not shown its ephemeral host identifier yet, which its first status line has")]
     NotShown,
 }
@@ -48,7 +48,7 @@ struct Known {
 /// osqueryd's `host_identifier=ephemeral`, a UUID that it makes when it starts.
 #[derive(Default)]
 enum Ephemeral {
-    /// Nobody has needed it, and no line has shown it.
+    /// It was not needed yet, and no line has shown it.
     #[default]
     Unknown,
     /// It has been needed since then.

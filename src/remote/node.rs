@@ -42,8 +42,8 @@ pub enum RemoteError {
         /// The last enrollment's error.
         source: Arc<EnrollError>,
     },
-    /// The server is not well, or has asked to be left alone for a while: what was asked for is to be answered from what is
-    /// at hand.
+    /// The server is not well, or has asked to be left alone for a while: what was asked for is to be answered from
+    /// what is at hand.
     #[error("{endpoint}: the server is left alone for another {}", Span(*.left))]
     Patience {
         /// What was asked for.
@@ -226,7 +226,7 @@ impl Node {
         }
     }
 
-    /// No request is made to this endpoint for so long.
+    /// No request is made to this endpoint within `wait`.
     pub fn back_off(&self, endpoint: Endpoint, wait: Duration) {
         self.requests.stats.back_off(endpoint, wait);
     }
@@ -242,7 +242,7 @@ impl Node {
     }
 
     fn note(&self, endpoint: Endpoint, error: &RemoteError) {
-        // The server answers as it should, and whoever asked says what is wrong with the configuration.
+        // The server answers as it should, and the caller says what is wrong with the configuration.
         if error.is_unusable_configuration() {
             return self.is_over(endpoint);
         }
@@ -338,8 +338,8 @@ enum Unwell {
     AsOften,
 }
 
-/// How the server is, by endpoint: failures in a row, so that a change is said and each failure isn't, and until when it is
-/// left alone.
+/// How the server is, by endpoint: failures in a row, so that a change is said and each failure isn't, and until when
+/// it is left alone.
 #[derive(Default)]
 struct Outages(Mutex<HashMap<Endpoint, Outage>>);
 

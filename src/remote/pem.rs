@@ -1,8 +1,8 @@
 //! PEM as osquery's OpenSSL reads it: a byte order mark doesn't matter, and certificates may have their older labels.
 //!
-//! Behind a `TRUSTED CERTIFICATE` (what `openssl x509 -trustout` writes, and RHEL's ca-bundle.trust.crt is made of) stands
-//! for what it is trusted, and for what not. One that is not trusted for servers is left out: such a bundle lists
-//! authorities that are distrusted, too.
+//! Behind a `TRUSTED CERTIFICATE` (what `openssl x509 -trustout` writes, and RHEL's ca-bundle.trust.crt is made of)
+//! stands for what it is trusted, and for what not. One that is not trusted for servers is left out: such a bundle
+//! lists authorities that are distrusted, too.
 
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -54,7 +54,7 @@ fn without_trust(section: CertificateDer<'static>) -> Option<CertificateDer<'sta
         Ok(([], _)) => return Some(section),
         Ok((trust, _)) if !is_for_servers(trust) => return None,
         Ok((trust, _)) => section.len() - trust.len(),
-        // Whoever uses it says so.
+        // Its use fails, and says so.
         Err(_) => return Some(section),
     };
     Some(CertificateDer::from(section.get(..length)?.to_vec()))

@@ -67,8 +67,8 @@ fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportE
     agent.get(format!("https://{server}/")).call().map(drop).map_err(TransportError::from)
 }
 
-/// What the server's clock says, though its certificate is not trusted: only to tell an expired certificate from a clock
-/// that is wrong. Nothing that is anybody's secret is sent, and nothing but the time is believed.
+/// What the server's clock says, though its certificate is not trusted: only to tell an expired certificate from a
+/// clock that is wrong. No secret is sent, and nothing but the time is believed.
 #[must_use]
 pub fn server_date(settings: &Settings) -> Option<SystemTime> {
     let server = settings.server.as_ref().ok()?;

@@ -1,5 +1,5 @@
-//! One request of the API and its answer. It is built here, whoever sends it; its answer is judged before anything is
-//! noted of it.
+//! One request of the API and its answer. It is built here, wherever it is sent from; its answer is judged before
+//! anything is noted of it.
 
 use std::io;
 use std::path::PathBuf;
@@ -217,7 +217,8 @@ impl Request {
         })
     }
 
-    /// A GET of an endpoint with nothing in it, for which no server does anything: only to see whether something is there.
+    /// A GET of an endpoint with nothing in it, for which no server does anything: only to see whether something is
+    /// there.
     pub fn presence(settings: &Settings, endpoint: Endpoint) -> Result<Self, RequestError> {
         let url = url(settings, endpoint, None, None)?;
         Ok(Self { endpoint, method: Method::Get, url, body: String::new(), node_key: None })
@@ -343,9 +344,9 @@ pub fn enroll_secret(source: &SecretSource) -> Result<Secret, SecretError> {
     Ok(Secret::new(text.trim()))
 }
 
-/// `tls_dump` with `verbose`: the beginning of the body, before compression and after decompression, goes to stderr, masked
-/// like everything there. Keys and secrets are masked by their members' names too, however the server escapes them; in
-/// what is no JSON, everything from such a name on.
+/// `tls_dump` with `verbose`: the beginning of the body, before compression and after decompression, goes to stderr,
+/// masked like everything there. Keys and secrets are masked by their members' names too, however the server escapes
+/// them; in what is no JSON, everything from such a name on.
 fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
     if !(settings.api.dump && settings.verbose) {
         return;
@@ -354,8 +355,8 @@ fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
     log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {shown}");
 }
 
-/// The beginning of a body with the values of these members masked. Deeper in an answer `id` is many another thing, a node
-/// key and a secret are themselves.
+/// The beginning of a body with the values of these members masked. Deeper in an answer `id` is many another thing, a
+/// node key and a secret are themselves.
 fn dumped(body: &str, names: &[&str]) -> String {
     if serde_json::from_str::<IgnoredAny>(body).is_ok() {
         return masked_members(body, names);

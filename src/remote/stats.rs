@@ -30,7 +30,7 @@ pub struct EndpointStats {
     pub last_failure: i64,
     /// The last request's HTTP status; `None` when it got no answer.
     pub last_status: Option<u16>,
-    /// Why one last failed. It may hold secrets: whoever shows it masks it.
+    /// Why one last failed. It may hold secrets: mask it where it is shown.
     pub last_error: String,
     /// How long the last request took, from connecting to the last byte.
     pub latency: Duration,
@@ -78,7 +78,7 @@ impl Stats {
         }
     }
 
-    /// No request is made to this endpoint for so long. Of several waits (results and statuses fail apart) the one
+    /// No request is made to this endpoint within `wait`. Of several waits (results and statuses fail apart) the one
     /// that is over last counts.
     pub fn back_off(&self, endpoint: Endpoint, wait: Duration) {
         let seconds = i64::try_from(wait.as_secs_f64().ceil() as u64).unwrap_or(i64::MAX);

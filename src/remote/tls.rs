@@ -377,7 +377,7 @@ impl TlsTransport {
         suite.map_or_else(|| version.to_owned(), |suite| format!("{version}, {:?}", suite.suite()))
     }
 
-    /// Whether something was received that nobody has read yet.
+    /// Whether something was received that was not read yet.
     fn has_input(&mut self) -> bool {
         self.stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
     }
@@ -396,7 +396,7 @@ impl Transport for TlsTransport {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         self.stream.sock.set_timeout(timeout);
         if self.answered_early {
-            // Nobody reads the rest.
+            // The server doesn't read the rest.
             return Ok(());
         }
         let output = self.buffers.output().get(..amount).unwrap_or_default();
@@ -418,7 +418,7 @@ impl Transport for TlsTransport {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.stream.sock.set_timeout(timeout);
         let input = self.buffers.input_append_buf();
-        // The stream would write first, what nobody reads.
+        // The stream would write first, what the server doesn't read.
         let read = if self.answered_early { self.stream.conn.reader().read(input) } else { self.stream.read(input) };
         let read = match read {
             Ok(read) => read,

@@ -33,8 +33,8 @@ const MAX_REDIRECTS: usize = 10;
 /// Characters of a redirect's target that are shown.
 const SHOWN_OF_TARGET: usize = 200;
 
-/// One step of a request (connecting with the handshake, sending, the first byte of the answer) may take so long,
-/// as in the built-in client.
+/// The longest that one step of a request may take (connecting with the handshake, sending, the first byte of the
+/// answer), as in the built-in client.
 const STEP_LIMIT: Duration = Duration::from_secs(16);
 
 /// The longest wait that a `Retry-After` can ask for.
@@ -365,7 +365,7 @@ impl Exchange<'_> {
                 self.agent.run(request.max_idle_age(idle_limit).timeout_global(Some(left)).build())
             }
         }?;
-        // A refusal is one; but nobody can have accepted what wasn't sent.
+        // A refusal is one; but what wasn't sent can't have been accepted.
         if answered_early() && response.status().is_success() {
             let reason = "the server hung up while the request was sent";
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, reason).into());

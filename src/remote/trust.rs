@@ -11,7 +11,7 @@
 //! certificate, another issuer or a bad signature is refused.
 //!
 //! Everywhere, as OpenSSL and unlike webpki: an authority of the bundle counts while it is in its time (`roots`), and
-//! whoever issued a certificate must be meant to (keyUsage).
+//! an issuer of certificates must be meant to be one (keyUsage).
 
 use std::sync::Arc;
 

@@ -16,7 +16,8 @@ pub struct Url {
 pub(super) type SecretVariable<'a> = Option<(&'a str, &'a Secret)>;
 
 impl Url {
-    /// `https://<server><endpoint>` (with whatever path `tls_hostname` has between them), and the secret when there is one to send always.
+    /// `https://<server><endpoint>` (with the path of `tls_hostname` between them, if it has one), and the secret with
+    /// `tls_secret_always`.
     #[must_use]
     pub fn new(server: &Server, endpoint: &str, secret: SecretVariable<'_>) -> Self {
         Self::from_path(server, endpoint.to_owned(), endpoint.to_owned(), secret)

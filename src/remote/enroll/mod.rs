@@ -1,7 +1,7 @@
 //! Enrollment: trades the secret for a node key, keeps it in osqueryd's backing store, and gives it up when the
 //! server rejects it.
 //!
-//! One thread enrolls, whoever needs a key first; the others wait for it. The key lives where the built-in plugins
+//! One thread enrolls, for all that need a key; they wait for it. The key lives where the built-in plugins
 //! keep theirs, so a host that changes plugins keeps its identity. Either side may replace it at any time: it is
 //! read before each use, and only the very key that was rejected is removed.
 //!
@@ -52,8 +52,8 @@ pub struct Standing {
     pub since: i64,
     /// Attempts since this worker began.
     pub attempts: u64,
-    /// Why the last attempt failed, its key was refused, or the next one waits. It may hold secrets: whoever shows it
-    /// masks it.
+    /// Why the last attempt failed, its key was refused, or the next one waits. It may hold secrets: mask it
+    /// where it is shown.
     pub last_error: Option<String>,
 }
 
@@ -68,13 +68,13 @@ pub struct Enrollment {
     course: Mutex<Course>,
     /// Held from a look at the stored key, or its change, until the course knows of it.
     store: Mutex<()>,
-    /// `enroll_always` asks for an enrollment by whoever needs a key first.
+    /// `enroll_always` asks for an enrollment when a key is needed for the first time.
     anew: AtomicBool,
     failures: Streak,
 }
 
 impl Enrollment {
-    /// Nothing is asked for before somebody needs a key; [`Self::run`] must be running by then.
+    /// Nothing is asked for before a key is needed; [`Self::run`] must be running by then.
     #[must_use]
     pub fn new(
         manager: Arc<Manager>,
@@ -106,7 +106,7 @@ impl Enrollment {
         if policy.disabled {
             return Ok(Secret::default());
         }
-        // Whoever comes first at the start waits for the enrollment that `enroll_always` asks for.
+        // The first request at the start waits for the enrollment that `enroll_always` asks for.
         let anew = self.anew.load(Ordering::SeqCst);
         if !anew && let Some(key) = self.usable_key(policy) {
             return Ok(key);
@@ -114,7 +114,7 @@ impl Enrollment {
         self.host.is_identified(&settings.identity).map_err(|error| Arc::new(error.into()))?;
         let first = anew && self.anew.swap(false, Ordering::SeqCst);
         self.on(if first { Event::NeededAnew } else { Event::Needed }, policy);
-        // The outcome is the course's to tell, whoever has waited for it and however long.
+        // The outcome is the course's to tell, however long it was waited for.
         let _ = self.rounds.wait(self.rounds.ask(), Instant::now() + limit);
         // A renewal that failed leaves the key that there was.
         self.usable_key(policy).ok_or_else(|| {
@@ -240,7 +240,7 @@ impl Enrollment {
         }
     }
 
-    /// The key to use now, when there is one.
+    /// The key to use now; `None` while the host has none that is accepted.
     fn usable_key(&self, policy: &EnrollSettings) -> Option<Secret> {
         let _guard = self.store();
         if self.course().is_in_store() {
@@ -314,13 +314,13 @@ impl Enrollment {
     }
 }
 
-/// The node key in osqueryd's store, when there is one: for a look at the enrollment without a part in it.
+/// The node key in osqueryd's store, or `None`: for a look at the enrollment without a part in it.
 pub fn stored_key(manager: &Manager) -> Result<Option<Secret>, ManagerError> {
     Ok(manager.setting(KEY)?.filter(|key| !key.is_empty() && is_usable(key)).map(Secret::new))
 }
 
-/// Whether a stored key can be used: one that no server could have given us counts as none, so that nothing in the store can
-/// keep this host from enrolling.
+/// Whether a stored key can be used: one that no server could have given us counts as none, so that nothing in the
+/// store can keep this host from enrolling.
 fn is_usable(key: &str) -> bool {
     let usable = node_key::check(key);
     if let Err(reason) = usable {

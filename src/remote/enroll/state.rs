@@ -7,8 +7,8 @@
 //!    └── the last of the round's attempts failed        └──── Rejected: a failed attempt      └─ Rejected
 //! ```
 //!
-//! A key in osqueryd's store, whoever put it there, makes it `Enrolled` from any state, unless another key is wanted
-//! whatever is stored.
+//! A key in osqueryd's store, ours or the built-in plugins', makes it `Enrolled` from any state, unless another key is
+//! wanted whatever is stored.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,13 +67,13 @@ enum Proof {
 
 /// What happens.
 pub(super) enum Event {
-    /// Somebody needs a key and there is none.
+    /// A request needs a key and there is none.
     Needed,
-    /// Somebody needs a key for the first time, and `enroll_always` wants another one.
+    /// A request needs a key for the first time, and `enroll_always` wants another one.
     NeededAnew,
     /// osqueryd's store was read: the key in it.
     Seen(Option<Secret>),
-    /// Since when there is the key, as whoever stored it says.
+    /// Since when there is the key, as is stored beside it: Unix seconds.
     Dated(i64),
     /// The server has given a key, which is at this place now.
     Granted { enrolled: Enrolled, place: Place, asked_at: i64 },
@@ -94,7 +94,7 @@ pub(super) enum Action {
     Settle,
     /// To find out since when there is the key that was seen.
     Date,
-    /// To say that this many attempts have failed, and that nobody tries any more until the next need.
+    /// To say that this many attempts have failed, and that none is made any more until a key is needed again.
     SayGivenUp(u32),
 }
 
