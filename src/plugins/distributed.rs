@@ -24,7 +24,7 @@ use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 use crate::words::Span;
 
-/// Results that the server has not taken for so long are given up: whoever asked has gone.
+/// Results that the server has not taken within this time are given up: the one who asked has gone.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of the stream of kept results.
@@ -59,7 +59,7 @@ pub struct Distributed {
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Kept<'a> {
-    /// For whoever looks; the clock may jump.
+    /// Unix seconds, for a reader of the file only: the clock may jump.
     unix_time: i64,
     since: Moment,
     #[serde(borrow)]
@@ -92,8 +92,8 @@ enum Settled {
 }
 
 impl Distributed {
-    /// Asks and answers as this node, and keeps results in the journal of this writer and reader, which rings this bell.
-    /// [`Self::run`] must be running.
+    /// Asks and answers as this node, and keeps results in the journal of this writer and reader, which rings this
+    /// bell. [`Self::run`] must be running.
     #[must_use]
     pub fn new(
         node: Arc<Node>,
@@ -138,8 +138,8 @@ impl Distributed {
         }
     }
 
-    /// The next step with what is kept, oldest first, each result alone. One that the server refuses while it takes others
-    /// is set aside: see [`isolation`](super::isolation).
+    /// The next step with what is kept, oldest first, each result alone. One that the server refuses while it takes
+    /// others is set aside: see [`isolation`](super::isolation).
     fn step(&self, sending: &mut Sending) -> Result<Standing, Box<dyn std::error::Error>> {
         let Some(window) = sending.window.as_mut() else {
             let Some(bundle) = sending.bundler.next(&self.kept, &ROOM)? else { return Ok(Standing::NothingWaits) };

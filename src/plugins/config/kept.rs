@@ -16,8 +16,8 @@ pub const FILE: &str = "config.json";
 /// No configuration is larger.
 const LARGEST: u64 = 4 << 20;
 
-/// The last good configuration, as it lies in this file; whether it still is one is not known. `None` also where somebody
-/// else could have put it there.
+/// The last good configuration, as it lies in this file; whether it still is one is not known. `None` also where
+/// another user could have put it there.
 #[must_use]
 pub fn kept(path: &Path) -> Option<String> {
     let directory = path.parent()?;
@@ -77,7 +77,7 @@ impl Kept {
         }
         if let Some(directory) = self.path.parent() {
             trust_in(directory)?;
-            // Mode 0700, as whoever else makes it has it.
+            // Mode 0700, as the journals make it.
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             trust_in(directory)?;
         }

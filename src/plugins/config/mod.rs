@@ -2,10 +2,10 @@
 //! reached at the start.
 //!
 //! osqueryd's start waits for the first genConfig, so a call waits at most [`KEPT_LIMIT`] where there is a kept
-//! configuration to give, and [`CALL_LIMIT`] where there is none. The fetching is done by a thread of its own, which goes
-//! on when the call doesn't wait any longer, and tries again until it succeeds; what it gets then is pushed to osqueryd.
-//! The same after a refresh that failed, since osqueryd itself asks again only after `config_accelerated_refresh`; then only
-//! what is new is pushed.
+//! configuration to give, and [`CALL_LIMIT`] where there is none. The fetching is done by a thread of its own, which
+//! goes on when the call doesn't wait any longer, and tries again until it succeeds; what it gets then is pushed to
+//! osqueryd. The same after a refresh that failed, since osqueryd itself asks again only after
+//! `config_accelerated_refresh`; then only what is new is pushed.
 
 mod active_plugins;
 mod kept;
@@ -86,7 +86,7 @@ struct Streaks {
 struct State {
     /// The configuration of the server's that osqueryd has from this worker.
     delivered: Option<Arc<str>>,
-    /// A genConfig was answered without one, or somebody wants it now: what comes later is pushed.
+    /// A genConfig was answered without one, or an operator wants it now: what comes later is pushed.
     owed: bool,
     /// An operator wants it now: the next request is made however the server is.
     is_pressing: bool,
@@ -96,8 +96,8 @@ struct State {
 type Fetched = Result<Arc<str>, Arc<RemoteError>>;
 
 impl Config {
-    /// Asks as this node; keeps the last good configuration in `directory`. `announce` is told of each configuration that
-    /// osqueryd has. [`Self::run`] must be running.
+    /// Asks as this node; keeps the last good configuration in `directory`. `announce` is told of each configuration
+    /// that osqueryd has. [`Self::run`] must be running.
     #[must_use]
     pub fn new(
         node: Arc<Node>,

@@ -22,11 +22,13 @@ pub(super) struct FlagSources {
 impl FlagSources {
     /// Those of a process with these arguments, where they are known.
     pub(super) fn of(command_line: Option<&[String]>) -> Self {
-        // gflags' own flags are not in osqueryd's list of flags: where a flag file is named, that is on the command line.
+        // gflags' own flags are not in osqueryd's list of flags: where a flag file is named, that is on the command
+        // line.
         Self { command_line: command_line.map(<[String]>::to_vec), flagfile: command_line.and_then(flagfile_of) }
     }
 
-    /// What they say of the flag `name`, as its value: the last one counts, as for gflags. `None` when they say nothing.
+    /// What they say of the flag `name`, as its value: the last one counts, as for gflags. `None` when they say
+    /// nothing.
     ///
     /// `Err` when they say nothing, and not all of them could be read.
     pub(super) fn value_of(&self, name: &str) -> Result<Option<String>, Unread> {
@@ -67,7 +69,7 @@ fn flagfile_of(command_line: &[String]) -> Option<PathBuf> {
     flagfile.map(PathBuf::from)
 }
 
-/// A source could not be read, so that nobody knows.
+/// A source could not be read, so that the value is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unread;
 
@@ -104,7 +106,8 @@ fn expand<'a>(lines: impl Iterator<Item = &'a str>, depth: usize, given: &mut Ve
 }
 
 /// The value that a line or an argument gives to the flag, as gflags takes it: `--name=value`, `--name`, `--noname`,
-/// one dash or two. A flag that is taken from the environment has the value that nobody can see here: an empty one.
+/// one dash or two. A flag that is taken from the environment has a value that can't be seen here: an empty one stands
+/// for it.
 fn value_in(text: &str, name: &str) -> Option<String> {
     let flag = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
     let (given, value) = flag.split_once('=').map_or((flag, None), |(given, value)| (given, Some(value)));

@@ -1,7 +1,7 @@
 //! A configuration's `options`, changed in place: every byte of the document but those of the change stays. Pure.
 //!
 //! osqueryd and serde read duplicate members differently (the first counts for the one, the last for the other), so a
-//! change is made at each of them: whoever reads the document then finds it.
+//! change is made at each of them: either reader then finds it.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::members::{self, is};
 /// The member's name, as osquery has it.
 const OPTIONS: &str = "options";
 
-/// Nobody mentions `options`, or an option, more often than this. A document that does is left as it is.
+/// How often a document mentions `options`, or an option, at most. One that does more often is left as it is.
 const MOST_MENTIONS: usize = 64;
 
 /// The value, as JSON, that the document's `options` give to `name`: the last one. `None` where they don't mention it.
@@ -47,9 +47,9 @@ pub(super) fn with_option(document: &str, name: &str, value: &str) -> Option<Str
     apply(document, edits)
 }
 
-/// The document with other values in its `options`: `change` is given each option's name, as it is written, and value, as
-/// JSON, and answers what stands in the value's place. `None` when nothing changes, when too much would, and for a text that
-/// is no JSON object.
+/// The document with other values in its `options`: `change` is given each option's name, as it is written, and value,
+/// as JSON, and answers what stands in the value's place. `None` when nothing changes, when too much would, and for a
+/// text that is no JSON object.
 pub(super) fn with_values(document: &str, change: impl Fn(&str, &str) -> Option<String>) -> Option<String> {
     let mut edits = Vec::new();
     members::each(document, |member, object| {
@@ -204,7 +204,7 @@ mod tests {
         {
             assert_eq!(set(document), None, "{document}");
         }
-        // A comment is no JSON: osqueryd strips such lines, and whoever wrote them has to set the option.
+        // A comment is no JSON: osqueryd strips such lines, and the option has to be set elsewhere.
         assert_eq!(set("{\n# a comment\n\"options\":{}}"), None);
     }
 

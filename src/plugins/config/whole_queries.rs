@@ -2,8 +2,8 @@
 //! the configuration that it is handed.
 //!
 //! osqueryd spends more on a call than on a line, so a query's whole difference in one call is many times cheaper
-//! (docs/performance.md), and the server gets the same lines, since we make them. It is asked for where nobody else
-//! would notice: with another logger beside ours, its lines would change.
+//! (docs/performance.md), and the server gets the same lines, since we make them. It is asked for where no other
+//! logger runs beside ours, since that one's lines would change.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::settings::{ExpandEvents, Options};
 /// osqueryd's flag, true by default: each row is a line, and a call, of its own.
 const FLAG: &str = "logger_event_type";
 
-/// What somebody wants of `logger_event_type`.
+/// What the server or the operator wants of `logger_event_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     /// A line for each row.
@@ -80,15 +80,16 @@ impl WholeQueries {
         *lock(&self.said) = None;
     }
 
-    /// A configuration of the server's as osqueryd is to have it; it stays as it is where osqueryd would not take it then.
+    /// A configuration of the server's as osqueryd is to have it; it stays as it is where osqueryd would not take it
+    /// then.
     pub(super) fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, limits: ConfigLimits) -> Cow<'a, str> {
         let osqueryd = lock(&self.osqueryd).clone();
         *lock(&self.said) = Some(osqueryd.word(document));
         osqueryd.hand_on(document, expand, limits)
     }
 
-    /// Whether batch lines are to be made event lines: by [`ExpandEvents::Auto`] those that nobody but ourselves asked
-    /// for. Some may still come, or wait, when nobody asks for them any more.
+    /// Whether batch lines are to be made event lines: by [`ExpandEvents::Auto`] those that only we have asked
+    /// for. Some may still come, or wait, when they are not asked for any more.
     pub fn expands(&self, expand: ExpandEvents) -> bool {
         match expand {
             ExpandEvents::Always => true,
@@ -100,7 +101,7 @@ impl WholeQueries {
     fn said(&self) -> Option<Word> {
         let osqueryd = lock(&self.osqueryd).clone();
         *lock(&self.said).get_or_insert_with(|| {
-            // Without one osqueryd has none either, as far as anybody knows.
+            // Without a kept configuration osqueryd has none either, as far as is known here.
             osqueryd.word(&kept(&self.kept).unwrap_or_default())
         })
     }

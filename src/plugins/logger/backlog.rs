@@ -25,7 +25,8 @@ struct Draining {
 }
 
 impl Backlog {
-    /// A flush begins while so many lines wait, of which none were sent for `age`: how many may go with it; `None` is all.
+    /// A flush begins while so many lines wait, of which none were sent for `age`: how many may go with it; `None` is
+    /// all.
     pub(super) fn allows(&mut self, waiting: u64, age: Duration, period: Duration, now: Instant) -> Option<u64> {
         let is_sent = self.0.as_ref().is_some_and(|draining| draining.left == Some(0));
         if age < RECENT || waiting == 0 || is_sent {
@@ -44,7 +45,7 @@ impl Backlog {
         Some(draining.came.saturating_add(credit))
     }
 
-    /// The server has taken so many lines of it, after so long.
+    /// The server has taken this many lines of it, and took this time for it.
     pub(super) fn answered(&mut self, lines: u64, took: Duration, now: Instant) {
         if let Some(draining) = &mut self.0 {
             draining.drain.spent(lines.saturating_sub(draining.came));

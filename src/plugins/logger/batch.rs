@@ -1,13 +1,14 @@
 //! Records that stand for many lines, and the lines that they stand for.
 //!
 //! * With `--logger_event_type=false` osqueryd hands a query's whole difference over in one call, `{"diffResults":
-//!   {"removed": [row…], "added": [row…]}, "name": …}`, which costs it a fraction of what a call a row costs. The server
+//!   {"removed": [row…], "added": [row…]}, "name": …}`, which costs it a fraction of what a call a row costs. The
+//! server
 //!   gets what it would have got: the same lines in the same order, byte for byte, since every member is passed on as
 //!   osqueryd has written it.
 //! * `{"string_batch": ["line", …]}` is a `string_batch` call.
 //!
 //! A record may have hundreds of megabytes, so it is read in pieces: once for its [`Outline`], which is small, and then
-//! row by row. Nothing here knows whether a row is JSON in all its depth; whoever sends it looks at that.
+//! row by row. Nothing here knows whether a row is JSON in all its depth; the sender looks at that.
 
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -214,8 +215,8 @@ impl<R: Read + Seek> Lines<'_, R> {
                     self.line.extend(part);
                 }
             }
-            // What is no UTF-8 is repaired here, since escapes and bytes stand side by side; the mark is set by whoever
-            // sends the line.
+            // What is no UTF-8 is repaired here, since escapes and bytes stand side by side; the mark is set by the
+            // sender of the line.
             Element::Line => {
                 let text = String::from_utf8_lossy(element);
                 let line: String = serde_json::from_str(&text).map_err(io::Error::other)?;

@@ -93,7 +93,7 @@ struct Decorator {
 }
 
 impl Decorations {
-    /// Queries osqueryd by `manager`, which nobody else should use; looks for a configuration in the file `kept` when
+    /// Queries osqueryd by `manager`, which is for this alone; looks for a configuration in the file `kept` when
     /// it is not told one. [`Self::run`] must be running.
     #[must_use]
     pub fn new(manager: Manager, kept: PathBuf, shutdown: &Shutdown) -> Arc<Self> {
@@ -166,8 +166,8 @@ impl Decorations {
         }
     }
 
-    /// Runs what is due, without the lock. What was found for a configuration that has gone meanwhile is thrown away, and
-    /// the round is still to be made.
+    /// Runs what is due, without the lock. What was found for a configuration that has gone meanwhile is thrown away,
+    /// and the round is still to be made.
     fn round(&self, ticket: Ticket) {
         let began = Instant::now();
         let (configuration, due) = {
@@ -190,7 +190,7 @@ impl Decorations {
             }
             state.ended = unix_time();
             state.late &= began.elapsed() > ROUND_LIMIT;
-            // With the lock, so that nobody calls this round late behind its back.
+            // Under the lock, so that no caller takes this round for a late one meanwhile.
             self.rounds.done(ticket, ());
         }
     }

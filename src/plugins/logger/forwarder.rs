@@ -2,9 +2,9 @@
 //! through for the lines that it doesn't take, and for the size that it does: [`isolation`](crate::plugins::isolation)
 //! decides.
 //!
-//! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits. A flush
-//! sends what waits when it begins, in full requests; what comes meanwhile waits for the next period, unless it fills a
-//! request. After an outage it sends its backlog bit by bit ([`Backlog`]), since a whole fleet has kept lines.
+//! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits. A
+//! flush sends what waits when it begins, in full requests; what comes meanwhile waits for the next period, unless it
+//! fills a request. After an outage it sends its backlog slowly ([`Backlog`]), since a whole fleet has kept lines.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,13 +31,13 @@ use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 use crate::words::{Span, counted};
 
-/// At the end, what waits is still sent for so long.
+/// For how long what waits is still sent at the end.
 const LAST_FLUSH_LIMIT: Duration = Duration::from_millis(1300);
 
-/// Lines that are refused alone, with nothing to compare them with, are sent again after waits of up to so long.
+/// Lines that are refused alone, with nothing to compare them with, are sent again after waits that grow up to this.
 const REST_MAX: Duration = Duration::from_secs(3600);
 
-/// Tells whoever writes the journal that this thread sleeps until more has come than lies before this place.
+/// Tells the journal's writer that this thread sleeps until more has come than lies before this place.
 pub type AskToBeWoken = Box<dyn Fn(Position) + Send + Sync>;
 
 /// Sends one stream's lines.
@@ -56,7 +56,7 @@ pub struct Forwarder {
     pub backlog_end: Position,
     /// Called before this thread sleeps.
     pub ask_to_be_woken: AskToBeWoken,
-    /// Rung when lines wait: whoever keeps the journal within its limits sleeps while none do.
+    /// Rung when lines wait: the thread that keeps the journal within its limits sleeps while none do.
     pub keeper: Arc<Doorbell>,
     /// Asks for the end.
     pub shutdown: Shutdown,
@@ -124,7 +124,8 @@ struct Sending {
     caught_up: CaughtUp,
 }
 
-/// A moment that can lie before the start of this process. By our own clock: what lines say of their time can be anything.
+/// A moment that can lie before the start of this process. By our own clock: what lines say of their time can be
+/// anything.
 #[derive(Clone, Copy)]
 struct CaughtUp {
     seen: Instant,

@@ -31,7 +31,7 @@ pub(super) fn rows(sources: &Sources) -> Rows {
 }
 
 fn row(stream: &Stream, limits: &Limits) -> Vec<Value> {
-    // What exceeds the limits now goes at the next look of whoever keeps them; here it is gone already.
+    // What exceeds the limits now would go at the next look of the thread `journals`; here it is gone already.
     stream.journal.keep_within(limits);
     let status = stream.journal.status();
     let counts = stream.counts(status.counts, status.waiting_lines);
@@ -52,7 +52,8 @@ fn row(stream: &Stream, limits: &Limits) -> Vec<Value> {
 }
 
 impl Stream {
-    /// What became of lines, on both sides. A line that was taken by another process is counted as taken when it is seen.
+    /// What became of lines, on both sides. A line that was taken by another process is counted as taken when it is
+    /// seen.
     fn counts(&self, read: Counts, waiting: u64) -> Counts {
         match (self.written)() {
             Some(written) => read + written,

@@ -1,6 +1,6 @@
 //! The tables, a file a table: what this extension knows of itself, for SQL.
 //!
-//! A table asks nobody: neither the server nor osqueryd, which may itself be in the middle of a query of ours that
+//! A table asks neither the server nor osqueryd, which may itself be in the middle of a query of ours that
 //! names the table. Every cell of text is masked here, whatever it holds. docs/tables.md is what operators read.
 
 mod buffer;
