@@ -2,8 +2,8 @@
 //!
 //! **The two can be of different versions**: a new binary brings a new worker before it brings a new front, and a
 //! package can be taken back. So messages and their members go by names; a message that one side doesn't know is
-//! skipped, with the descriptors that came with it; members that it doesn't know are skipped, and those that are missing
-//! have defaults. Nothing here may change its meaning; what has to mean something else gets another name.
+//! skipped, with the descriptors that came with it; members that it doesn't know are skipped, and those that are
+//! missing have defaults. Nothing here may change its meaning; what has to mean something else gets another name.
 //!
 //! A message is a line: the number of descriptors that come with it, a blank, and JSON. Descriptors travel beside it
 //! (SCM_RIGHTS). Either side's end is the other's end of file, so that neither outlives the other unnoticed.
@@ -47,7 +47,7 @@ pub enum Order {
     Call {},
     /// Is the worker there? It answers [`Report::Pong`].
     Ping {
-        /// Which ping.
+        /// The number that the answer has to carry.
         #[serde(default)]
         number: u64,
     },
@@ -73,7 +73,7 @@ pub struct Start {
     pub backlog_end: Seen,
     /// How the results journal's writing side stood when this worker was started.
     pub taken: Taken,
-    /// Whether somebody wants the configuration fetched and pushed now (SIGHUP).
+    /// Whether an operator wants the configuration fetched and pushed now (SIGHUP).
     pub refresh: bool,
     /// The process that has started the front: osqueryd's watcher, whose command line tells what the operator has set.
     pub parent: u32,
@@ -87,11 +87,11 @@ pub struct Listener {
     pub private: PathBuf,
 }
 
-/// A registration.
+/// A registration with an osqueryd that runs.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Attached {
-    /// Under which osqueryd calls.
+    /// The number that osqueryd has given the extension: its socket's name ends in it, and each answer carries it.
     pub uuid: i64,
     /// osqueryd's process; 0 when it isn't known.
     pub osqueryd: u32,
@@ -105,7 +105,7 @@ pub enum Report {
     Ready(Ready),
     /// It answers a ping.
     Pong {
-        /// Which one.
+        /// The number of the ping that it answers.
         #[serde(default)]
         number: u64,
     },
@@ -113,7 +113,7 @@ pub enum Report {
     WakeMe(Seen),
     /// It wants result lines that the disk refuses: they are written into the descriptor that comes with it.
     PeekOverflow {
-        /// Bytes at most.
+        /// How many bytes it takes at most.
         #[serde(default)]
         most: usize,
     },
@@ -125,11 +125,11 @@ pub enum Report {
     },
     /// What was peeked is not on its way any more.
     GiveBackOverflow {},
-    /// It wants to know how the results journal's writing side stands: JSON, [`Taken`], into the descriptor that comes with
-    /// it.
+    /// It wants to know how the results journal's writing side stands: JSON, [`Taken`], into the descriptor that comes
+    /// with it.
     Taken {},
-    /// It wants what was said of lost result lines on the writing side, since the last time that a worker asked: JSON, an
-    /// array of strings, into the descriptor that comes with it.
+    /// It wants what was said of lost result lines on the writing side, since the last time that a worker asked: JSON,
+    /// an array of strings, into the descriptor that comes with it.
     Losses {},
     /// Flags that the front goes by have changed.
     Settings(FrontSettings),

@@ -2,7 +2,7 @@
 //!
 //! A thread of its own always reads from that connection, so that osqueryd's end is noticed the moment its socket
 //! hangs up, without polling: an extension that notices later loses the race for the restarted worker
-//! (docs/architecture.md, "Attachment"). What it reads is handed to whoever is in a call.
+//! (docs/architecture.md, "Attachment"). What it reads is handed to the thread that is in a call.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, BufWriter, Read};
@@ -43,7 +43,7 @@ const SETTINGS_DOMAIN: &str = "configurations";
 /// Why a call to osqueryd's manager failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
-    /// Nobody listens on the socket, or it may not be used.
+    /// No process listens on the socket, or it may not be used.
     #[error("can't connect to osqueryd's extension manager at {path}", path = .path.display())]
     Unreachable {
         /// The socket.
@@ -99,7 +99,7 @@ impl Manager {
         Self { socket, hung_up, limit: CALL_LIMIT, link: Mutex::new(None), end: Mutex::default() }
     }
 
-    /// The same, for somebody who doesn't wait so long for any one answer.
+    /// The same, waiting for each answer for `limit` at most.
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -112,8 +112,8 @@ impl Manager {
         &self.socket
     }
 
-    /// The process that the kept connection leads to: osqueryd's worker. `None` without a connection, or where the kernel
-    /// doesn't say.
+    /// The process that the kept connection leads to: osqueryd's worker. `None` without a connection, or where the
+    /// kernel doesn't say.
     #[must_use]
     pub fn peer(&self) -> Option<Process> {
         self.lock().as_ref().and_then(|link| Process::of_peer(&link.stream))
@@ -174,8 +174,8 @@ impl Manager {
         }
     }
 
-    /// Whether osqueryd still knows the extension with this uuid. Asked every few seconds, by a thread that must not wait
-    /// for long: over a connection of its own, since the kept one's reader would wake for the answer, too.
+    /// Whether osqueryd still knows the extension with this uuid. Asked every few seconds, by a thread that must not
+    /// wait for long: over a connection of its own, since the kept one's reader would wake for the answer, too.
     pub fn knows(&self, uuid: i64) -> Result<bool> {
         let unreachable = |source| ManagerError::Unreachable { path: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
@@ -201,8 +201,8 @@ impl Manager {
         rows("query", self.call("query", |client| client.query(sql.to_owned()))?)
     }
 
-    /// The rows of a table, as osqueryd's own plugins ask for them: without SQL, so that tables which `disable_tables` or
-    /// `enable_tables` keep from it answer too, with the columns that the table itself fills in.
+    /// The rows of a table, as osqueryd's own plugins ask for them: without SQL, so that tables which `disable_tables`
+    /// or `enable_tables` keep from it answer too, with the columns that the table itself fills in.
     pub fn table(&self, name: &str) -> Result<Vec<StringMap>> {
         let request =
             [("action", "generate"), ("context", "{}")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();

@@ -88,7 +88,7 @@ impl<R: BufRead> LossyInput<R> {
     }
 
     fn message_begin(&mut self) -> Result<TMessageIdentifier> {
-        // Its name is short: the inner protocol's own reading of it is good enough, but not its appetite.
+        // Its name is short. The inner protocol could read it, but would reserve whatever its length announces.
         if self.inner.transport.fill_buf()?.is_empty() {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }

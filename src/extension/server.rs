@@ -7,7 +7,7 @@
 //!
 //! The threads can be ended without harm to the listener: each exits after its connection, and those that still wait
 //! in `accept` are woken by connections of our own. What osqueryd connects meanwhile waits in the listener's backlog
-//! for whoever serves it next: this process, a new program in it, or another process.
+//! for the one that serves it next: this process, a new program in it, or another process.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
-// A notification that nobody waits for costs no system call, as std's does: there are several a call.
+// A notification that no thread waits for costs no system call, as std's does: there are several a call.
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::socket::Socket;
@@ -40,11 +40,11 @@ const MOST_THREADS: usize = 64;
 /// Threads in all. Those that wait for a connection's first word are no burden to those that answer.
 const MOST_WITH_SILENT: usize = 1024;
 
-/// How long a connection may say nothing at first, where more than [`FEW_SILENT`] do so. osqueryd's speak at once; but one
-/// that was stopped in between, or a host with a thousand things to do, is to be waited for.
+/// How long a connection may say nothing at first, where more than [`FEW_SILENT`] do so. osqueryd's speak at once; but
+/// one that was stopped in between, or a host with a thousand things to do, is to be waited for.
 const FIRST_WORD_LIMIT: Duration = Duration::from_secs(1);
 
-/// As many connections that have not spoken yet harm nobody.
+/// As many connections that have not spoken yet do no harm.
 const FEW_SILENT: usize = 16;
 
 /// How long a connection that has spoken may say nothing more.
@@ -56,7 +56,8 @@ const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(1);
 /// Between two looks for connections to end then.
 const CROWDED_PAUSE: Duration = Duration::from_millis(100);
 
-/// The same while the threads are to end. On a busy host, whoever has connected may be kept from speaking for a while.
+/// The same while the threads are to end. On a busy host, a process that has connected may be kept from speaking for a
+/// while.
 const LAST_IDLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The same for what waits in the backlog at the very end, when osqueryd is gone.
@@ -73,8 +74,8 @@ const FITS_ANYWAY: usize = 4096;
 
 /// Answers the messages of one connection.
 pub trait Converse: Send + Sync {
-    /// Reads and answers to the connection's end, or until [`Connection::is_last`] after an answer. `buffer` was used by
-    /// an earlier conversation, its contents don't matter.
+    /// Reads and answers to the connection's end, or until [`Connection::is_last`] after an answer. `buffer` was used
+    /// by an earlier conversation, its contents don't matter.
     ///
     /// # Errors
     /// Whatever ended the conversation early.
@@ -197,7 +198,7 @@ impl<C: Converse + 'static> Server<C> {
             return;
         }
         while let Ok((stream, _)) = shared.listener.accept() {
-            // Whoever has connected by now speaks at once, or never.
+            // A process that has connected by now speaks at once, or never.
             let patient = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(DRAIN_LIMIT)));
             if patient.is_ok() {
                 shared.serve(stream);
@@ -231,7 +232,7 @@ impl<C: Converse + 'static> Shared<C> {
         // One that would be idle beside enough others was a spare one, and is no longer needed.
         let rest = |idle| (idle < MOST_IDLE).then_some(idle + 1);
         while !self.is_stopping() && self.idle.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest).is_ok() {
-            // A look after the count: whoever stops the server knocks once for each thread that is counted as idle.
+            // A look after the count: to stop the server, one knock is made for each thread that is counted as idle.
             let accepted = if self.is_stopping() { Err(ErrorKind::Interrupted.into()) } else { self.listener.accept() };
             let others_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
             match accepted {
@@ -252,7 +253,7 @@ impl<C: Converse + 'static> Shared<C> {
         }
     }
 
-    /// Somebody must be there for the next connection: a spare thread, or one that a silent connection holds.
+    /// A thread must be there for the next connection: a spare one, or one that a silent connection holds.
     fn make_room(self: &Arc<Self>) {
         let threads = self.threads.load(Ordering::SeqCst);
         let speaking = threads.saturating_sub(self.silent.load(Ordering::SeqCst));

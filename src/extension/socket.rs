@@ -1,8 +1,8 @@
 //! The extension's listening socket and its names.
 //!
-//! It is bound under a private name that osqueryd doesn't know, and shown under the name by which osqueryd calls, a hard
-//! link: so the shown name can be changed with a registration and, above all, put back. An osqueryd that ends sweeps
-//! `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name.
+//! It is bound under a private name that osqueryd doesn't know, and shown under the name by which osqueryd calls, a
+//! hard link: so the shown name can be changed with a registration and, above all, put back. An osqueryd that ends
+//! sweeps `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name.
 
 use std::fs;
 use std::io;
@@ -157,7 +157,7 @@ impl Socket {
         file(path).is_some() && file(path) == file(&self.private)
     }
 
-    /// Removes all names: nobody can connect any more.
+    /// Removes all names: no process can connect any more.
     pub fn remove(&self) {
         self.hide();
         let _ = remove_if_there(&self.private);
@@ -170,8 +170,8 @@ pub fn shown_path(manager: &Path, uuid: i64) -> PathBuf {
     with_suffix(manager, &format!(".{uuid}"))
 }
 
-/// Listens under a name that has mode 0600 from the beginning: to change the mode of a name later is to change whatever has
-/// that name by then.
+/// Listens under a name that has mode 0600 from the beginning: to change the mode of a name later is to change whatever
+/// has that name by then.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     // The mask is the whole process's: what other threads make meanwhile is the more private.
     static MASK: Mutex<()> = Mutex::new(());

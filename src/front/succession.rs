@@ -1,5 +1,5 @@
-//! How the socket, the registration and what belongs to them pass from one process, or program, to the next without a call
-//! refused: connections wait in the listener's backlog meanwhile.
+//! How the socket, the registration and what belongs to them pass from one process, or program, to the next without a
+//! call refused: connections wait in the listener's backlog meanwhile.
 //!
 //! * [`exec`]: a new binary takes the front's place in the same process, which stays osqueryd's child.
 //! * [`knock`]: a front that osqueryd's watcher has started finds the worker of its dead predecessor, which stands in
@@ -60,7 +60,7 @@ pub struct Inherited {
 /// Asks a worker that stands in for a dead front for what it has; `None` when there is none, or it can't give it.
 #[must_use]
 pub fn knock(manager: &Path) -> Option<Inherited> {
-    // Somebody else's would be given all that osqueryd says.
+    // A process of another user's would be given all that osqueryd says.
     let stream = UnixStream::connect(door(manager)).ok().filter(is_ours)?;
     let take = || -> io::Result<Option<Inherited>> {
         stream.set_read_timeout(Some(HANDOVER_LIMIT))?;
@@ -102,8 +102,8 @@ fn inherited(receiver: &mut Receiver) -> io::Result<Option<Inherited>> {
     Ok(Some(Inherited { estate, listener, worker: descriptors.next().map(UnixStream::from) }))
 }
 
-/// Runs another program in this process, which [resumes](resume). Returns only when that can't be done: everything is as
-/// it was then, but for the standard input.
+/// Runs another program in this process, which [resumes](resume). Returns only when that can't be done: everything is
+/// as it was then, but for the standard input.
 pub fn exec(program: &Path, estate: &Estate, listener: &UnixListener, worker: &UnixStream) -> io::Error {
     let left = || -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;

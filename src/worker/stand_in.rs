@@ -28,7 +28,7 @@ use crate::platform::{Process, is_ours};
 use crate::plugins::logger::LastFlush;
 use crate::shutdown::Doorbell;
 
-/// Between two looks whether osqueryd is still there, while nobody knocks.
+/// Between two looks whether osqueryd is still there, while no next front knocks.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Calls that this worker is at when the next front knocks get this long.
