@@ -464,6 +464,25 @@ mod tests {
     }
 
     #[test]
+    fn a_server_can_only_tighten_a_limit_that_the_host_has_set() {
+        let with = |host: &str, server: &str| {
+            let flags = [("buffer_max_bytes", host), ("buffer_min_free_bytes", host), ("enroll_max_per_hour", host)];
+            let own = flags.iter().fold(OwnFlags::default(), |own, (name, text)| match text {
+                &"" => own,
+                text => own.with(own::named(name).unwrap(), *text),
+            });
+            let options = flags.map(|(name, _)| (format!("{REMOTE_PREFIX}{name}"), server.to_owned()));
+            let (settings, errors) = Settings::new(&Options::from(options), &own);
+            assert_eq!(errors, []);
+            let logger = &settings.logger;
+            (logger.buffer_max_bytes, logger.buffer_min_free_bytes, settings.enroll.max_per_hour)
+        };
+        assert_eq!(with("100", "50"), (50, 100, 50));
+        assert_eq!(with("100", "200"), (100, 200, 100));
+        assert_eq!(with("", "200"), (200, 200, 200), "nothing that the host has set");
+    }
+
+    #[test]
     fn every_flag_of_ours_has_the_default_that_is_said() {
         let defaults = settings(&[]).0;
         for flag in FLAGS {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::address::without_password;
-use super::own::{self, Flag, OwnFlags, Parse, REMOTE_PREFIX, Setter};
+use super::own::{self, Flag, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
 use super::{
     ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, LogSettings,
     LoggerSettings, Options, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
@@ -126,7 +126,7 @@ impl Reader<'_> {
             reenrollment_disabled: self.truth("disable_reenrollment", false),
             max_attempts: u32::try_from(self.number("tls_enroll_max_attempts", 12)).ok().filter(|&most| most > 0),
             max_interval: self.seconds("tls_enroll_max_interval", 600),
-            max_per_hour: u32::try_from(self.own(&own::ENROLL_MAX_PER_HOUR)).unwrap_or(u32::MAX),
+            max_per_hour: u32::try_from(self.limit(&own::ENROLL_MAX_PER_HOUR, u64::min)).unwrap_or(u32::MAX),
             reenroll_within: Duration::from_secs(self.own(&own::REENROLL_WITHIN)),
         }
     }
@@ -144,7 +144,7 @@ impl Reader<'_> {
 
     fn logger(&mut self) -> LoggerSettings {
         let max_kept = self.number("buffered_log_max", 1_000_000);
-        let buffer_max_bytes = self.own(&own::BUFFER_MAX_BYTES);
+        let buffer_max_bytes = self.limit(&own::BUFFER_MAX_BYTES, u64::min);
         LoggerSettings {
             period: self.seconds("logger_tls_period", 4).max(Duration::from_millis(100)),
             max_lines: self.size("logger_tls_max_lines", 1024).max(1),
@@ -155,7 +155,7 @@ impl Reader<'_> {
             decorations: self.decorations(),
             max_kept: Some(max_kept).filter(|&most| most > 0),
             buffer_max_bytes,
-            buffer_min_free_bytes: self.own(&own::BUFFER_MIN_FREE_BYTES),
+            buffer_min_free_bytes: self.limit(&own::BUFFER_MIN_FREE_BYTES, u64::max),
             max_request_bytes: usize::try_from(self.own(&own::LOGGER_MAX_REQUEST_BYTES)).unwrap_or(usize::MAX),
             expand_events: self.own(&own::LOGGER_EXPAND_EVENTS),
             event_type: self.truth("logger_event_type", true),
@@ -244,6 +244,14 @@ impl Reader<'_> {
             self.errors.push(SettingError::new(name, text, format!("{} is needed", flag.kind.allowed())));
             flag.kind.default()
         })
+    }
+
+    /// A limit that protects the host. Where its operator has set one, a server can only make it stricter; `stricter` says
+    /// which of two that is.
+    fn limit(&mut self, flag: &Flag<Number>, stricter: fn(u64, u64) -> u64) -> u64 {
+        let value = self.own(flag);
+        let of_operator = self.given.text(flag.name).and_then(|text| flag.kind.parse(text));
+        of_operator.map_or(value, |limit| stricter(value, limit))
     }
 }
 
