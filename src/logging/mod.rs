@@ -32,7 +32,7 @@ pub const DUMP: &str = "osquery_remote_tls::tls_dump";
 
 /// Characters of a line that are written, and of a dumped body.
 const LONGEST_LINE: usize = 8 << 10;
-/// See [`LONGEST_LINE`].
+/// Characters of a dumped body that are shown: more than of any other line, since a dump is asked for.
 pub const DUMPED: usize = 64 << 10;
 
 /// Everything that the log goes to.
