@@ -2,8 +2,7 @@
 //!
 //! * With `--logger_event_type=false` osqueryd hands a query's whole difference over in one call, `{"diffResults":
 //!   {"removed": [row…], "added": [row…]}, "name": …}`, which costs it a fraction of what a call a row costs. The
-//! server
-//!   gets what it would have got: the same lines in the same order, byte for byte, since every member is passed on as
+//!   server gets what it would have got: the same lines in the same order, byte for byte, since every member is passed on as
 //!   osqueryd has written it.
 //! * `{"string_batch": ["line", …]}` is a `string_batch` call.
 //!
