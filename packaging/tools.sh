@@ -1,27 +1,19 @@
 # shellcheck shell=bash disable=SC2034
-# What the scripts in this directory need: tools, in the versions that make the packages the same twice, and where things
-# are. Sourced, not run.
+# What packaging/build, check and test share: the tools that they need, in the versions that made the packages the
+# same twice, and where things are. Sourced, not run.
 
 CARGO_DEB=3.8.0
 CARGO_GENERATE_RPM=0.21.1
 CARGO_CYCLONEDX=0.5.9
-# From PyPI: a C compiler and linker for every target, and the cargo command that uses it.
-ZIGLANG=0.17.1
-CARGO_ZIGBUILD=0.24.1
-
-# The glibc that the Linux binaries need at least.
-GLIBC=2.17
 
 # The generated files, the build and the packages; all of them can be removed.
 GENERATED=target/packaging
 PACKAGES=${PACKAGES:-target/packages}
 
-# need_crate COMMAND VERSION: cargo leaves it alone when that version is there. Compiled without much optimization, which
-# would take longer than all of the tool's work.
+# need_crate COMMAND VERSION: cargo leaves it alone when that version is there.
 need_crate() {
     if [ "$("$1" "${1#cargo-}" --version 2>/dev/null | grep -o '[0-9.]*$')" != "$2" ]; then
-        env -u CARGO_TARGET_DIR -u RUSTFLAGS CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
-            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked "$1@$2"
+        cargo install --quiet --locked "$1@$2"
     fi
 }
 
@@ -36,20 +28,6 @@ need_debian() {
         apt-get update -qq
         apt-get install -y -qq --no-install-recommends "$2" >/dev/null
     fi
-}
-
-# need_zig: zig and cargo-zigbuild in a Python environment of their own.
-need_zig() {
-    local home=$PWD/$GENERATED/zig
-    if [ "$(cat "$home/made" 2>/dev/null)" != "$ZIGLANG $CARGO_ZIGBUILD" ]; then
-        need_debian python3 python3-venv
-        rm -rf "$home"
-        python3 -m venv "$home"
-        "$home/bin/pip" install --quiet --disable-pip-version-check "ziglang==$ZIGLANG" "cargo-zigbuild==$CARGO_ZIGBUILD"
-        echo "$ZIGLANG $CARGO_ZIGBUILD" >"$home/made"
-    fi
-    export CARGO_ZIGBUILD_ZIG_PATH=$home/bin/python-zig
-    export PATH=$home/bin:$PATH
 }
 
 # version: of the workspace, as Cargo.toml has it.
