@@ -306,7 +306,7 @@ impl Front {
                 }
                 Ok(Event::Renew) => {
                     self.reload();
-                    self.workers.renew("SIGHUP");
+                    self.workers.renew();
                 }
                 Ok(Event::Worker(number, news)) => self.workers.hear(number, news),
                 Err(RecvTimeoutError::Timeout) => {}

@@ -65,17 +65,15 @@ impl Program {
     pub(super) fn is_replaced(&mut self) -> bool {
         let now = look(&self.path);
         let settled = now == std::mem::replace(&mut self.before, now);
-        let replaced = settled && now.is_some() && now != self.seen;
-        if replaced {
-            self.seen = now;
+        if !settled || now.is_none() || now == self.seen {
+            return false;
         }
-        match distrust_program(&self.path).filter(|_| replaced) {
-            Some(reason) => {
-                log::error!("another binary is at {} and is not run: {reason}", self.path.display());
-                false
-            }
-            None => replaced,
+        self.seen = now;
+        let distrust = distrust_program(&self.path);
+        if let Some(reason) = &distrust {
+            log::error!("another binary is at {} and is not run: {reason}", self.path.display());
         }
+        distrust.is_none()
     }
 }
 

@@ -56,6 +56,24 @@ pub(super) struct Workers {
     too_large: Option<Instant>,
 }
 
+/// Why a worker is brought in beside another one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Signal,
+    NewBinary,
+    Memory,
+}
+
+impl Cause {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Signal => "SIGHUP",
+            Self::NewBinary => "another binary is there",
+            Self::Memory => "the worker is too large",
+        }
+    }
+}
+
 /// A worker that is to take over from the present one.
 struct Candidate {
     worker: WorkerProcess,
@@ -162,28 +180,34 @@ impl Workers {
 
     /// osqueryd has registered the extension.
     pub(super) fn attached(&mut self, attached: Attached) {
-        let present = self.present.iter().chain(self.candidate.as_ref().map(|candidate| &candidate.worker));
-        present.for_each(|worker| worker.to.tell(&Order::Attached(attached.clone())));
+        self.tell(&Order::Attached(attached.clone()));
         self.attached = Some(attached);
     }
 
     /// osqueryd's process is gone.
     pub(super) fn detached(&self) {
+        self.tell(&Order::Detached {});
+    }
+
+    /// Tells the present worker, and the one that is to take over from it.
+    fn tell(&self, order: &Order) {
         let present = self.present.iter().chain(self.candidate.as_ref().map(|candidate| &candidate.worker));
-        present.for_each(|worker| worker.to.tell(&Order::Detached {}));
+        present.for_each(|worker| worker.to.tell(order));
     }
 
-    /// Brings in a new worker beside the present one.
-    pub(super) fn renew(&mut self, reason: &str) {
-        self.bring_in(reason, false);
+    /// An operator wants a new worker: brings one in beside the present one.
+    pub(super) fn renew(&mut self) {
+        self.bring_in(Cause::Signal);
     }
 
-    fn bring_in(&mut self, reason: &str, is_new_binary: bool) {
+    fn bring_in(&mut self, cause: Cause) {
         if self.candidate.is_some() {
             return;
         }
-        log::info!("{reason}: starting a new worker");
-        match self.spawn(!is_new_binary) {
+        log::info!("{}: starting a new worker", cause.words());
+        let is_new_binary = cause == Cause::NewBinary;
+        // One that is replaced for its memory must not begin with what may have filled it.
+        match self.spawn(cause == Cause::Signal) {
             Ok(worker) => {
                 let deadline = Instant::now() + READY_LIMIT;
                 self.candidate = Some(Candidate { worker, deadline, is_new_binary });
@@ -299,7 +323,7 @@ impl Workers {
             self.bury();
         }
         if self.program.is_replaced() {
-            self.bring_in("another binary is there", true);
+            self.bring_in(Cause::NewBinary);
         }
         self.check_memory(max_memory);
     }
@@ -310,7 +334,7 @@ impl Workers {
         if let Some(bytes) = resident_bytes(worker.id()).filter(|bytes| *bytes > most) {
             log::warn!("the worker has {} MiB in memory, more than worker_max_memory allows", bytes >> 20);
             self.too_large = Some(Instant::now());
-            self.bring_in("the worker is too large", false);
+            self.bring_in(Cause::Memory);
         }
     }
 
