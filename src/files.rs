@@ -34,7 +34,7 @@ pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
 /// # Errors
 /// It is none of ours, or can't be opened.
 pub fn open_ours(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    let file = open(path, options, OFlags::NOFOLLOW)?;
+    let file = open_unfollowed(path, options)?;
     let found = file.metadata()?;
     if found.uid() != our_user() {
         return Err(io::Error::other(format!("it is the user {}'s, and not ours", found.uid())));
@@ -43,6 +43,15 @@ pub fn open_ours(path: &Path, options: &OpenOptions) -> io::Result<File> {
         return Err(io::Error::other("it has another name, too (a hard link)"));
     }
     Ok(file)
+}
+
+/// Opens a regular file, or makes it with mode 0600, through no link. Whose it is isn't looked at: for directories that
+/// are [trusted](trust_in).
+///
+/// # Errors
+/// It is a link or no regular file, or can't be opened.
+pub fn open_unfollowed(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    open(path, options, OFlags::NOFOLLOW)
 }
 
 /// A pipe without a writer must be an error, and not a wait.
@@ -59,6 +68,17 @@ fn read_all(file: File, most: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::other(format!("it has more than {most} bytes")));
     }
     Ok(bytes)
+}
+
+/// Refuses a directory that is not to be trusted: see [`distrust`].
+///
+/// # Errors
+/// `PermissionDenied`, with the reason.
+pub fn trust_in(directory: &Path) -> io::Result<()> {
+    match distrust(directory) {
+        Some(reason) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("not to be trusted: {reason}"))),
+        None => Ok(()),
+    }
 }
 
 /// Why a directory is not to be trusted with what only we may write: another user could change what is in it, or put

@@ -303,23 +303,22 @@ impl<C: Converse + 'static> Shared<C> {
         if self.silent.load(Ordering::SeqCst) <= FEW_SILENT {
             return;
         }
-        let now = milliseconds(self.began);
-        let limit = u64::try_from(FIRST_WORD_LIMIT.as_millis()).unwrap_or(u64::MAX);
-        for (_, open) in &self.connections().open {
-            let is_silent = !open.has_spoken.load(Ordering::Relaxed);
-            if is_silent && now.saturating_sub(open.heard.load(Ordering::Relaxed)) >= limit {
-                let _ = open.stream.shutdown(Shutdown::Read);
-            }
-        }
+        self.end_those(FIRST_WORD_LIMIT, |open| !open.has_spoken.load(Ordering::Relaxed));
     }
 
-    /// Ends connections that nothing has come from for `limit`. Only their reading side: an answer still gets out.
+    /// Ends connections that nothing has come from for `limit`.
     fn end_silent(&self, limit: Duration) {
+        self.end_those(limit, |_| true);
+    }
+
+    /// Ends those that are meant and that nothing has come from for `limit`, unless they wait for an answer. Only their
+    /// reading side: an answer still gets out.
+    fn end_those(&self, limit: Duration, is_meant: impl Fn(&Open) -> bool) {
         let now = milliseconds(self.began);
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         for (_, open) in &self.connections().open {
             let heard = open.heard.load(Ordering::Relaxed);
-            if heard != ANSWERING && now.saturating_sub(heard) >= limit {
+            if heard != ANSWERING && now.saturating_sub(heard) >= limit && is_meant(open) {
                 let _ = open.stream.shutdown(Shutdown::Read);
             }
         }

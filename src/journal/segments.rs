@@ -6,14 +6,12 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::OFlags;
-
 use super::JournalError;
-use crate::files;
+pub(super) use crate::files::{open_unfollowed as open, trust_in};
 
 pub(super) const CURSOR: &str = "cursor";
 pub(super) const WRITER_LOCK: &str = "writer.lock";
@@ -118,22 +116,6 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
     trust_in(directory)
-}
-
-/// Refuses a directory that another user could change.
-pub(super) fn trust_in(directory: &Path) -> io::Result<()> {
-    match files::distrust(directory) {
-        Some(reason) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("not to be trusted: {reason}"))),
-        None => Ok(()),
-    }
-}
-
-/// Opens a file of ours, with mode 0600 when it is made. What is no regular file is refused: nothing is followed or waited
-/// for.
-pub(super) fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-    let file = options.clone().mode(0o600).custom_flags(i32::try_from(flags).unwrap_or_default()).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 /// Opens a file of ours. What is foreign and has its name is moved aside first.

@@ -21,20 +21,13 @@ const LARGEST: u64 = 4 << 20;
 #[must_use]
 pub fn kept(path: &Path) -> Option<String> {
     let directory = path.parent()?;
-    match trust_in(directory).and_then(|()| files::read_ours(path, LARGEST)) {
+    match files::trust_in(directory).and_then(|()| files::read_ours(path, LARGEST)) {
         Ok(document) => Some(document),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
             log::debug!("the kept configuration in {} counts for nothing: {error}", path.display());
             None
         }
-    }
-}
-
-fn trust_in(directory: &Path) -> io::Result<()> {
-    match files::distrust(directory) {
-        Some(reason) => Err(io::Error::other(format!("not to be trusted: {reason}"))),
-        None => Ok(()),
     }
 }
 
@@ -76,10 +69,10 @@ impl Kept {
             return Ok(());
         }
         if let Some(directory) = self.path.parent() {
-            trust_in(directory)?;
+            files::trust_in(directory)?;
             // Mode 0700, as the journals make it.
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            trust_in(directory)?;
+            files::trust_in(directory)?;
         }
         let aside = self.path.with_extension("new");
         // A new one: what was left there, or put there, is not written into.
