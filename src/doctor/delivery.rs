@@ -52,7 +52,7 @@ fn problems(told: &Told, flags: &Flags, compress: bool, now: i64) -> Vec<(String
     if lines > 0 && oldest > 0 && now - oldest > LATE {
         problems.push((
             format!("{lines} lines wait, the oldest since {}", day_and_time(oldest)),
-            "after an outage they are sent at --logger_drain_bytes_per_second; else see the logger endpoint".to_owned(),
+            "after an outage they are sent slowly (docs/fleet.md says how); else see the logger endpoint".to_owned(),
         ));
     }
     if let Some(logger) = told.of(Endpoint::Logger) {

@@ -16,6 +16,18 @@ pub enum Waiting {
     Large(LargeRecord),
 }
 
+impl Waiting {
+    /// Where the oldest one begins; `None` when no record waits.
+    #[must_use]
+    pub fn start(&self) -> Option<Position> {
+        match self {
+            Self::Nothing => None,
+            Self::Records(chunk) => Some(chunk.start()),
+            Self::Large(record) => Some(record.start()),
+        }
+    }
+}
+
 /// Whole records, oldest first; at least one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunk {

@@ -175,8 +175,7 @@ impl Search {
         if let Some(index) = self.lines.iter().position(compared) {
             return Step::Send(index..index + 1);
         }
-        let front = self.front().or_else(|| if self.has_suspects() { self.control() } else { self.spare() });
-        front.unwrap_or_else(|| self.more_or(Step::Rest))
+        self.open().unwrap_or_else(|| self.more_or(Step::Rest))
     }
 
     /// Nothing was taken of late.
@@ -189,9 +188,8 @@ impl Search {
                 return control;
             }
         }
-        let open = self.front().or_else(|| if self.has_suspects() { self.control() } else { self.spare() });
+        let open = self.open();
         let suspect = || {
-            let is_suspect = |line: &Line| matches!(line, Line::Suspect { .. });
             let suspects: Vec<usize> = indexes(&self.lines, is_suspect).collect();
             let next = suspects.get(self.waits.checked_rem(suspects.len()).unwrap_or(0)).copied().unwrap_or(0);
             Step::Send(next..next + 1)
@@ -204,6 +202,11 @@ impl Search {
 
     fn more_or(&self, step: Step) -> Step {
         if self.nothing_more { step } else { Step::More }
+    }
+
+    /// The next open lines: those that are kept back only when the others are done with.
+    fn open(&mut self) -> Option<Step> {
+        self.front().or_else(|| if self.has_suspects() { self.control() } else { self.spare() })
     }
 
     /// The next open lines, without those that are kept back.
@@ -244,8 +247,7 @@ impl Search {
 
     /// These lines, or the first of them, were taken.
     pub(crate) fn taken(&mut self, lines: Range<usize>) {
-        let was_suspect = |line: &Line| matches!(line, Line::Suspect { .. });
-        if self.lines.get(lines.clone()).is_some_and(|lines| lines.iter().any(was_suspect)) {
+        if self.lines.get(lines.clone()).is_some_and(|lines| lines.iter().any(is_suspect)) {
             // It refuses what it takes otherwise: what it has refused so far means nothing.
             self.put_back(REFUSALS);
         }
@@ -357,7 +359,7 @@ impl Search {
     }
 
     fn has_suspects(&self) -> bool {
-        self.lines.iter().any(|line| matches!(line, Line::Suspect { .. }))
+        self.lines.iter().any(is_suspect)
     }
 
     fn spare_start(&self) -> usize {
@@ -375,6 +377,10 @@ impl Search {
             *place = line;
         }
     }
+}
+
+fn is_suspect(line: &Line) -> bool {
+    matches!(line, Line::Suspect { .. })
 }
 
 fn is_open(line: &Line) -> bool {

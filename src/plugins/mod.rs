@@ -4,5 +4,4 @@ pub mod config;
 pub mod distributed;
 mod isolation;
 pub mod logger;
-mod record_time;
 pub mod tables;

@@ -16,6 +16,11 @@ impl RetryAfter {
         Self(asked)
     }
 
+    /// How long this host leaves a server alone that may have asked for it.
+    pub fn spread(asked: Option<Duration>, chance: &mut Chance) -> Option<Duration> {
+        asked.map(|asked| Self(asked).wait(chance))
+    }
+
     /// How long this host leaves it alone.
     pub fn wait(self, chance: &mut Chance) -> Duration {
         between(self.0, self.0.saturating_mul(2), chance)

@@ -366,7 +366,7 @@ impl Outages {
         let (mut chance, now) = (Chance::new(), Instant::now());
         let mut outages = self.lock();
         let outage = outages.entry(endpoint).or_default();
-        let asked = error.retry_after().map(|asked| RetryAfter::new(asked).wait(&mut chance));
+        let asked = RetryAfter::spread(error.retry_after(), &mut chance);
         outage.not_before = asked.map(|asked| now + asked);
         let wait = match breaker_of(endpoint) {
             Some(breaker) if error.says_unwell() => {

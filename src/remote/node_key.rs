@@ -4,7 +4,7 @@
 //! masked in everything that is shown, so a word would hide that word everywhere.
 
 /// The longest one, in bytes. Servers' keys have some tens; with `tls_node_api` it is in the URL, percent-encoded.
-pub(super) const LONGEST: usize = 4096;
+const LONGEST: usize = 4096;
 
 /// A key with fewer characters than this, and nothing but letters, is a word.
 const WORD: usize = 8;

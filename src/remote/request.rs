@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::api::{self, AnswerError, KeyPlace, Payload};
@@ -358,7 +357,7 @@ fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
 /// The beginning of a body with the values of these members masked. Deeper in an answer `id` is many another thing, a
 /// node key and a secret are themselves.
 fn dumped(body: &str, names: &[&str]) -> String {
-    if serde_json::from_str::<IgnoredAny>(body).is_ok() {
+    if api::is_json(body) {
         return masked_members(body, names);
     }
     let first = names.iter().filter_map(|name| body.find(&format!("\"{name}\"")));

@@ -80,14 +80,12 @@ impl ServerVerifier {
     ) -> Result<(), rustls::Error> {
         if self.kind == TrustKind::Explicit && self.bundle.contains(certificate) && is_self_signed(certificate)? {
             verify_pinned(certificate, now)?;
-            return verify_name(certificate, name, CommonName::Counts);
+            return verify_name(certificate, name, || true);
         }
         self.verify_chain(&ParsedCertificate::try_from(certificate)?, intermediates, now)?;
-        let common_name = match self.kind == TrustKind::Explicit && !self.has_name_constraints(intermediates) {
-            true => CommonName::Counts,
-            false => CommonName::Ignored,
-        };
-        verify_name(certificate, name, common_name)
+        // Asked for only where there is no DNS name: it reads the whole bundle.
+        let common_name_counts = || self.kind == TrustKind::Explicit && !self.has_name_constraints(intermediates);
+        verify_name(certificate, name, common_name_counts)
     }
 
     fn verify_chain(
@@ -203,26 +201,17 @@ pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
     parse(certificate).ok().map(|parsed| parsed.validity().not_after.timestamp())
 }
 
-/// Whether a certificate that has no DNS name is for the host that its common name is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum CommonName {
-    Counts,
-    Ignored,
-}
-
 /// subjectAltName when it has a DNS name, else the subject's CN where it counts.
 fn verify_name(
     certificate: &CertificateDer<'_>,
     name: &ServerName<'_>,
-    common_name: CommonName,
+    common_name_counts: impl FnOnce() -> bool,
 ) -> Result<(), rustls::Error> {
     let parsed = parse(certificate)?;
-    let ServerName::DnsName(dns) = name else {
-        return verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
+    let dns = match name {
+        ServerName::DnsName(dns) if !has_dns_name(&parsed) && common_name_counts() => dns,
+        _ => return verify_server_name(&ParsedCertificate::try_from(certificate)?, name),
     };
-    if common_name == CommonName::Ignored || has_dns_name(&parsed) {
-        return verify_server_name(&ParsedCertificate::try_from(certificate)?, name);
-    }
     let matches = parsed
         .subject()
         .iter_common_name()

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// How deep flag files may name each other.
 const DEPTH: usize = 8;
 
-/// Where osqueryd's flags come from.
+/// What osqueryd's flag files and command line say, read once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FlagSources {
-    /// The arguments of osqueryd's process; `None` where they can't be had.
-    pub(super) command_line: Option<Vec<String>>,
-    /// A flag file that they don't name.
-    pub(super) flagfile: Option<PathBuf>,
+    /// Each flag as it was given, the one that counts last.
+    given: Vec<String>,
+    /// Whether all that could have said something was read.
+    is_whole: bool,
 }
 
 impl FlagSources {
@@ -24,7 +24,16 @@ impl FlagSources {
     pub(super) fn of(command_line: Option<&[String]>) -> Self {
         // gflags' own flags are not in osqueryd's list of flags: where a flag file is named, that is on the command
         // line.
-        Self { command_line: command_line.map(<[String]>::to_vec), flagfile: command_line.and_then(flagfile_of) }
+        Self::read(command_line, command_line.and_then(flagfile_of).as_deref())
+    }
+
+    /// Those of a process with these arguments and this flag file, which they need not name.
+    fn read(command_line: Option<&[String]>, flagfile: Option<&Path>) -> Self {
+        let mut given = Vec::new();
+        let file = flagfile.map_or(Ok(()), |path| read(path, DEPTH, &mut given));
+        let arguments = command_line.into_iter().flatten().map(String::as_str);
+        let is_expanded = expand(arguments, DEPTH, &mut given).is_ok();
+        Self { given, is_whole: command_line.is_some() && file.is_ok() && is_expanded }
     }
 
     /// What they say of the flag `name`, as its value: the last one counts, as for gflags. `None` when they say
@@ -32,15 +41,9 @@ impl FlagSources {
     ///
     /// `Err` when they say nothing, and not all of them could be read.
     pub(super) fn value_of(&self, name: &str) -> Result<Option<String>, Unread> {
-        let mut given = Vec::new();
-        let file = self.flagfile.iter().try_for_each(|path| read(path, DEPTH, &mut given));
-        let arguments = self.command_line.iter().flatten().map(String::as_str);
-        let command_line = expand(arguments, DEPTH, &mut given);
-        let said = given.iter().rev().find_map(|given| value_in(given, name));
-        match (said, file, command_line) {
-            (Some(said), ..) => Ok(Some(said)),
-            (None, Ok(()), Ok(())) if self.command_line.is_some() => Ok(None),
-            _ => Err(Unread),
+        match self.given.iter().rev().find_map(|given| value_in(given, name)) {
+            None if !self.is_whole => Err(Unread),
+            said => Ok(said),
         }
     }
 }
@@ -156,7 +159,7 @@ mod tests {
         fs::write(&outer, format!("--verbose\n --flagfile={}\n", inner.display())).unwrap();
         fs::write(&inner, "--logger_event_type=true\r\n--nologger_event_type\r\n").unwrap();
         let said = |given: &[&str], flagfile: Option<&Path>| {
-            let sources = FlagSources { command_line: arguments(given), flagfile: flagfile.map(Path::to_owned) };
+            let sources = FlagSources::read(arguments(given).as_deref(), flagfile);
             sources.value_of(NAME).unwrap()
         };
         let outer_flag = format!("--flagfile={}", outer.display());
@@ -174,13 +177,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("flags");
         let flag = format!("--flagfile={}", file.display());
-        let sources = |command_line| FlagSources { command_line, flagfile: None };
+        let sources = |command_line: Option<Vec<String>>| FlagSources::read(command_line.as_deref(), None);
         assert_eq!(sources(arguments(&["osqueryd", &flag])).value_of(NAME), Err(Unread));
         let more = sources(arguments(&["osqueryd", &flag, "--logger_event_type"]));
         assert_eq!(more.value_of(NAME), Ok(Some("true".to_owned())), "what is behind it counts anyway");
         fs::write(&file, format!("{flag}\n")).unwrap();
         assert_eq!(sources(arguments(&["osqueryd", &flag])).value_of(NAME), Err(Unread), "it names itself");
         assert_eq!(sources(None).value_of(NAME), Err(Unread));
-        assert_eq!(FlagSources { flagfile: Some(file), ..sources(arguments(&[])) }.value_of(NAME), Err(Unread));
+        assert_eq!(FlagSources::read(Some(&[]), Some(&file)).value_of(NAME), Err(Unread));
     }
 }

@@ -18,7 +18,7 @@ use super::bundle::{Batches, Bundle, Bundler, Room};
 use super::window::Window;
 use super::{Decorations, StatusLine};
 use crate::chain::chain;
-use crate::journal::{JournalError, Position, Reader, Waiting, Writer};
+use crate::journal::{JournalError, Position, Reader, Writer};
 use crate::line_count::LineCounter;
 use crate::logging::Streak;
 use crate::plugins::config::WholeQueries;
@@ -220,11 +220,8 @@ impl Forwarder {
 
     /// Whether lines wait since before the start.
     fn has_backlog(&self) -> bool {
-        let oldest = match self.journal.peek(1) {
-            Ok(Waiting::Records(chunk)) => chunk.start(),
-            Ok(Waiting::Large(record)) => record.start(),
-            Ok(Waiting::Nothing) | Err(_) => return false,
-        };
+        let oldest = self.journal.peek(1).ok().and_then(|waiting| waiting.start());
+        let Some(oldest) = oldest else { return false };
         (oldest.file, oldest.offset) < (self.backlog_end.file, self.backlog_end.offset)
     }
 
@@ -462,6 +459,6 @@ fn wait_after_failure(error: &FlushError, backoff: &mut Backoff) -> Duration {
         FlushError::Remote(error) => error.retry_after(),
         FlushError::Journal(_) => None,
     };
-    let asked = asked.map(|asked| RetryAfter::new(asked).wait(&mut chance)).unwrap_or_default();
+    let asked = RetryAfter::spread(asked, &mut chance).unwrap_or_default();
     backoff.failed(&mut chance).max(asked)
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::bundle::{Bundle, Bundler, Room};
 use crate::chain::chain;
-use crate::journal::{JournalError, Position, Reader, Waiting};
+use crate::journal::{JournalError, Position, Reader};
 use crate::line_count::LineCounter;
 use crate::plugins::isolation::{Refusal, Search, Step, Then};
 use crate::remote::{Blame, RemoteError};
@@ -22,10 +22,8 @@ pub(crate) struct Window {
     gone: usize,
     /// All of it is.
     is_gone: bool,
-    /// Why a line was refused alone, in the server's words.
-    words: BTreeMap<usize, String>,
-    /// Lines that are given up for another reason.
-    given_up: BTreeMap<usize, &'static str>,
+    /// Why a line is set aside, when it is: it was refused alone, or is given up.
+    reasons: BTreeMap<usize, String>,
     /// How many lines were set aside.
     pub(crate) set_aside: usize,
 }
@@ -34,15 +32,7 @@ impl Window {
     /// A search among these lines, of which a request may have `most`. Nothing is known of them.
     pub(crate) fn new(bundle: Bundle, most: usize) -> Self {
         let search = Search::new(bundle.ends.len(), most);
-        Self {
-            bundle,
-            search,
-            gone: 0,
-            is_gone: false,
-            words: BTreeMap::new(),
-            given_up: BTreeMap::new(),
-            set_aside: 0,
-        }
+        Self { bundle, search, gone: 0, is_gone: false, reasons: BTreeMap::new(), set_aside: 0 }
     }
 
     /// Lines that a request may have, as far as is known now.
@@ -89,7 +79,7 @@ impl Window {
         let words = chain(error).to_string();
         log::debug!("{} lines are refused: {words}", lines.len());
         if lines.len() == 1 && self.search.is_up() {
-            self.words.insert(lines.start, words);
+            self.reasons.insert(lines.start, format!("the server refuses it alone, and takes others: {words}"));
         }
         match self.search.refused(lines, refusal) {
             _ if error.retry_after().is_some() => Then::Wait,
@@ -99,19 +89,15 @@ impl Window {
 
     /// A line is not to be sent any more, for this reason.
     pub(crate) fn give_up(&mut self, line: usize, reason: &'static str) {
-        self.given_up.insert(line, reason);
+        self.reasons.insert(line, reason.to_owned());
         self.search.set_aside(line);
     }
 
     /// A wait has passed: whether its lines are still the first ones, and the search goes on.
     pub(crate) fn waited(&mut self, reader: &Reader<LineCounter>) -> bool {
         self.search.waited();
-        let first = match reader.peek(1) {
-            Ok(Waiting::Records(chunk)) => chunk.start(),
-            Ok(Waiting::Large(record)) => record.start(),
-            Ok(Waiting::Nothing) | Err(_) => return false,
-        };
-        is_same(first, self.start())
+        let first = reader.peek(1).ok().and_then(|waiting| waiting.start());
+        first.is_some_and(|first| is_same(first, self.start()))
     }
 
     /// Removes from the journal what is done with, from the front, and sets aside what is to be.
@@ -127,13 +113,9 @@ impl Window {
             reader.set_aside(&rejected.line, rejected.lines, &rejected.reason);
         }
         for line in (self.gone..done).filter(|&line| self.search.is_set_aside(line)) {
-            let words = self.words.get(&line).map_or("", String::as_str);
-            let reason = match self.given_up.get(&line) {
-                Some(&reason) => reason.to_owned(),
-                None => format!("the server refuses it alone, and takes others: {words}"),
-            };
+            let reason = self.reasons.get(&line).map_or("", String::as_str);
             let lines = self.bundle.ends.get(line).map_or(1, |end| end.lines);
-            reader.set_aside(self.data(&(line..line + 1)).as_bytes(), lines, &reason);
+            reader.set_aside(self.data(&(line..line + 1)).as_bytes(), lines, reason);
         }
         self.gone = done;
         reader.acknowledge(if is_all { self.bundle.end } else { self.start() });
@@ -162,9 +144,8 @@ impl Window {
                 self.search.forget(self.gone);
                 self.search.grow(bundle.ends.len() - rest.len());
                 let gone = self.gone;
-                self.words = self.words.split_off(&gone).into_iter().map(|(line, text)| (line - gone, text)).collect();
-                self.given_up =
-                    self.given_up.split_off(&gone).into_iter().map(|(line, text)| (line - gone, text)).collect();
+                let reasons = self.reasons.split_off(&gone).into_iter();
+                self.reasons = reasons.map(|(line, text)| (line - gone, text)).collect();
                 (self.bundle, self.gone, self.is_gone) = (bundle, 0, false);
             }
             None => self.search.grow(0),

@@ -1,10 +1,10 @@
 //! `remote_tls_buffer`: the lines that wait and what became of the others, a row a stream.
 
+use super::record_time::oldest_time;
 use super::{Rows, Sources, Stream, Value, bigint, text};
 use crate::extension::registry::Table;
 use crate::journal::{Counts, Limits};
 use crate::plugins::distributed;
-use crate::plugins::record_time::oldest_time;
 use crate::settings::LoggerSettings;
 
 pub(super) const TABLE: Table = Table {

@@ -6,6 +6,7 @@
 mod buffer;
 mod endpoints;
 mod enrollment;
+mod record_time;
 mod rejected;
 
 use std::path::PathBuf;

@@ -325,7 +325,7 @@ impl Pace {
     /// Counts a failed attempt: its wait begins. How many there were, when it was the last one of a round.
     fn failed(&mut self, policy: &EnrollSettings, asked: Option<Duration>, now: Instant) -> Option<u32> {
         self.backoff.set_bounds(STEP, policy.max_interval);
-        let asked = asked.map(|asked| RetryAfter::new(asked).wait(&mut self.chance)).unwrap_or_default();
+        let asked = RetryAfter::spread(asked, &mut self.chance).unwrap_or_default();
         self.after_failure = now + self.backoff.failed(&mut self.chance).max(asked);
         self.round = self.round.saturating_add(1);
         let over = policy.max_attempts.is_some_and(|most| self.round >= most);

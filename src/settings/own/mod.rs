@@ -8,6 +8,8 @@ mod kinds;
 
 use log::LevelFilter;
 
+use crate::policy::Reenrollment;
+
 pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
 pub use self::kinds::{FALSE, Kind, Number, Parse, Place, SystemLog, TRUE, Unit, Words};
 
@@ -175,7 +177,7 @@ table! {
         help: "Seconds within which this host asks for another node key when one that had worked is not accepted any more",
         more: "Each host waits for a part of it that chance decides, since a server that has lost one key may have lost those \
                of a whole fleet ([fleet.md](fleet.md)). 0 is at once. A host that never had a key enrolls at once.",
-        kind: Number { unit: Unit::Seconds, range: 0..=86400, default: 600 },
+        kind: Number { unit: Unit::Seconds, range: 0..=86400, default: Reenrollment::WITHIN.as_secs() },
     };
     REQUEST_TIMEOUT: Number = Flag {
         name: "request_timeout",

@@ -45,10 +45,6 @@ impl Ours {
     }
 }
 
-fn spread(asked: Option<Duration>, chance: &mut Chance) -> Option<Duration> {
-    asked.map(|asked| RetryAfter::new(asked).wait(chance))
-}
-
 impl Behaviour for Ours {
     const PATIENCE: Duration = Duration::from_secs(16);
     const CONNECTIONS: Connections = Connections::Shared;
@@ -74,7 +70,7 @@ impl Behaviour for Ours {
         let works_again = match outcome {
             Outcome::Done { .. } => self.breaker(call).succeeded(),
             Outcome::Failed { asked } => {
-                let asked = spread(asked, chance);
+                let asked = RetryAfter::spread(asked, chance);
                 let wait = self.breaker(call).failed(now, asked, chance);
                 // The extension goes on asking for the configuration by itself.
                 let wait = if call == Call::Config { wait } else { interval };
@@ -120,7 +116,7 @@ impl Behaviour for Ours {
                 if let Some(drain) = &mut self.drain {
                     drain.failed(now);
                 }
-                self.backoff.failed(chance).max(spread(asked, chance).unwrap_or_default())
+                self.backoff.failed(chance).max(RetryAfter::spread(asked, chance).unwrap_or_default())
             }
             Outcome::Local => self.backoff.failed(chance),
         }
@@ -135,6 +131,6 @@ impl Behaviour for Ours {
     }
 
     fn after_failed_enrollment(&mut self, asked: Option<Duration>, chance: &mut Chance) -> Duration {
-        self.enrollment.failed(chance).max(spread(asked, chance).unwrap_or_default())
+        self.enrollment.failed(chance).max(RetryAfter::spread(asked, chance).unwrap_or_default())
     }
 }
