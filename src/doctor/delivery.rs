@@ -21,12 +21,10 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
         Ok(told) => told,
         Err(reason) => return report.skip(CHECK, reason.clone()),
     };
-    for (message, remedy) in problems(told, &Flags::of(subject), subject.settings.logger.compress, unix_time()) {
-        // A failing endpoint has been told, with what waits for it.
-        let is_behind = message.contains(" wait, ");
-        if !(is_behind && (report.has_failed(Check::LoggerEndpoint) || report.has_failed(Check::EnrollEndpoint))) {
-            report.warn(CHECK, message, remedy);
-        }
+    // A failing endpoint has been told, with what waits for it.
+    let is_told = report.has_failed(Check::LoggerEndpoint) || report.has_failed(Check::EnrollEndpoint);
+    for (message, remedy) in problems(told, &Flags::of(subject), is_told, unix_time()) {
+        report.warn(CHECK, message, remedy);
     }
     if report.is_clean(CHECK) {
         let (lines, _) = told.waiting();
@@ -34,8 +32,8 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     }
 }
 
-/// What is wrong, and what to do.
-fn problems(told: &Told, flags: &Flags, compress: bool, now: i64) -> Vec<(String, String)> {
+/// What is wrong, and what to do; not that lines wait, where that has been told.
+fn problems(told: &Told, flags: &Flags, is_told: bool, now: i64) -> Vec<(String, String)> {
     let mut problems = Vec::new();
     for row in &told.buffers {
         let stream = &row.stream;
@@ -49,14 +47,14 @@ fn problems(told: &Told, flags: &Flags, compress: bool, now: i64) -> Vec<(String
         }
     }
     let (lines, oldest) = told.waiting();
-    if lines > 0 && oldest > 0 && now - oldest > LATE {
+    if !is_told && lines > 0 && oldest > 0 && now - oldest > LATE {
         problems.push((
             format!("{lines} lines wait, the oldest since {}", day_and_time(oldest)),
             "after an outage they are sent slowly (docs/fleet.md says how); else see the logger endpoint".to_owned(),
         ));
     }
     if let Some(logger) = told.of(Endpoint::Logger) {
-        if compress && logger.requests > 0 && logger.compressed == Some(false) {
+        if flags.compress && logger.requests > 0 && logger.compressed == Some(false) {
             problems.push((
                 "the server takes no compressed requests: --logger_tls_compress has no effect".to_owned(),
                 "set --logger_tls_compress=false, or have the server (or the proxy before it) take gzip".to_owned(),
@@ -90,7 +88,7 @@ mod tests {
         let mut results = Waiting { stream: "results".to_owned(), ..Waiting::default() };
         change(&mut logger, &mut results);
         let told = Told { endpoints: vec![logger], buffers: vec![results], ..Told::default() };
-        let problems = problems(&told, &Flags::default(), true, NOW);
+        let problems = problems(&told, &Flags { compress: true, ..Flags::default() }, false, NOW);
         problems.into_iter().map(|(message, remedy)| format!("{message} -> {remedy}")).collect()
     }
 

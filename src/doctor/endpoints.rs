@@ -5,10 +5,10 @@
 use std::time::{Duration, SystemTime};
 
 use super::certificates::date;
-use super::fault::{self, Fault, Flags, flag_of, words_of};
+use super::fault::{self, Fault, Flags, words_of};
 use super::flags::is_needed;
 use super::handshake;
-use super::server::{Asked, Asker, doctor_s_name};
+use super::server::{Asked, Asker, Unanswered, doctor_s_name};
 use super::subject::Subject;
 use super::told::{Exchange, Told};
 use super::{Check, Report};
@@ -16,6 +16,7 @@ use crate::chain::chain;
 use crate::clock::unix_time;
 use crate::remote::api::{self, AnswerError, ClientCertificate, ConfigLimits, Enrolled};
 use crate::remote::{Answer, Endpoint, Look, TlsError, TransportError, key_place};
+use crate::words::counted;
 
 /// Clocks that differ by more are worth a warning: lines have wrong times.
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
@@ -70,9 +71,9 @@ impl Judge<'_> {
         const CHECK: Check = Check::ServerAnswer;
         let url = self.asker.shown(endpoint);
         let (answer, took) = match asked {
-            Asked::Answered(answer, took) => (answer, took),
-            other => {
-                let (message, remedy) = self.no_answer(endpoint, &other, Some(look));
+            Ok(answered) => answered,
+            Err(unanswered) => {
+                let (message, remedy) = self.no_answer(endpoint, &unanswered, Some(look));
                 report.fail(CHECK, format!("{url}: {message}"), remedy);
                 report.skip(Check::Clock, "the server does not answer");
                 return None;
@@ -94,18 +95,19 @@ impl Judge<'_> {
     }
 
     /// Why there is no answer, and what to do.
-    fn no_answer(&self, endpoint: Endpoint, asked: &Asked, look: Option<&Look>) -> (String, String) {
+    fn no_answer(&self, endpoint: Endpoint, unanswered: &Unanswered, look: Option<&Look>) -> (String, String) {
         let has_certificate = matches!(self.subject.settings.tls.client, Ok(Some(_)));
         let wants = look.is_some_and(|look| look.asked_for_certificate);
-        let (error, took) = match asked {
-            Asked::Unbuilt(error) => {
+        let (error, took) = match unanswered {
+            Unanswered::Unbuilt(error) => {
                 let words = chain(error).to_string();
                 let remedy = self.remedy(endpoint, 0, &words);
                 return (words, remedy);
             }
-            Asked::NoTime => return ("no time is left to ask it".to_owned(), "run the doctor once more".to_owned()),
-            Asked::Answered(answer, took) => return (format!("HTTP {}", answer.status), format!("{took:?}")),
-            Asked::Silent(error, took) => (error, took),
+            Unanswered::NoTime => {
+                return ("no time is left to ask it".to_owned(), "run the doctor once more".to_owned());
+            }
+            Unanswered::Silent(error, took) => (error, took),
         };
         match error {
             TransportError::Tls(TlsError::Handshake(rustls::Error::AlertReceived(alert))) => {
@@ -199,8 +201,8 @@ impl Judge<'_> {
             _ => String::new(),
         };
         let (failures, words) = (row.consecutive_failures, row.words());
-        let plural = if failures == 1 { "" } else { "s" };
-        let message = format!("{url}: {failures} failure{plural} in a row, {since}: {words}{waiting}");
+        let counted = counted(failures, "failure");
+        let message = format!("{url}: {counted} in a row, {since}: {words}{waiting}");
         let remedy = self.remedy(endpoint, row.last_status, words);
         if failures >= FAILS || row.last_success == 0 {
             report.fail(check, message, remedy);
@@ -243,10 +245,12 @@ impl Judge<'_> {
     fn try_enrollment(&self, report: &mut Report<'_>) {
         const CHECK: Check = Check::EnrollEndpoint;
         let url = self.asker.shown(Endpoint::Enroll);
-        let asked = self.asker.enroll();
-        let Asked::Answered(answer, _) = &asked else {
-            let (message, remedy) = self.no_answer(Endpoint::Enroll, &asked, None);
-            return report.fail(CHECK, format!("{url}: {message}"), remedy);
+        let answer = match self.asker.enroll() {
+            Ok((answer, _)) => answer,
+            Err(unanswered) => {
+                let (message, remedy) = self.no_answer(Endpoint::Enroll, &unanswered, None);
+                return report.fail(CHECK, format!("{url}: {message}"), remedy);
+            }
         };
         let certificate = match &self.subject.settings.tls.client {
             Ok(Some(_)) => ClientCertificate::Configured,
@@ -262,7 +266,7 @@ impl Judge<'_> {
                 ),
             ),
             Ok(Enrolled::Blank) => report.ok(CHECK, format!("{url}: enrolled, without a node key")),
-            Err(error) => self.failed(Endpoint::Enroll, CHECK, answer, &error, report),
+            Err(error) => self.failed(Endpoint::Enroll, CHECK, &answer, &error, report),
         }
     }
 
@@ -305,9 +309,12 @@ impl Judge<'_> {
             Endpoint::Enroll => self.asker.presence(endpoint),
             _ => self.asker.deep(endpoint),
         };
-        let Asked::Answered(answer, _) = &asked else {
-            let (message, remedy) = self.no_answer(endpoint, &asked, None);
-            return report.fail(check, format!("{url}: {message}"), remedy);
+        let answer = match asked {
+            Ok((answer, _)) => answer,
+            Err(unanswered) => {
+                let (message, remedy) = self.no_answer(endpoint, &unanswered, None);
+                return report.fail(check, format!("{url}: {message}"), remedy);
+            }
         };
         if endpoint == Endpoint::Enroll {
             return match answer.status {
@@ -320,7 +327,7 @@ impl Judge<'_> {
                 }
             };
         }
-        self.rejection(endpoint, check, &url, answer, report);
+        self.rejection(endpoint, check, &url, &answer, report);
     }
 
     fn rejection(&self, endpoint: Endpoint, check: Check, url: &str, answer: &Answer, report: &mut Report<'_>) {
@@ -342,7 +349,7 @@ impl Judge<'_> {
                 format!("{url}: takes a node key that is invalid"),
                 format!(
                     "see that --{} is the server's path for this: no server should take requests from anybody",
-                    flag_of(endpoint)
+                    endpoint.flag()
                 ),
             ),
             Err(error) if matches!(error.status(), Some(400 | 401 | 403)) => report.warn(
@@ -351,10 +358,7 @@ impl Judge<'_> {
                     "{url}: refuses an invalid node key without \"node_invalid\": {error}; a host whose key is not \
                      accepted any more would not enroll again"
                 ),
-                format!(
-                    "see that --{} is the server's path for this, and what the server's log says",
-                    flag_of(endpoint)
-                ),
+                format!("see that --{} is the server's path for this, and what the server's log says", endpoint.flag()),
             ),
             Err(error) => self.failed(endpoint, check, answer, &error, report),
         }

@@ -12,7 +12,7 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::autoload::DEFAULT_AUTOLOAD;
 use super::subject::Subject;
-use super::{Check, Level, Report};
+use super::{Check, Report};
 
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o002;
@@ -53,13 +53,7 @@ pub(super) fn check(path: &Path, subject: &Subject, report: &mut Report<'_>) {
     let user = osqueryd_user(subject);
     for (what, remedy) in broken_rules(path, parent, &file, &directory, user) {
         if subject.is_set("allow_unsafe") {
-            report.problem(
-                CHECK,
-                Level::Warning,
-                format!("{what}; only --allow_unsafe lets osqueryd start it"),
-                remedy,
-                Vec::new(),
-            );
+            report.warn(CHECK, format!("{what}; only --allow_unsafe lets osqueryd start it"), remedy);
         } else {
             report.fail(CHECK, format!("{what}: osqueryd does not start it"), remedy);
         }

@@ -81,17 +81,6 @@ impl Flags {
     }
 }
 
-/// The flag that names an endpoint's path.
-pub(super) fn flag_of(endpoint: Endpoint) -> &'static str {
-    match endpoint {
-        Endpoint::Enroll => "enroll_tls_endpoint",
-        Endpoint::Config => "config_tls_endpoint",
-        Endpoint::Logger => "logger_tls_endpoint",
-        Endpoint::DistributedRead => "distributed_tls_read_endpoint",
-        Endpoint::DistributedWrite => "distributed_tls_write_endpoint",
-    }
-}
-
 /// What known servers have for an endpoint.
 pub(super) fn known_paths(endpoint: Endpoint) -> String {
     let at = index(endpoint);
@@ -169,7 +158,7 @@ impl Fault<'_> {
 
     fn wrong_path(&self) -> String {
         let path = self.flags.paths.get(index(self.endpoint)).map_or("", String::as_str);
-        let (flag, known) = (flag_of(self.endpoint), known_paths(self.endpoint));
+        let (flag, known) = (self.endpoint.flag(), known_paths(self.endpoint));
         format!("--{flag}={path} is not this server's path for it; known servers have: {known}")
     }
 

@@ -11,6 +11,7 @@ use super::subject::Subject;
 use super::{Check, Report, secret_file};
 use crate::remote::{TlsConnector, TlsError, bundle, certificates};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
+use crate::words::counted;
 
 const OTHERS_READ: u32 = 0o004;
 
@@ -72,8 +73,7 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
     }
     if report.is_clean(CHECK) {
         let others = if good == bundle.len() { String::new() } else { format!(", {good} of them valid today") };
-        let plural = if bundle.len() == 1 { "" } else { "s" };
-        report.ok(CHECK, format!("{shown}: {} certificate{plural}{others}", bundle.len()));
+        report.ok(CHECK, format!("{shown}: {}{others}", counted(bundle.len() as u64, "certificate")));
     }
 }
 

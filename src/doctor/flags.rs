@@ -11,6 +11,7 @@ use crate::extension::registry::NAME;
 use crate::remote::Endpoint;
 use crate::settings::own;
 use crate::settings::{ExpandEvents, Options, REMOTE_PREFIX};
+use crate::words::counted;
 
 /// The flags of a file by the names and with the values that osqueryd lists; of several with one name the last.
 pub(super) fn values(flagfile: &Flagfile) -> Options {
@@ -110,7 +111,7 @@ fn file(subject: &Subject, report: &mut Report<'_>) {
     if report.is_clean(CHECK) {
         let (flags, files) = (subject.flagfile.given.len(), subject.flagfile.files);
         let line = if matches!(subject.source, Source::CommandLine(_)) { "osqueryd's command line and " } else { "" };
-        report.ok(CHECK, format!("{flags} flags in {line}{files} file{}", if files == 1 { "" } else { "s" }));
+        report.ok(CHECK, format!("{flags} flags in {line}{}", counted(files as u64, "file")));
     }
 }
 

@@ -44,15 +44,16 @@ pub(super) struct Asker<'a> {
     invalid: Secret,
 }
 
-/// What became of a request.
-pub(super) enum Asked {
-    /// It could not be built.
+/// What became of a request: an answer, after this time, or none.
+pub(super) type Asked = Result<(Answer, Duration), Unanswered>;
+
+/// Why there is no answer.
+pub(super) enum Unanswered {
+    /// The request could not be built.
     Unbuilt(RequestError),
-    /// No answer came.
+    /// None came within this time.
     Silent(TransportError, Duration),
-    /// One came, after this time.
-    Answered(Answer, Duration),
-    /// There was no time left.
+    /// There was no time left to ask.
     NoTime,
 }
 
@@ -125,21 +126,18 @@ impl<'a> Asker<'a> {
     }
 
     fn send(&self, request: Result<Request, RequestError>) -> Asked {
-        let request = match request {
-            Ok(request) => request,
-            Err(error) => return Asked::Unbuilt(error),
-        };
+        let request = request.map_err(Unanswered::Unbuilt)?;
         let mut settings: Settings = self.subject.settings.clone();
         settings.request_timeout = self.subject.left(settings.request_timeout);
         // A moment is no time for an answer.
         if settings.request_timeout < Duration::from_millis(500) {
-            return Asked::NoTime;
+            return Err(Unanswered::NoTime);
         }
         let began = Instant::now();
         let outgoing = request.outgoing(Encoding::Plain, &self.user_agent);
         match self.transport.send(&settings, &outgoing) {
-            Ok(answer) => Asked::Answered(answer, began.elapsed()),
-            Err(error) => Asked::Silent(error, began.elapsed()),
+            Ok(answer) => Ok((answer, began.elapsed())),
+            Err(error) => Err(Unanswered::Silent(error, began.elapsed())),
         }
     }
 }

@@ -32,7 +32,6 @@ pub(super) struct Exchange {
     pub(super) last_failure: i64,
     pub(super) last_status: u16,
     pub(super) last_error: String,
-    pub(super) backoff_until: i64,
     /// Whether bodies are compressed; unknown to an older extension.
     pub(super) compressed: Option<bool>,
 }
@@ -139,7 +138,6 @@ fn exchange(row: &StringMap) -> Exchange {
         last_failure: number(row, "last_failure"),
         last_status: number(row, "last_status"),
         last_error: text(row, "last_error"),
-        backoff_until: number(row, "backoff_until"),
         compressed: row.get("compressed").map(|value| value == "1"),
     }
 }

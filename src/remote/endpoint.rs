@@ -24,20 +24,32 @@ impl Endpoint {
     pub const ALL: [Self; 5] =
         [Self::Enroll, Self::Config, Self::Logger, Self::DistributedRead, Self::DistributedWrite];
 
+    /// The flag that names its path.
+    #[must_use]
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Enroll => "enroll_tls_endpoint",
+            Self::Config => "config_tls_endpoint",
+            Self::Logger => "logger_tls_endpoint",
+            Self::DistributedRead => "distributed_tls_read_endpoint",
+            Self::DistributedWrite => "distributed_tls_write_endpoint",
+        }
+    }
+
     /// Its path, as its flag has it; an empty one is an error that names the flag.
     pub fn path(self, endpoints: &Endpoints) -> Result<&str, SettingError> {
-        let (flag, path) = match self {
-            Self::Enroll => ("enroll_tls_endpoint", &endpoints.enroll),
-            Self::Config => ("config_tls_endpoint", &endpoints.config),
-            Self::Logger => ("logger_tls_endpoint", &endpoints.logger),
-            Self::DistributedRead => ("distributed_tls_read_endpoint", &endpoints.distributed_read),
-            Self::DistributedWrite => ("distributed_tls_write_endpoint", &endpoints.distributed_write),
+        let path = match self {
+            Self::Enroll => &endpoints.enroll,
+            Self::Config => &endpoints.config,
+            Self::Logger => &endpoints.logger,
+            Self::DistributedRead => &endpoints.distributed_read,
+            Self::DistributedWrite => &endpoints.distributed_write,
         };
         if path.starts_with('/') {
             return Ok(path);
         }
         let allowed = "the endpoint's path is needed, beginning with /";
-        Err(SettingError { flag: flag.to_owned(), value: path.clone(), allowed: allowed.into() })
+        Err(SettingError { flag: self.flag().to_owned(), value: path.clone(), allowed: allowed.into() })
     }
 
     /// The largest answer that is read, in bytes after decompression. osqueryd takes configurations of 4 MiB, which
