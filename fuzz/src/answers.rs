@@ -176,6 +176,9 @@ fn check_configuration(answer: &str, place: KeyPlace, limits: ConfigLimits) {
     let good = document
         .as_ref()
         .is_some_and(|document| configuration::judge(document, limits).is_ok_and(|outline| outline.has_members));
+    if let Some(document) = &document {
+        check_bounds(document, good, limits);
+    }
     match api::configuration(answer.to_owned(), place, limits) {
         Ok(given) => {
             assert!(good, "{given} is given to osqueryd");
@@ -186,6 +189,26 @@ fn check_configuration(answer: &str, place: KeyPlace, limits: ConfigLimits) {
             assert!(error.to_string().len() <= LONGEST_ERROR, "{error}");
         }
     }
+}
+
+/// The same by another parser, for strict JSON, which has neither comments nor joined lines: brackets in place of values,
+/// since the innermost may hold one, and a byte less, since osqueryd adds a line's end.
+fn check_bounds(document: &str, good: bool, limits: ConfigLimits) {
+    let (Some(members), Some(depth)) = (Members::of(document), depth(document)) else { return };
+    let has_members = members.0.iter().any(|(name, _)| name != "node_invalid");
+    if good {
+        assert!(has_members && depth <= limits.depth, "{document} is taken");
+    } else if has_members && document.len() < limits.bytes && depth < limits.depth {
+        assert!(!has_ordinary_numbers(document), "{document} is refused");
+    }
+}
+
+/// Whether no number is near a double's limits, where RapidJSON has rules of its own.
+fn has_ordinary_numbers(text: &str) -> bool {
+    let digits = text.split(|character: char| !character.is_ascii_digit());
+    let exponents = text.split(['e', 'E']).skip(1).map(|rest| rest.trim_start_matches(['+', '-']));
+    let is_short = |exponent: &str| exponent.chars().take_while(char::is_ascii_digit).count() < 3;
+    digits.max_by_key(|run| run.len()).is_none_or(|run| run.len() <= 15) && exponents.into_iter().all(is_short)
 }
 
 /// The member `config` of an answer, when it is there once and is a string.

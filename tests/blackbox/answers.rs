@@ -10,14 +10,7 @@ use serde_json::{Value, json};
 use testkit::proxy::{Behaviour, Proxy};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup, line, program};
-
-/// What one attempt at the configuration says.
-fn refusal(rig: &Rig) -> String {
-    let outcome = rig.gen_config();
-    assert_eq!(outcome.code, 1, "{:?}", outcome.rows);
-    outcome.message
-}
+use crate::rig::{LIMIT, Rig, Setup, line, memory_of, program};
 
 fn one_attempt() -> Setup {
     Setup::new().flag("config_tls_max_attempts", "1")
@@ -58,7 +51,7 @@ fn redirects_elsewhere_are_not_followed() {
         let answer = Answer::empty(302);
         let answer = if location.is_empty() { answer } else { answer.header("Location", &location) };
         rig.server.script(Endpoint::Config, [answer]);
-        let message = refusal(&rig);
+        let message = rig.refusal();
         assert!(message.contains("redirected to") && message.contains("not followed"), "{location}: {message}");
     }
     assert!(elsewhere.accept().is_err(), "somebody was asked elsewhere");
@@ -70,7 +63,7 @@ fn redirects_in_a_circle_end() {
     rig.config();
     rig.server.forget_requests();
     rig.server.always(Endpoint::Config, Some(Answer::empty(302).header("Location", "/config")));
-    assert!(refusal(&rig).contains("redirected more than 10 times"));
+    assert!(rig.refusal().contains("redirected more than 10 times"));
     assert_eq!(rig.server.requests_to(Endpoint::Config).len(), 11);
 }
 
@@ -132,24 +125,18 @@ fn endless_answers_cost_no_memory() {
     let before = resident_kib(&rig);
     for answer in [Answer::endless(1 << 30), Answer::endless(1 << 30).gzip()] {
         rig.server.script(Endpoint::Config, [answer]);
-        assert!(refusal(&rig).contains("larger than 16777216 bytes"));
+        assert!(rig.refusal().contains("larger than 16777216 bytes"));
     }
     let grown = peak_kib(&rig).saturating_sub(before);
     assert!(grown < 80 << 10, "{grown} KiB more than before");
 }
 
-fn memory(rig: &Rig, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", rig.worker_pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 fn resident_kib(rig: &Rig) -> u64 {
-    memory(rig, "VmRSS:")
+    memory_of(rig.worker_pid(), "VmRSS:")
 }
 
 fn peak_kib(rig: &Rig) -> u64 {
-    memory(rig, "VmHWM:")
+    memory_of(rig.worker_pid(), "VmHWM:")
 }
 
 #[test]
@@ -178,12 +165,12 @@ fn servers_that_say_nothing_are_given_up_at_every_step() {
         .own_flag("--request_timeout=2")
         .start();
     let begun = Instant::now();
-    assert!(refusal(&rig).contains("timed out"));
+    assert!(rig.refusal().contains("timed out"));
     assert!(begun.elapsed() < LIMIT);
 
     // Connected, and not TLS at all.
     let plain = Setup::new().server(|server| server.tls = false).flag("tls_enroll_max_attempts", "1").start();
-    let message = refusal(&plain);
+    let message = plain.refusal();
     assert!(message.contains("does not speak TLS") || message.contains("connection broke"), "{message}");
 
     // Never the first byte; never the last one; the request never read.
@@ -196,7 +183,7 @@ fn servers_that_say_nothing_are_given_up_at_every_step() {
         rig.config();
         rig.server.script(Endpoint::Config, [answer]);
         let begun = Instant::now();
-        assert!(refusal(&rig).contains("timed out"));
+        assert!(rig.refusal().contains("timed out"));
         assert!(begun.elapsed() < LIMIT);
     }
 }
@@ -216,7 +203,7 @@ fn a_server_that_takes_no_connection_is_given_up() {
         .flag("tls_enroll_max_attempts", "1")
         .own_flag("--request_timeout=2")
         .start();
-    let message = refusal(&rig);
+    let message = rig.refusal();
     assert!(message.contains("timed out"), "{message}");
     drop(filling);
 }
@@ -256,7 +243,7 @@ fn the_reference_server_misbehaves_as_its_command_line_says() {
         setup = setup.flag(name, value);
     }
     let rig = setup.start();
-    assert!(refusal(&rig).contains("502"));
+    assert!(rig.refusal().contains("502"));
     rig.config();
     let read = || rig.call("distributed", &[("action", "getQueries")]);
     assert!(read().message.contains("told to misbehave"));
@@ -268,7 +255,7 @@ fn the_reference_server_misbehaves_as_its_command_line_says() {
 #[test]
 fn a_host_without_an_address_is_named() {
     let rig = Setup::new().flag("tls_hostname", "no-such-host.invalid").flag("tls_enroll_max_attempts", "1").start();
-    let message = refusal(&rig);
+    let message = rig.refusal();
     assert!(message.contains("no-such-host.invalid") && message.contains("can't be resolved"), "{message}");
 }
 

@@ -15,12 +15,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::front::{all_delivered, load};
-use crate::rig::{LIMIT, Rig, Setup, line, numbers, waiting_in};
+use crate::rig::{LIMIT, Rig, Setup, line, numbers, set_aside_in, waiting_in};
 
 /// Kinds of calls that can fail, in the order of faults.c.
 #[derive(Clone, Copy, Debug)]
@@ -219,16 +218,6 @@ fn segments(journal: &Path) -> Vec<PathBuf> {
     names(journal).into_iter().filter(|name| name.ends_with(".ndjson")).map(|name| journal.join(name)).collect()
 }
 
-/// The lines that were set aside in this directory of buffers, with their reasons.
-fn set_aside(buffers: &Path) -> Vec<(String, String)> {
-    let text = fs::read_to_string(buffers.join("rejected.ndjson")).unwrap_or_default();
-    let entry = |line: &str| {
-        let entry: Value = serde_json::from_str(line).unwrap();
-        (entry["line"].as_str().unwrap().to_owned(), entry["reason"].as_str().unwrap().to_owned())
-    };
-    text.lines().map(entry).collect()
-}
-
 /// A line of exactly so many bytes.
 fn long_line(n: u64, bytes: usize) -> String {
     let (head, tail) = (format!("{{\"n\":{n},\"x\":\""), "\"}");
@@ -237,23 +226,6 @@ fn long_line(n: u64, bytes: usize) -> String {
 
 fn nothing_was_lost(rig: &Rig) {
     assert!(!rig.stderr().contains("dropped") && !rig.stderr().contains("set aside"), "{}", rig.stderr());
-}
-
-/// SIGKILL for both processes: front first, so that no other worker is started, and no stand-in has its moment.
-fn kill_both(rig: &Rig) {
-    let both = [rig.pid(), rig.worker_pid()];
-    for process in both {
-        // The worker may have ended by itself a moment ago, now that the front is gone.
-        let _ = kill_process(Pid::from_raw(i32::try_from(process).unwrap()).unwrap(), Signal::KILL);
-    }
-}
-
-/// The same, and waits until osqueryd has another pair.
-fn kill_both_and_wait(rig: &Rig) {
-    let known = rig.osqueryd.registrations().len();
-    kill_both(rig);
-    rig.osqueryd.wait("another pair", LIMIT, || (rig.osqueryd.registrations().len() > known).then_some(()));
-    rig.wait_attached();
 }
 
 /// The processor time that a process has taken, in hundredths of a second.
@@ -345,7 +317,7 @@ fn each_file_of_a_journal_may_be_one_that_can_only_be_read() {
         rig.osqueryd.wait("the reader", LIMIT, || results(&rig).join("reader.lock").exists().then_some(()));
         faults.aim(&results(&rig).join(name));
         faults.fail(&[Call::Open], Errno::ROFS);
-        kill_both_and_wait(&rig);
+        rig.kill_both_and_wait();
         rig.log(&line(1));
         if name == "0" {
             rig.said("lines of the results journal wait in memory until it can be written again");
@@ -463,7 +435,7 @@ fn a_disk_that_can_neither_be_synced_nor_give_space_back_harms_no_line() {
     assert_eq!(rig.delivered(21), (0..21).collect::<Vec<u64>>());
     rig.said("results can be synced again");
     // What could not be removed is, at the next start at the latest, and nothing of it is sent again.
-    kill_both_and_wait(&rig);
+    rig.kill_both_and_wait();
     rig.log(&line(21));
     rig.delivered(22);
     rig.settled();
@@ -508,7 +480,7 @@ fn half_a_line_that_can_t_be_cut_off_is_set_aside_and_the_whole_one_delivered() 
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(3), [0, 1, 2], "in order, and each once");
     rig.said("1 line of the results journal set aside so far");
-    let aside: Vec<String> = set_aside(&buffers(&rig)).into_iter().map(|(line, _)| line).collect();
+    let aside: Vec<String> = set_aside_in(&buffers(&rig)).into_iter().map(|(line, _)| line).collect();
     assert_eq!(aside, [&line(1)[..10]]);
     assert!(!rig.stderr().contains("dropped"), "{}", rig.stderr());
 }
@@ -788,7 +760,7 @@ fn damaged_and_foreign_files_stop_nobody_and_cost_no_other_line() {
         assert_eq!(rig.delivered(damage.delivered.len()), damage.delivered, "{}", damage.what);
         rig.said(damage.said);
         rig.osqueryd.wait("an empty journal", LIMIT, || waiting_in(&journal).is_empty().then_some(()));
-        let aside: Vec<String> = set_aside(directory.path()).into_iter().map(|(line, _)| line).collect();
+        let aside: Vec<String> = set_aside_in(directory.path()).into_iter().map(|(line, _)| line).collect();
         assert_eq!(aside, damage.aside, "{}", damage.what);
         assert!(!names(&journal).iter().any(|name| name.starts_with("incoming-")), "{}", damage.what);
         assert_eq!(rig.server.result_count(), damage.delivered.len(), "{}: each once", damage.what);
@@ -838,7 +810,7 @@ fn lines_survive_when_both_processes_are_killed_at_random_moments() {
     let calls = load(&rig, || {
         for _ in 0..3 {
             pass(below(&mut random, 200));
-            kill_both_and_wait(&rig);
+            rig.kill_both_and_wait();
         }
     });
     assert!(calls.taken.len() > 3, "{} lines", calls.taken.len());
@@ -864,7 +836,7 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
             rig.osqueryd.wait("a refusal", LIMIT, || (faults.failed(Call::Write) > failed).then_some(()));
             pass(below(&mut random, 100));
             safe.extend(numbers_in(&results(&rig)));
-            kill_both_and_wait(&rig);
+            rig.kill_both_and_wait();
             faults.heal();
         }
     });
@@ -972,7 +944,7 @@ fn lines_are_delivered_whatever_the_clock_does() {
         faults.set_clock(time);
         // A process that knows no session of before must look at the certificate.
         rig.settled();
-        kill_both_and_wait(&rig);
+        rig.kill_both_and_wait();
         rig.log(&line(2 + round as u64));
         rig.osqueryd.wait("the word on the certificate", LIMIT, || {
             (rig.stderr().matches("result lines can't be delivered and are kept").count() > round).then_some(())
@@ -1000,7 +972,7 @@ fn a_clock_that_jumps_neither_gives_up_results_nor_keeps_them_back() {
     faults.set_clock(LATER);
     keep("later");
     // Another process takes them over, to which all of them are years old.
-    kill_both(&rig);
+    rig.kill_both();
     rig.server.resume().unwrap();
     let written =
         rig.server.wait("all of them", LIMIT, |server| Some(server.written()).filter(|written| written.len() == 3));

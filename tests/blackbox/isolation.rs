@@ -1,10 +1,9 @@
 //! One line that the server refuses, in whatever way, stops no other line; and in an outage none is given up.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
 use crate::rig::{Rig, Setup, numbers};
@@ -27,16 +26,6 @@ fn line(n: u64, is_poison: bool) -> String {
     format!("{{\"name\":\"q\",\"n\":{n},\"p\":\"{}\"}}", if is_poison { POISON } else { "x" })
 }
 
-/// The lines that were set aside, with their reasons.
-fn set_aside(rig: &Rig) -> Vec<(String, String)> {
-    let text = fs::read_to_string(rig.directory.path().join("remote_tls/rejected.ndjson")).unwrap_or_default();
-    let entry = |entry: &str| {
-        let entry: Value = serde_json::from_str(entry).unwrap();
-        (entry["line"].as_str().unwrap().to_owned(), entry["reason"].as_str().unwrap().to_owned())
-    };
-    text.lines().map(entry).collect()
-}
-
 /// Waits until the condition holds; meanwhile a line comes each second, as on a living host. Answers how many came.
 fn until(rig: &Rig, what: &str, mut next: u64, mut is_so: impl FnMut() -> bool) -> u64 {
     let began = Instant::now();
@@ -57,12 +46,6 @@ fn log_at_once(rig: &Rig, lines: &[String]) {
     rig.server.stop();
     lines.iter().for_each(|line| rig.log(line));
     rig.server.resume().unwrap();
-}
-
-/// Requests with result lines since the requests were forgotten.
-fn result_requests(rig: &Rig) -> usize {
-    let is_result = |json: &Option<Value>| json.as_ref().is_some_and(|body| body["log_type"] == "result");
-    rig.server.requests_to(Endpoint::Log).iter().filter(|request| is_result(&request.json)).count()
 }
 
 /// How a line is refused, and the words that are kept with it.
@@ -89,11 +72,11 @@ fn every_place(case: &Case, lines: u64, outages: &[Option<usize>]) {
                 rig.server.script(Endpoint::Log, vec![Answer::empty(500); 6]);
             }
             let all: Vec<String> = (first..first + lines).map(|n| line(n, poison.contains(&n))).collect();
-            let before = set_aside(&rig).len();
+            let before = rig.set_aside().len();
             log_at_once(&rig, &all);
             let healthy = |end: u64| -> Vec<u64> { (first..end).filter(|n| !poison.contains(n)).collect() };
             let came = until(&rig, &what, first + lines, || {
-                set_aside(&rig).len() >= before + poison.len()
+                rig.set_aside().len() >= before + poison.len()
                     && rig.server.result_count() >= healthy(first + lines).len()
             });
             let end = first + lines + came;
@@ -101,12 +84,16 @@ fn every_place(case: &Case, lines: u64, outages: &[Option<usize>]) {
             let mut delivered = numbers(&rig.server.results());
             delivered.sort_unstable();
             assert_eq!(delivered, healthy(end), "{what}: every other line, and each once");
-            let aside = set_aside(&rig).split_off(before);
+            let aside = rig.set_aside().split_off(before);
             let aside_lines: BTreeSet<String> = aside.iter().map(|(line, _)| line.clone()).collect();
             assert_eq!(aside_lines, poison.iter().map(|&n| line(n, true)).collect(), "{what}");
             assert!(aside.iter().all(|(_, reason)| reason.contains(case.words)), "{what}: {aside:?}");
             let most = case.requests * (bound(lines, poison.len()) + came as usize) + outage.map_or(0, |_| 12);
-            assert!(result_requests(&rig) <= most, "{what}: {} requests, {most} at most", result_requests(&rig));
+            assert!(
+                rig.result_requests().len() <= most,
+                "{what}: {} requests, {most} at most",
+                rig.result_requests().len()
+            );
             first = end;
         }
     }
@@ -177,15 +164,15 @@ fn in_an_outage_nothing_is_set_aside_whatever_is_answered() {
         Answer::hang(),
     ] {
         rig.server.always(Endpoint::Log, Some(answer));
-        let seen = result_requests(&rig);
-        rig.server.wait("more attempts", PATIENCE, |_| (result_requests(&rig) >= seen + 5).then_some(()));
+        let seen = rig.result_requests().len();
+        rig.server.wait("more attempts", PATIENCE, |_| (rig.result_requests().len() >= seen + 5).then_some(()));
     }
     rig.server.always(Endpoint::Log, None);
     rig.settled();
     let mut delivered = numbers(&rig.server.results());
     delivered.sort_unstable();
     assert_eq!(delivered, (0..LINES).collect::<Vec<u64>>());
-    assert!(set_aside(&rig).is_empty() && !rig.stderr().contains("set aside"), "{}", rig.stderr());
+    assert!(rig.set_aside().is_empty() && !rig.stderr().contains("set aside"), "{}", rig.stderr());
 }
 
 /// From ../cases/poison-line: one line with a NUL in it, as osquery's bug 7150 has it.
@@ -197,8 +184,8 @@ fn the_line_of_the_bug_report_is_set_aside_and_all_others_are_delivered() {
         rig.config();
         rig.server.refuse("a\\u0000b", Some(answer));
         log_at_once(&rig, &all);
-        until(&rig, "the line", 100, || set_aside(&rig).len() == 1);
-        assert_eq!(set_aside(&rig)[0].0, all[10]);
+        until(&rig, "the line", 100, || rig.set_aside().len() == 1);
+        assert_eq!(rig.set_aside()[0].0, all[10]);
         rig.settled();
         let delivered: BTreeSet<u64> = numbers(&rig.server.results()).into_iter().filter(|&n| n < 100).collect();
         assert_eq!(delivered, (0..30).filter(|&n| n != 10).collect());
@@ -216,9 +203,9 @@ fn a_refused_line_within_a_whole_query_is_set_aside_and_its_other_lines_are_deli
     let rows: Vec<String> = (0..20).map(row).collect();
     let batch = format!("{{\"diffResults\":{{\"removed\":[],\"added\":[{}]}},\"name\":\"q\"}}", rows.join(","));
     log_at_once(&rig, &[line(1000, false), batch, line(1001, false)]);
-    until(&rig, "the row", 1002, || set_aside(&rig).len() == 1);
+    until(&rig, "the row", 1002, || rig.set_aside().len() == 1);
     let expected = format!("{{\"name\":\"q\",\"columns\":{},\"action\":\"added\"}}", row(7));
-    assert_eq!(set_aside(&rig)[0].0, expected);
+    assert_eq!(rig.set_aside()[0].0, expected);
     rig.settled();
     let results = rig.server.results();
     let mut delivered: Vec<u64> =
@@ -241,9 +228,9 @@ fn a_refused_status_line_stops_no_other() {
     let log = |n: u64| assert_eq!(rig.call("logger", &[("status", "true"), ("log", &status(n))]).code, 0);
     (0..LINES).for_each(log);
     rig.server.resume().unwrap();
-    until(&rig, "the status line", 100, || set_aside(&rig).len() == 1);
+    until(&rig, "the status line", 100, || rig.set_aside().len() == 1);
     rig.server.wait("the others", PATIENCE, |server| (server.statuses().len() as u64 >= LINES - 1).then_some(()));
-    assert!(set_aside(&rig)[0].0.contains(POISON), "{:?}", set_aside(&rig));
+    assert!(rig.set_aside()[0].0.contains(POISON), "{:?}", rig.set_aside());
     let mut delivered: Vec<u64> = rig.server.statuses().iter().filter_map(|line| line["line"].as_u64()).collect();
     delivered.sort_unstable();
     assert_eq!(delivered, (0..LINES).filter(|&n| n != 3).collect::<Vec<u64>>());
@@ -268,8 +255,8 @@ fn refused_results_of_a_distributed_query_stop_no_others() {
         rig.server.refuse(POISON, Some(answer));
         rig.server.always(Endpoint::DistributedWrite, None);
         rig.server.wait("the others", PATIENCE, |server| (server.written().len() == 7).then_some(()));
-        rig.server.wait("the refused one", PATIENCE, |_| (set_aside(&rig).len() == 1).then_some(()));
-        let (kept, reason) = set_aside(&rig).remove(0);
+        rig.server.wait("the refused one", PATIENCE, |_| (rig.set_aside().len() == 1).then_some(()));
+        let (kept, reason) = rig.set_aside().remove(0);
         assert!(kept.contains(&results(1)), "{kept}");
         assert!(reason.contains("takes others") && reason.contains("distributed write"), "{reason}");
         let names: BTreeSet<String> =
@@ -292,6 +279,6 @@ fn a_server_that_calls_a_request_too_large_from_its_head_gets_smaller_ones() {
     let mut delivered = numbers(&rig.server.results());
     delivered.sort_unstable();
     assert_eq!(delivered, (0..400).collect::<Vec<u64>>());
-    assert!(set_aside(&rig).is_empty());
+    assert!(rig.set_aside().is_empty());
     assert!(rig.stderr().matches("can't be delivered").count() <= 1, "{}", rig.stderr());
 }

@@ -8,12 +8,6 @@ use testkit::server::{Answer, Endpoint};
 
 use crate::rig::{LIMIT, Rig, Setup, line};
 
-/// Log requests of results.
-fn result_requests(rig: &Rig) -> Vec<testkit::server::Recorded> {
-    let of_results = |json: &Option<Value>| json.as_ref().is_some_and(|body| body["log_type"] == "result");
-    rig.server.requests_to(Endpoint::Log).into_iter().filter(|request| of_results(&request.json)).collect()
-}
-
 #[test]
 fn lines_arrive_in_order_as_they_were() {
     let rig = Setup::new().own_flag("--logger_expand_events=false").start();
@@ -28,7 +22,7 @@ fn lines_arrive_in_order_as_they_were() {
     }
     rig.server.wait("the lines", LIMIT, |server| (server.result_count() == samples.len()).then_some(()));
     let bodies: String =
-        result_requests(&rig).iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
+        rig.result_requests().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
     for sample in samples {
         assert!(bodies.contains(sample.trim()), "not byte by byte: {sample}");
     }
@@ -45,7 +39,7 @@ fn lines_are_taken_at_once_while_the_server_hangs() {
         rig.server.always(endpoint, Some(Answer::hang()));
     }
     rig.log(&line(1));
-    rig.server.wait("a request that hangs", LIMIT, |_| (result_requests(&rig).len() >= 2).then_some(()));
+    rig.server.wait("a request that hangs", LIMIT, |_| (rig.result_requests().len() >= 2).then_some(()));
     // Hundreds of lines while the request is in flight; one that waited for it would take 16 s.
     let begun = std::time::Instant::now();
     for n in 2..300 {
@@ -136,7 +130,7 @@ fn no_answer_but_a_success_removes_lines() {
     let mut delivered = rig.delivered(2);
     delivered.sort_unstable();
     assert_eq!(delivered, [0, 1]);
-    assert!(result_requests(&rig).len() >= count - 2, "{} requests", result_requests(&rig).len());
+    assert!(rig.result_requests().len() >= count - 2, "{} requests", rig.result_requests().len());
     // Nothing is left: what comes next comes alone.
     rig.settled();
     rig.server.forget_requests();
@@ -162,7 +156,7 @@ fn lines_outlive_the_extension() {
     for n in 0..20 {
         rig.log(&line(n));
     }
-    kill_both(&rig);
+    rig.kill_both_and_wait();
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(20), (0..20).collect::<Vec<u64>>());
     rig.said("20 lines waited in the results journal at the start");
@@ -177,7 +171,7 @@ fn batches_are_bounded_by_lines_and_the_flush_does_not_stop_before_the_buffer_is
     }
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(50), (0..50).collect::<Vec<u64>>());
-    let requests: Vec<_> = result_requests(&rig).into_iter().filter(|request| request.answer_status == 200).collect();
+    let requests: Vec<_> = rig.result_requests().into_iter().filter(|request| request.answer_status == 200).collect();
     let sizes: Vec<usize> = requests
         .iter()
         .filter(|request| !request.answer_body.contains("node_invalid"))
@@ -202,7 +196,7 @@ fn batches_are_bounded_by_bytes() {
     }
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(30), (0..30).collect::<Vec<u64>>());
-    let sizes: Vec<usize> = result_requests(&rig).iter().map(|request| request.body.len()).collect();
+    let sizes: Vec<usize> = rig.result_requests().iter().map(|request| request.body.len()).collect();
     assert_eq!(sizes.iter().filter(|&&size| size > 20_000).count(), 1, "{sizes:?}");
     assert!(sizes.iter().filter(|&&size| size > 14_000).count() >= 3, "{sizes:?}");
 }
@@ -262,7 +256,8 @@ fn a_server_that_takes_small_requests_only_gets_them() {
     rig.server.script(Endpoint::Log, [Answer::empty(413), Answer::empty(413), Answer::empty(413)]);
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(65), (0..=64).collect::<Vec<u64>>());
-    let sizes: Vec<usize> = result_requests(&rig)
+    let sizes: Vec<usize> = rig
+        .result_requests()
         .iter()
         .skip(1)
         .map(|request| request.json.as_ref().unwrap()["data"].as_array().unwrap().len())
@@ -299,7 +294,8 @@ fn a_server_that_is_too_slow_gets_smaller_requests() {
     rig.server.script(Endpoint::Log, [Answer::empty(408), Answer::empty(408)]);
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(17), (0..=16).collect::<Vec<u64>>());
-    let sizes: Vec<usize> = result_requests(&rig)
+    let sizes: Vec<usize> = rig
+        .result_requests()
         .iter()
         .skip(1)
         .map(|request| request.json.as_ref().unwrap()["data"].as_array().unwrap().len())
@@ -319,7 +315,7 @@ fn a_server_that_takes_no_compressed_requests_gets_plain_ones() {
         rig.said("the server takes no compressed requests");
         rig.log(&line(1));
         rig.delivered(2);
-        assert_eq!(result_requests(&rig).last().unwrap().header("content-encoding"), None);
+        assert_eq!(rig.result_requests().last().unwrap().header("content-encoding"), None);
     }
 }
 
@@ -332,7 +328,7 @@ fn a_server_that_asks_for_patience_gets_it() {
     rig.server.script(Endpoint::Log, [Answer::empty(503).header("Retry-After", "4")]);
     rig.log(&line(1));
     rig.delivered(1);
-    let at: Vec<_> = result_requests(&rig).iter().map(|request| request.at).collect();
+    let at: Vec<_> = rig.result_requests().iter().map(|request| request.at).collect();
     let [refused, taken] = at.as_slice() else { panic!("{} requests", at.len()) };
     assert!(taken.duration_since(*refused) >= Duration::from_secs(4));
 }
@@ -346,7 +342,7 @@ fn failures_back_off_with_the_square() {
     rig.server.script(Endpoint::Log, [Answer::empty(500), Answer::empty(500)]);
     rig.log(&line(1));
     rig.delivered(1);
-    let at: Vec<_> = result_requests(&rig).iter().map(|request| request.at).collect();
+    let at: Vec<_> = rig.result_requests().iter().map(|request| request.at).collect();
     let [first, second, third] = at.as_slice() else { panic!("{} requests", at.len()) };
     assert!(second.duration_since(*first) >= Duration::from_millis(500));
     assert!(third.duration_since(*second) >= Duration::from_secs(2));
@@ -454,7 +450,7 @@ fn expanded_lines_are_those_that_the_same_queries_make_as_events() {
             let body = String::from_utf8(request.body).unwrap();
             body.split_once("\"data\":[").unwrap().1.strip_suffix("]}").unwrap().to_owned()
         };
-        let data = result_requests(&rig).into_iter().map(lines).collect::<Vec<_>>().join(",");
+        let data = rig.result_requests().into_iter().map(lines).collect::<Vec<_>>().join(",");
         // All that differs from run to run.
         let line = &rig.server.results()[0];
         data.replace(line["calendarTime"].as_str().unwrap(), "?").replace(&line["unixTime"].to_string(), "?")
@@ -477,14 +473,14 @@ fn an_old_backlog_is_sent_at_a_share_of_its_own_rate_and_a_recent_one_at_once() 
         .open(rig.directory.path().join("remote_tls/results/0000000000000000.ndjson"))
         .unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(600)).unwrap();
-    kill_both(&rig);
+    rig.kill_both_and_wait();
     rig.server.resume().unwrap();
     // Two lines a second came: a quarter of that is sent.
     let numbers = rig.delivered(3);
     assert!(numbers.len() < 20, "{numbers:?}");
     assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
     let lines = |request: testkit::server::Recorded| request.json.unwrap()["data"].as_array().unwrap().len();
-    assert!(result_requests(&rig).into_iter().map(lines).all(|lines| lines <= 2));
+    assert!(rig.result_requests().into_iter().map(lines).all(|lines| lines <= 2));
     // An outage of a moment.
     let rig = Rig::start();
     rig.config();
@@ -493,18 +489,6 @@ fn an_old_backlog_is_sent_at_a_share_of_its_own_rate_and_a_recent_one_at_once() 
     rig.said("can't be delivered and are kept");
     rig.server.resume().unwrap();
     rig.delivered(100);
-}
-
-/// Both processes, so that none stands in for the other, until there is another one.
-fn kill_both(rig: &Rig) {
-    let uuid = rig.wait_attached();
-    for process in [rig.pid(), rig.worker_pid()] {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-    rig.osqueryd.wait("another registration", LIMIT, || {
-        rig.osqueryd.registrations().iter().any(|one| one.uuid != uuid && one.name == "remote_tls").then_some(())
-    });
 }
 
 /// While lines wait for their back-off, another endpoint shows that the server is back.

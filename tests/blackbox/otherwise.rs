@@ -44,12 +44,6 @@ fn the_documentation_has_each_row_and_no_other() {
     }
 }
 
-fn refusal(rig: &Rig) -> String {
-    let outcome = rig.gen_config();
-    assert_eq!(outcome.code, 1, "it was taken");
-    outcome.message
-}
-
 #[test]
 fn no_suites_but_those_with_forward_secrecy_are_offered() {
     use CipherSuite::*;
@@ -57,7 +51,7 @@ fn no_suites_but_those_with_forward_secrecy_are_offered() {
     let address = format!("localhost:{}", listener.local_addr().unwrap().port());
     let rig = Setup::new().flag("tls_hostname", &address).flag("tls_enroll_max_attempts", "1").start();
     let server = thread::spawn(move || client_hello(&listener.accept().unwrap().0));
-    refusal(&rig);
+    rig.refusal();
     let mut offered = offered_suites(&server.join().unwrap());
     // What stands for "no renegotiation" is no suite.
     offered.retain(|suite| *suite != TLS_EMPTY_RENEGOTIATION_INFO_SCSV);
@@ -99,7 +93,7 @@ fn a_client_key_on_p_521_is_refused_by_name() {
     let cert = setup.file("client.pem", include_str!("../kit/fixtures/p521-leaf.pem"));
     let key = setup.file("client.key", include_str!("../kit/fixtures/p521-pkcs8.key"));
     let setup = setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap());
-    let message = refusal(&setup.start());
+    let message = setup.start().refusal();
     assert!(message.contains("client.pem can't be used: with its key: "), "{message}");
 }
 
@@ -113,7 +107,7 @@ fn an_answer_may_have_a_hundred_headers() {
     rig.server.script(Endpoint::Config, [with_headers(120)]);
     rig.config();
     rig.server.script(Endpoint::Config, [with_headers(130)]);
-    let message = refusal(&rig);
+    let message = rig.refusal();
     assert!(message.contains("headers"), "{message}");
 }
 
@@ -121,7 +115,7 @@ fn an_answer_may_have_a_hundred_headers() {
 fn a_folded_header_is_refused() {
     let taken = enroll_with("X-Plain: one line\r\n");
     assert!(taken.stored_key().is_some());
-    let message = refusal(&enroll_with("X-Folded: one line\r\n and another\r\n"));
+    let message = enroll_with("X-Folded: one line\r\n and another\r\n").refusal();
     assert!(message.contains("the connection broke"), "{message}");
 }
 

@@ -1,12 +1,16 @@
 //! What every test needs: an osqueryd stand-in that autoloads the real binary, and a server that it talks to.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 use testkit::certs::default_authority;
 use testkit::osqueryd::{self, CallOutcome, Osqueryd};
-use testkit::server::{self, Server};
+use testkit::server::{self, Endpoint, Recorded, Server};
 
 /// No condition takes longer on a machine that works; a loaded one gets its time.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -159,6 +163,41 @@ impl Rig {
         })
     }
 
+    /// What genConfig says where it fails.
+    pub(crate) fn refusal(&self) -> String {
+        let outcome = self.gen_config();
+        assert_eq!(outcome.code, 1, "it was taken: {:?}", outcome.rows);
+        outcome.message
+    }
+
+    /// Log requests with result lines.
+    pub(crate) fn result_requests(&self) -> Vec<Recorded> {
+        let of_results = |json: &Option<Value>| json.as_ref().is_some_and(|body| body["log_type"] == "result");
+        self.server.requests_to(Endpoint::Log).into_iter().filter(|request| of_results(&request.json)).collect()
+    }
+
+    /// The lines that were set aside, with their reasons.
+    pub(crate) fn set_aside(&self) -> Vec<(String, String)> {
+        set_aside_in(&self.directory.path().join("remote_tls"))
+    }
+
+    /// SIGKILL for both processes: front first, so that no other worker is started, and no stand-in has its moment.
+    pub(crate) fn kill_both(&self) {
+        for process in [self.pid(), self.worker_pid()] {
+            // The worker may have ended by itself a moment ago, now that the front is gone.
+            let _ = kill_process(Pid::from_raw(i32::try_from(process).unwrap()).unwrap(), Signal::KILL);
+        }
+    }
+
+    /// The same, and waits until osqueryd has another pair.
+    pub(crate) fn kill_both_and_wait(&self) {
+        let known = self.osqueryd.registrations().len();
+        self.kill_both();
+        let is_another = || self.osqueryd.registrations().iter().skip(known).any(|one| one.name == "remote_tls");
+        self.osqueryd.wait("another pair", LIMIT, || is_another().then_some(()));
+        self.wait_attached();
+    }
+
     /// A call with osqueryd's habit; the values are text.
     pub(crate) fn call(&self, registry: &str, request: &[(&str, &str)]) -> CallOutcome {
         let request: Vec<(&str, &[u8])> = request.iter().map(|&(name, value)| (name, value.as_bytes())).collect();
@@ -295,4 +334,27 @@ pub(crate) fn waiting_in(directory: &Path) -> Vec<String> {
         waiting.extend(text.lines().map(str::to_owned));
     }
     waiting
+}
+
+/// The lines that were set aside in this directory of buffers, with their reasons.
+pub(crate) fn set_aside_in(buffers: &Path) -> Vec<(String, String)> {
+    let mut text = fs::read_to_string(buffers.join("rejected.ndjson")).unwrap_or_default();
+    // A line is written while this reads: where it crosses a page, its first half may be seen alone.
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    let entry = |line: &str| {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        (entry["line"].as_str().unwrap().to_owned(), entry["reason"].as_str().unwrap().to_owned())
+    };
+    text.lines().map(entry).collect()
+}
+
+/// What a process has in memory, in KiB: one of the fields `VmRSS:` and `VmHWM:` (the most since its start).
+pub(crate) fn memory_of(process: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+pub(crate) fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }

@@ -6,14 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::certs::{Authority, default_authority};
 use testkit::server::{Answer, Endpoint, TlsVersions};
 
-use crate::rig::{LIMIT, Rig, Setup, line};
-
-/// What genConfig says where there is no connection.
-fn refusal(rig: &Rig) -> String {
-    let outcome = rig.gen_config();
-    assert_eq!(outcome.code, 1, "connected");
-    outcome.message
-}
+use crate::rig::{LIMIT, Setup, line};
 
 #[test]
 fn both_tls_versions_are_spoken() {
@@ -43,7 +36,7 @@ fn a_client_certificate_that_is_missing_or_can_t_be_used_is_named() {
         let setup = Setup::new()
             .server(|server| server.client_ca_pem = Some(clients.cert_pem()))
             .flag("tls_enroll_max_attempts", "1");
-        refusal(&flags.iter().fold(setup, |setup, (name, value)| setup.flag(name, value)).start())
+        flags.iter().fold(setup, |setup, (name, value)| setup.flag(name, value)).start().refusal()
     };
     assert!(with(&[]).contains("client certificate"), "{}", with(&[]));
     let half = with(&[("tls_client_cert", "/c.pem")]);
@@ -111,7 +104,7 @@ fn certificates_replaced_on_disk_are_used_at_once() {
         .server(|server| server.identity = second.issue_server(&["localhost"]));
     let bundle = setup.file("bundle.pem", &first.cert_pem());
     let rig = setup.flag("tls_server_certs", bundle.to_str().unwrap()).flag("tls_enroll_max_attempts", "1").start();
-    refusal(&rig);
+    rig.refusal();
     fs::write(&bundle, second.cert_pem()).unwrap();
     rig.config();
     rig.said("TLS certificates changed on disk: using the new ones");
@@ -128,7 +121,7 @@ fn a_kept_connection_ends_when_its_trust_is_withdrawn() {
     rig.config();
     let asked = rig.server.requests().len();
     fs::write(&bundle, Authority::new("another").cert_pem()).unwrap();
-    let message = refusal(&rig);
+    let message = rig.refusal();
     assert!(message.contains("not issued by an authority in tls_server_certs"), "{message}");
     assert_eq!(rig.server.requests().len(), asked, "it was asked over the old connection");
     // Given back, it counts again.
@@ -161,7 +154,7 @@ fn a_request_s_redirects_have_one_deadline_together() {
     let redirect = Answer::empty(307).header("location", "/config").delayed(Duration::from_secs(2));
     rig.server.script(Endpoint::Config, vec![redirect; 5]);
     let began = Instant::now();
-    let message = refusal(&rig);
+    let message = rig.refusal();
     assert!(message.contains("timed out"), "{message}");
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
 }
@@ -185,7 +178,7 @@ fn keys_in_every_form_are_taken_and_encrypted_ones_are_named() {
         let rig =
             setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap()).start();
         if form == "encrypted" {
-            let message = refusal(&rig);
+            let message = rig.refusal();
             assert!(message.contains("client.key can't be used: it holds no unencrypted private key"), "{message}");
         } else {
             rig.config();
@@ -219,7 +212,7 @@ fn a_client_certificate_replaced_on_disk_is_used_at_the_next_connection() {
     let key = setup.file("client.key", &stranger.key_pem);
     let rig =
         setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap()).start();
-    assert!(refusal(&rig).contains("refused our client certificate"), "{}", refusal(&rig));
+    assert!(rig.refusal().contains("refused our client certificate"), "{}", rig.refusal());
     let ours = clients.issue_client("host");
     fs::write(&key, &ours.key_pem).unwrap();
     fs::write(&cert, &ours.cert_pem).unwrap();

@@ -2,8 +2,8 @@
 
 use testkit::server::{Answer, Endpoint};
 
-use super::{forget_peak, memory_of};
-use crate::rig::{LIMIT, Rig, Setup, line};
+use super::forget_peak;
+use crate::rig::{LIMIT, Rig, Setup, line, memory_of};
 
 /// What an answer may cost each of our processes at its peak, in KiB.
 const PEAK: u64 = 64 << 10;

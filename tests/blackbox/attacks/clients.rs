@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::{forget_peak, memory_of};
-use crate::rig::{LIMIT, Rig, line};
+use super::forget_peak;
+use crate::rig::{LIMIT, Rig, line, memory_of};
 
 fn connect(rig: &Rig) -> UnixStream {
     let uuid = rig.wait_attached();

@@ -1,20 +1,16 @@
 //! Directories and files that somebody else could change, or has left there: nothing of theirs is followed, written to,
 //! read as ours or waited for.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, line, memory_of, mode};
 
 const VICTIM: &str = "what root has written\n";
-
-fn mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-}
 
 fn pipe(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
@@ -197,11 +193,11 @@ fn files_without_end_in_the_buffers_cost_no_memory() {
     }
     let rig = setup.start();
     let worker = rig.worker_pid();
-    let idle = super::memory_of(worker, "VmRSS:");
+    let idle = memory_of(worker, "VmRSS:");
     super::forget_peak(worker);
     rig.config();
     assert_eq!(rig.osqueryd.query("SELECT * FROM remote_tls_rejected").unwrap().len(), 0);
-    let peak = super::memory_of(worker, "VmHWM:").saturating_sub(idle);
+    let peak = memory_of(worker, "VmHWM:").saturating_sub(idle);
     assert!(peak < 48 << 10 && worker == rig.worker_pid(), "{peak} KiB over idle");
 }
 

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use rustix::mount::MountFlags;
 use serde_json::json;
 
-use super::{Fault, Host, fault, find, lines, look, mode, state};
+use super::{Fault, Host, fault, find, lines, look, state};
 use crate::faults::Tmpfs;
+use crate::rig::mode;
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[

@@ -6,8 +6,9 @@ use std::os::unix::fs::chown;
 use rustix::mount::MountFlags;
 use testkit::certs::{Authority, default_authority};
 
-use super::{Fault, Host, NO_SUCH, examine, fault, find, mode, own_copy};
+use super::{Fault, Host, NO_SUCH, examine, fault, find, own_copy};
 use crate::faults::Tmpfs;
+use crate::rig::mode;
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[

@@ -10,8 +10,8 @@ mod server;
 mod well;
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use testkit::certs::default_authority;
 use testkit::server::{Options, Server};
 
-use crate::rig::{BINARY, SECRET, line};
+use crate::rig::{BINARY, SECRET, line, mode};
 
 const NO_SUCH: &str = "/no/such";
 
@@ -266,10 +266,6 @@ fn there_are_as_many_planted_faults_as_operators_make() {
     said.sort_unstable();
     said.dedup();
     assert_eq!(said.len(), of_hosts, "two faults have one message");
-}
-
-fn mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
 /// The beginning of a copy of the extension, whose mode and owner others don't see.

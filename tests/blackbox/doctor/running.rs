@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
-use super::{NO_SUCH, examine, look, mode};
-use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, program};
+use super::{NO_SUCH, examine, look};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, mode, program};
 
 /// A fault of a host where everything runs.
 pub(super) struct Fault {
