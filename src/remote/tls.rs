@@ -382,9 +382,25 @@ impl TlsTransport {
         self.stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
     }
 
-    /// rustls tells of an error in writing only at the next call, reading included.
-    fn broken(&mut self, error: io::Error) -> ureq::Error {
-        broken(error, &mut self.stream.conn, &mut self.stream.sock)
+    /// What broke while writing is no error when the server has answered before it had the whole request. rustls tells
+    /// of an error in writing only at the next call, reading included.
+    fn settle_early(&mut self, error: io::Error) -> Result<(), ureq::Error> {
+        let error = broken(error, &mut self.stream.conn, &mut self.stream.sock);
+        self.answered_early = self.has_input();
+        ANSWERED_EARLY.set(self.answered_early);
+        if self.answered_early { Ok(()) } else { Err(error) }
+    }
+
+    /// Reads what the server has sent into the input buffer: 0 bytes are the end.
+    fn read(&mut self) -> io::Result<usize> {
+        let input = self.buffers.input_append_buf();
+        // The stream would write first, what the server doesn't read.
+        let read = if self.answered_early { self.stream.conn.reader().read(input) } else { self.stream.read(input) };
+        match read {
+            // Many servers close without TLS's own goodbye. HTTP's framing tells whether anything is missing.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || self.answered_early => Ok(0),
+            read => read,
+        }
     }
 }
 
@@ -406,25 +422,19 @@ impl Transport for TlsTransport {
                 TRAFFIC.set(Traffic { sent: traffic.sent + amount as u64, ..traffic });
                 Ok(())
             }
-            Err(error) => {
-                let error = self.broken(error);
-                self.answered_early = self.has_input();
-                ANSWERED_EARLY.set(self.answered_early);
-                if self.answered_early { Ok(()) } else { Err(error) }
-            }
+            Err(error) => self.settle_early(error),
         }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.stream.sock.set_timeout(timeout);
-        let input = self.buffers.input_append_buf();
-        // The stream would write first, what the server doesn't read.
-        let read = if self.answered_early { self.stream.conn.reader().read(input) } else { self.stream.read(input) };
-        let read = match read {
+        let read = match self.read() {
+            // What was written last breaks only here, and the answer may lie behind that.
+            Err(error) => {
+                self.settle_early(error)?;
+                self.read()?
+            }
             Ok(read) => read,
-            // Many servers close without TLS's own goodbye. HTTP's framing tells whether anything is missing.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || self.answered_early => 0,
-            Err(error) => return Err(self.broken(error)),
         };
         self.buffers.input_appended(read);
         let traffic = TRAFFIC.get();
