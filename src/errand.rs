@@ -10,9 +10,10 @@
 //!                                                        }
 //! ```
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::shutdown::Shutdown;
 
 /// The work, whose outcome is a `T`.
@@ -116,12 +117,11 @@ impl<T: Clone + Send + 'static> Errand<T> {
             if state.ending {
                 return Err(NotDone::Ending);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.not_before.is_some_and(|at| at > deadline) {
+            if Instant::now() >= deadline || state.not_before.is_some_and(|at| at > deadline) {
                 return Err(NotDone::Late);
             }
             state.waiting.push(ticket);
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait(state, Some(deadline));
             if let Some(index) = state.waiting.iter().position(|waiting| *waiting == ticket) {
                 state.waiting.swap_remove(index);
             }
@@ -138,11 +138,10 @@ impl<T: Clone + Send + 'static> Errand<T> {
             if state.done < state.asked {
                 return Next::Asked(state.asked);
             }
-            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
-            if std::mem::take(&mut state.woken) || left.is_some_and(|left| left.is_zero()) {
+            if std::mem::take(&mut state.woken) || until.is_some_and(|until| Instant::now() >= until) {
                 return Next::Look;
             }
-            state = self.sleep(state, left);
+            state = self.bell.wait(state, until);
         }
     }
 
@@ -152,12 +151,8 @@ impl<T: Clone + Send + 'static> Errand<T> {
         let mut state = self.state();
         state.not_before = Some(until);
         self.changed.notify_all();
-        while !state.ending {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = self.sleep(state, Some(left));
+        while !state.ending && Instant::now() < until {
+            state = self.bell.wait(state, Some(until));
         }
         state.not_before = None;
         state.ending
@@ -185,19 +180,8 @@ impl<T: Clone + Send + 'static> Errand<T> {
         if state.waiting.iter().any(|waiting| *waiting <= done) { Taken::BySomebody } else { Taken::ByNobody }
     }
 
-    fn sleep<'a>(
-        &self,
-        state: MutexGuard<'a, State<T>>,
-        left: Option<std::time::Duration>,
-    ) -> MutexGuard<'a, State<T>> {
-        match left {
-            None => self.bell.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(left) => self.bell.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -30,6 +30,7 @@ pub mod clock;
 pub mod errand;
 pub mod files;
 pub mod line_count;
+pub mod lock;
 pub mod logging;
 pub mod members;
 pub mod platform;

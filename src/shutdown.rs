@@ -1,7 +1,9 @@
 //! The end, asked for once and seen by every thread: a flag, waits that it interrupts, and hooks that it runs.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::lock::{Condvar, Mutex, MutexGuard};
 
 /// Shared by all threads: asks them to end, and ends their waits.
 #[derive(Clone, Default)]
@@ -44,12 +46,12 @@ impl Shutdown {
     /// Waits for `limit`, less when the end is asked for: whether it was.
     #[must_use]
     pub fn wait(&self, limit: Duration) -> bool {
-        let state = self.state();
-        let (state, _) = self
-            .0
-            .bell
-            .wait_timeout_while(state, limit, |state| !state.requested)
-            .unwrap_or_else(PoisonError::into_inner);
+        // A limit that no clock reaches is none.
+        let until = Instant::now().checked_add(limit);
+        let mut state = self.state();
+        while !state.requested && until.is_none_or(|until| Instant::now() < until) {
+            state = self.0.bell.wait(state, until);
+        }
         state.requested
     }
 
@@ -65,16 +67,15 @@ impl Shutdown {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 
 /// Wakes one waiting thread; a ring while no thread waits is kept for the next wait.
 #[derive(Default)]
 pub struct Doorbell {
-    // Not std's: with these a ring that no thread waits for, one for each line, costs no system call.
-    rung: parking_lot::Mutex<bool>,
-    bell: parking_lot::Condvar,
+    rung: Mutex<bool>,
+    bell: Condvar,
 }
 
 impl Doorbell {
@@ -88,13 +89,10 @@ impl Doorbell {
     pub fn wait(&self, deadline: Option<Instant>) {
         let mut rung = self.rung.lock();
         while !*rung {
-            match deadline {
-                Some(at) if Instant::now() >= at => return,
-                Some(at) => {
-                    self.bell.wait_until(&mut rung, at);
-                }
-                None => self.bell.wait(&mut rung),
+            if deadline.is_some_and(|at| Instant::now() >= at) {
+                return;
             }
+            rung = self.bell.wait(rung, deadline);
         }
         *rung = false;
     }

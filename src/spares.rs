@@ -1,6 +1,6 @@
 //! Buffers that are used again by whichever thread needs one.
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 
 /// So many are kept.
 const MOST: usize = 8;

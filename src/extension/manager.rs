@@ -9,9 +9,9 @@ use std::io::{self, BufReader, BufWriter, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use super::osquery::{
 };
 use super::protocol::LossyInput;
 use super::registry::{NAME, Routes, StringMap};
+use crate::lock::{Mutex, MutexGuard};
 use crate::platform::Process;
 
 /// How long osqueryd may take for any one answer. Its own are there in milliseconds.
@@ -155,7 +156,7 @@ impl Manager {
 
     /// The end is near: breaks a call in flight off, and makes no more. An osqueryd that is ending too may not answer.
     pub fn close(&self) {
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut end = self.end.lock();
         end.closed = true;
         if let Some(stream) = end.stream.take() {
             // An error says that it is closed already.
@@ -165,7 +166,7 @@ impl Manager {
 
     /// Takes this extension out of osqueryd's registry, if that can be done in a moment.
     pub fn deregister(&self, uuid: i64) {
-        let Ok(mut link) = self.link.try_lock() else { return };
+        let Some(mut link) = self.link.try_lock() else { return };
         let Some(connected) = link.as_mut() else { return };
         connected.deadline.set(Instant::now() + LAST_CALL_LIMIT);
         if let Err(error) = connected.client.deregister_extension(uuid) {
@@ -281,7 +282,7 @@ impl Manager {
 
     fn dial(&self) -> Result<Link> {
         let unreachable = |source| ManagerError::Unreachable { path: self.socket.clone(), source };
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut end = self.end.lock();
         if end.closed {
             return Err(unreachable(io::ErrorKind::NotConnected.into()));
         }
@@ -291,7 +292,7 @@ impl Manager {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Link>> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+        self.link.lock()
     }
 }
 
@@ -384,11 +385,11 @@ struct Deadline(Mutex<Option<Instant>>);
 
 impl Deadline {
     fn set(&self, at: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        *self.0.lock() = Some(at);
     }
 
     fn left(&self) -> Duration {
-        let at = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = *self.0.lock();
         at.map_or(CALL_LIMIT, |at| at.saturating_duration_since(Instant::now()))
     }
 }

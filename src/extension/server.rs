@@ -20,10 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
-// A notification that no thread waits for costs no system call, as std's does: there are several a call.
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::socket::Socket;
+use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::spares::Spares;
 
@@ -173,8 +172,7 @@ impl<C: Converse + 'static> Server<C> {
                 let _ = knock(&shared.private);
             }
             shared.end_silent(LAST_IDLE_LIMIT);
-            let mut connections = shared.connections();
-            shared.closed.wait_for(&mut connections, STOP_PAUSE);
+            drop(shared.closed.wait(shared.connections(), Some(Instant::now() + STOP_PAUSE)));
         }
         shared.threads.load(Ordering::SeqCst) == 0
     }
@@ -261,8 +259,7 @@ impl<C: Converse + 'static> Shared<C> {
         if speaking >= MOST_THREADS || threads >= MOST_WITH_SILENT {
             while self.idle.load(Ordering::SeqCst) == 0 && !self.is_stopping() {
                 self.end_silent(CROWDED_IDLE_LIMIT);
-                let mut connections = self.connections();
-                self.closed.wait_for(&mut connections, CROWDED_PAUSE);
+                drop(self.closed.wait(self.connections(), Some(Instant::now() + CROWDED_PAUSE)));
             }
             return;
         }

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use parking_lot::Mutex;
 use rustix::fs::Mode;
 use rustix::process::umask;
 
+use crate::lock::Mutex;
 use crate::platform::{NameWatch, Process, go_first};
 
 /// Private names begin with this; a process id follows, or the manager's name for a [stand-in's

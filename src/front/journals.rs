@@ -8,12 +8,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use parking_lot::Mutex;
 
 use crate::control::{Descriptors, Order, Report, Seen, Taken, ToOther, as_stream};
 use crate::journal::inspect;
 use crate::journal::{OneLine, Overflow, Writer, WriterEvents};
 use crate::line_count::LineCounter;
+use crate::lock::Mutex;
 use crate::logging::{self, Verbosity};
 use crate::settings::FrontSettings;
 use crate::shutdown::{Doorbell, Shutdown};

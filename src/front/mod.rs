@@ -42,6 +42,7 @@ use crate::extension::manager::Manager;
 use crate::extension::registry::Routes;
 use crate::extension::server::Server;
 use crate::extension::socket::Socket;
+use crate::lock::Mutex;
 use crate::logging;
 use crate::platform::Process;
 use crate::settings::{FrontSettings, Options, Settings, own};
@@ -128,7 +129,7 @@ pub fn run(cli: Cli, routes: Routes) -> anyhow::Result<()> {
     let signals = watch_signals(sender.clone())?;
     // A limit on the size of files must be an error like any other, and not the end.
     signal_hook::flag::register(SIGXFSZ, Default::default()).context("can't ignore a signal")?;
-    let hung_up = parking_lot::Mutex::new(sender.clone());
+    let hung_up = Mutex::new(sender.clone());
     let manager = Arc::new(Manager::new(
         cli.socket.clone(),
         // The receiver is gone only when the process ends anyway.
@@ -187,7 +188,7 @@ impl Front {
         }
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());
-        let shutdown = parking_lot::Mutex::new(sender.clone());
+        let shutdown = Mutex::new(sender.clone());
         let pending = Arc::clone(&relay);
         let intake = Intake {
             uuid: Default::default(),

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::control::{self, Order, ToOther};
+use crate::lock::{Condvar, Mutex};
 
 /// How many workers may die under one call before it is answered by a failure: it may be what kills them.
 const MOST_DEATHS: u32 = 20;
@@ -129,9 +128,10 @@ impl Relay {
             if let Some((number, present)) = worker.as_ref().filter(|(number, _)| Some(*number) != dead) {
                 return Ok((*number, Arc::clone(present)));
             }
-            if self.changed.wait_until(&mut worker, deadline).timed_out() {
+            if Instant::now() >= deadline {
                 return Err(Unanswered::NoWorker);
             }
+            worker = self.changed.wait(worker, Some(deadline));
         }
     }
 }

@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use parking_lot::Mutex;
-
 use super::{Limits, segments};
+use crate::lock::Mutex;
 use crate::words::counted;
 
 /// The reader keeps exact limits; this comes after so many more hundredths, and some segments.

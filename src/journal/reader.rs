@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
-
 use super::chunk::{LargeRecord, Waiting};
 use super::inspect::{self, Oldest};
 use super::place::Place;
@@ -16,6 +14,7 @@ use super::rejected::{LINE_BYTES, Rejected};
 use super::segments::{self, PREDECESSOR_LIMIT, READER_LOCK};
 use super::tally::Tally;
 use super::{Chunk, Counts, Held, JournalError, Overflow, Position, Weigher, chain};
+use crate::lock::Mutex;
 use crate::words::counted;
 
 /// Reads a journal. One thread peeks, acknowledges and sets aside; the other methods are for any thread.

@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::segments;
+use crate::lock::Mutex;
 
 /// The file that is written, in the directory of the buffers.
 pub(super) const FILE: &str = "rejected.ndjson";

@@ -2,9 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::Counts;
+use crate::lock::Mutex;
 use crate::words::counted;
 
 /// One side's counters.

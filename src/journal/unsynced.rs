@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use parking_lot::Mutex;
-
 use super::segments;
 use super::store::{Changes, Store};
+use crate::lock::Mutex;
 
 /// What is to be synced next.
 #[derive(Default)]

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::backstop::Backstop;
 use super::incoming::Incoming;
 use super::memory::Memory;
@@ -17,6 +15,7 @@ use super::tally::Tally;
 use super::unsynced::Unsynced;
 use super::walk::lines_of;
 use super::{Borrowed, Counts, Held, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, Weigher, chain};
+use crate::lock::Mutex;
 use crate::spares::Spares;
 use crate::words::counted;
 

@@ -13,7 +13,6 @@ mod syslog;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -23,6 +22,7 @@ use tz::TimeZone;
 use self::file::LogFile;
 pub use self::streak::Streak;
 use self::syslog::Syslog;
+use crate::lock::{Mutex, MutexGuard};
 use crate::shown::shown;
 use crate::words::counted;
 
@@ -128,7 +128,7 @@ fn set_level(level: LevelFilter, verbose: Verbosity) {
 
 impl Output {
     fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 }
 

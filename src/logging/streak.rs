@@ -2,11 +2,11 @@
 //! it has been so; the others only with DEBUG. Their end is said with how many they were and how long it took.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
 
+use crate::lock::{Mutex, MutexGuard};
 use crate::words::{Span, counted};
 
 /// A failure that lasts is said again after this; the next time after twice as much, and so on.
@@ -73,7 +73,7 @@ impl Streak {
     }
 
     fn row(&self) -> MutexGuard<'_, Option<Row>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

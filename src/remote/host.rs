@@ -2,7 +2,7 @@
 //!
 //! Its tables are asked as its own enrollment asks them, without SQL ([`Manager::table`]).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::chain::chain;
 use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::StringMap;
+use crate::lock::{Mutex, MutexGuard};
 use crate::settings::HostIdentifier;
 
 /// The tables whose first rows are the `host_details` of an enrollment.
@@ -175,7 +176,7 @@ impl Host {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -16,6 +16,7 @@ use super::request::{Blame, Request, RequestError, Requests};
 use super::transport::{Answer, Encoding};
 use crate::chain::chain;
 use crate::extension::manager::Manager;
+use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::policy::{Backoff, Breaker, Chance, RetryAfter};
 use crate::secret::Secret;
@@ -216,12 +217,12 @@ impl Node {
 
     /// Has this bell rung when an endpoint of those that osqueryd asks works again after failing.
     pub fn ring_at_recoveries(&self, bell: Arc<Doorbell>) {
-        self.recoveries.lock().unwrap_or_else(PoisonError::into_inner).push(bell);
+        self.recoveries.lock().push(bell);
     }
 
     fn is_over(&self, endpoint: Endpoint) {
         if self.outages.is_over(endpoint) {
-            let bells = self.recoveries.lock().unwrap_or_else(PoisonError::into_inner);
+            let bells = self.recoveries.lock();
             bells.iter().for_each(|bell| bell.ring());
         }
     }
@@ -398,7 +399,7 @@ impl Outages {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Outage>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

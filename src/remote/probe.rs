@@ -5,7 +5,7 @@
 //! the judgement itself stays as it is, and a refused connection ends there.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::client::ResolvesClientCert;
@@ -20,6 +20,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConn
 use super::proxy::ProxyConnector;
 use super::tls::{TlsConnector, TlsTransport, Watch};
 use super::transport::{NamingResolver, TransportError, Wanted, config};
+use crate::lock::{Mutex, MutexGuard};
 use crate::settings::Settings;
 
 /// What a proxy is told of who looks; osqueryd, whose version it would be, is perhaps not there.
@@ -140,7 +141,7 @@ impl ResolvesClientCert for Asked {
 
 impl Witness {
     fn seen(&self) -> MutexGuard<'_, Look> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -5,11 +5,11 @@
 //! unusable, is a request that failed, too.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::endpoint::Endpoint;
 use super::tls::Traffic;
+use crate::lock::{Mutex, MutexGuard};
 
 /// The requests to each endpoint; shared by all threads, each of which notes its own.
 #[derive(Default)]
@@ -89,7 +89,7 @@ impl Stats {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, EndpointStats>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

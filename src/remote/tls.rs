@@ -10,8 +10,8 @@ use std::fs::{self, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::client::danger::ServerCertVerifier;
@@ -26,6 +26,7 @@ use ureq::unversioned::transport::{
 use super::deadline::Deadline;
 use super::pem;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
+use crate::lock::Mutex;
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 
 /// Why no TLS connection could be made.
@@ -167,7 +168,7 @@ impl Trust {
     /// The rustls configuration that the files make now.
     fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let stamp = self.files.stamp();
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = self.loaded.lock();
         match loaded.as_mut() {
             Some(loaded) if loaded.stamp == stamp => Ok(Arc::clone(&loaded.config)),
             Some(old) => {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::Compression;
@@ -22,6 +22,7 @@ use ureq::{Agent, Body};
 use super::proxy::{ProxyConnector, ProxyError};
 use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
 use super::url::{Url, same_host_redirect};
+use crate::lock::{Mutex, MutexGuard};
 use crate::secret::Secret;
 use crate::settings::{Proxy, Server, SettingError, Settings, TlsSettings};
 use crate::shown::beginning;
@@ -288,7 +289,7 @@ impl Transport {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(Wanted, Agent)>> {
-        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.agent.lock()
     }
 }
 

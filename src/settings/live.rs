@@ -1,10 +1,11 @@
 //! osqueryd's flags, kept fresh: values can change while running, since a configuration's `options` set them.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::extension::manager::Manager;
+use crate::lock::{Mutex, MutexGuard};
 use crate::logging::{self, Verbosity};
 use crate::settings::{Options, OwnFlags, Settings};
 
@@ -42,7 +43,7 @@ impl Flags {
 
     /// Has this told of every change from now on.
     pub fn tell_of_changes(&self, on_change: OnChange) {
-        *self.on_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(on_change);
+        *self.on_change.lock() = Some(on_change);
     }
 
     /// The settings as last read.
@@ -79,7 +80,7 @@ impl Flags {
                 state.said = said;
                 state.read_at = Instant::now();
                 drop(state);
-                let on_change = self.on_change.lock().unwrap_or_else(PoisonError::into_inner);
+                let on_change = self.on_change.lock();
                 if let Some(tell) = on_change.as_ref().filter(|_| has_changed) {
                     tell(&settings);
                 }
@@ -89,7 +90,7 @@ impl Flags {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

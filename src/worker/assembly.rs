@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,6 +10,7 @@ use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, Registry};
 use crate::journal::{Overflow, Position, Reader, Rejected, Writer, WriterEvents, inspect};
 use crate::line_count::LineCounter;
+use crate::lock::Mutex;
 use crate::logging::Verbosity;
 use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
@@ -243,7 +242,7 @@ impl Assembly {
     /// # Errors
     /// One can't be started.
     pub(super) fn start(&self, threads: &mut Threads) -> anyhow::Result<()> {
-        let work = std::mem::take(&mut *self.work.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = std::mem::take(&mut *self.work.lock());
         work.into_iter().try_for_each(|(name, work)| threads.spawn(name, work))
     }
 

@@ -6,13 +6,13 @@
 //! options name `tls` for a plugin whose flag names `remote_tls`, osqueryd is given `remote_tls`.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
 use super::operator::FlagSources;
 use super::options::with_values;
 use crate::extension::registry::NAME;
+use crate::lock::{Mutex, MutexGuard};
 use crate::members;
 use crate::remote::api::ConfigLimits;
 use crate::remote::configuration;
@@ -76,7 +76,7 @@ impl ActivePlugins {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

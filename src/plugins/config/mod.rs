@@ -15,7 +15,7 @@ mod whole_queries;
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -29,6 +29,7 @@ use crate::chain::chain;
 use crate::errand::{Errand, Next, NotDone, Taken, Ticket};
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
+use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::policy::{Backoff, Chance};
 use crate::remote::api::{self, ConfigLimits, Payload};
@@ -320,7 +321,7 @@ impl Config {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -7,12 +7,12 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::kept::kept;
 use super::operator::{FlagSources, Unread};
 use super::options::{option, with_option};
 use crate::extension::registry::NAME;
+use crate::lock::{Mutex, MutexGuard};
 use crate::members;
 use crate::remote::api::ConfigLimits;
 use crate::remote::configuration;
@@ -140,7 +140,7 @@ impl Osqueryd {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 #[cfg(test)]

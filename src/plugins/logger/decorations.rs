@@ -19,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -32,6 +32,7 @@ use crate::chain::chain;
 use crate::errand::{Errand, Next, NotDone, Ticket};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::StringMap;
+use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::members;
 use crate::plugins::config::kept;
@@ -196,7 +197,7 @@ impl Decorations {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -14,8 +14,8 @@
 mod error;
 mod state;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::Level;
@@ -31,6 +31,7 @@ use super::transport::Encoding;
 use crate::chain::chain;
 use crate::errand::{Errand, Next};
 use crate::extension::manager::{Manager, ManagerError};
+use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::policy::Chance;
 use crate::secret::Secret;
@@ -306,11 +307,11 @@ impl Enrollment {
     }
 
     fn course(&self) -> MutexGuard<'_, Course> {
-        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+        self.course.lock()
     }
 
     fn store(&self) -> MutexGuard<'_, ()> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock()
     }
 }
 

@@ -111,7 +111,7 @@ impl Contender {
         let options = options.flag("extensions_socket", &socket.display().to_string()).extension(program);
         let osqueryd = Osqueryd::start_bare(options);
         // The key is as good as any to the sink, and no enrollment is in what is measured.
-        osqueryd.store_put("configurations", "nodeKey", "bench");
+        osqueryd.store_put("configurations", "nodeKey", "bench-node-key-1");
         let uuid = osqueryd.wait_extension(plugin, LIMIT);
         let socket = PathBuf::from(format!("{}.{uuid}", socket.display()));
         wait_for(name, || Caller::new(&socket).pings().then_some(()));

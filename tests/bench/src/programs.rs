@@ -3,9 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The workspace's directory.
-const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-
 /// What is to be run, and where results of a run may lie.
 #[derive(Clone)]
 pub(crate) struct Programs {
@@ -56,8 +53,8 @@ impl Programs {
 
 /// The release build of a package's programs.
 fn build(package: &str, target: &Path, environment: &[(&str, &str)]) -> Result<(), String> {
-    let mut build = Command::new(env!("CARGO"));
-    build.current_dir(WORKSPACE).envs(environment.iter().copied());
+    let mut build = testkit::programs::cargo();
+    build.envs(environment.iter().copied());
     build.args(["build", "--quiet", "--locked", "--release", "-p", package, "--bins", "--target-dir"]).arg(target);
     let status = build.status().map_err(|error| format!("cargo: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("{package} could not be built")) }

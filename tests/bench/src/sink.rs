@@ -218,7 +218,7 @@ impl<'a> Connection<'a> {
 
     fn answer(&mut self, head: &str) -> io::Result<()> {
         let body = match head.split(' ').nth(1) {
-            Some("/enroll") => r#"{"node_key":"bench"}"#,
+            Some("/enroll") => r#"{"node_key":"bench-node-key-1"}"#,
             Some("/config") => r#"{"schedule":{}}"#,
             _ => "{}",
         };

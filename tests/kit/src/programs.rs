@@ -26,20 +26,27 @@ pub fn program(package: &str, name: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Cargo in this workspace, without what another one has told this program of itself.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let outer = |name: &str| OF_THE_OUTER_CARGO.iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(outer)) {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
 /// A test lies in `deps`, below the directory of the programs.
 fn build(package: &str, name: &str) -> io::Result<PathBuf> {
     let here = env::current_exe()?;
     let directory = here.parent().and_then(Path::parent).ok_or(io::ErrorKind::NotFound)?;
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let mut cargo = cargo();
     cargo.args(["build", "--quiet", "--locked", "-p", package, "--bin", name]);
     cargo.arg("--target-dir").arg(directory.parent().ok_or(io::ErrorKind::NotFound)?);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
-    }
-    let outer = |name: &str| OF_THE_OUTER_CARGO.iter().any(|prefix| name.starts_with(prefix));
-    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(outer)) {
-        cargo.env_remove(name);
     }
     match cargo.status()?.success() {
         true => Ok(directory.join(name)),

@@ -39,8 +39,7 @@ impl Programs {
     fn build() -> Option<Self> {
         let here = std::env::current_exe().ok()?;
         let directory = here.parent()?;
-        let mut build = Command::new(env!("CARGO"));
-        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let mut build = testkit::programs::cargo();
         build.args(["build", "--quiet", "--locked", "-p", "osquery-remote-tls", "-p", "testkit", "--bins"]);
         build.arg("--target-dir").arg(directory.parent()?);
         if !cfg!(debug_assertions) {

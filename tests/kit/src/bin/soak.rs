@@ -5,7 +5,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -84,8 +84,7 @@ fn minutes(text: &str) -> Result<f64, String> {
 fn build() -> io::Result<PathBuf> {
     let here = std::env::current_exe()?;
     let directory = here.parent().unwrap_or(Path::new("."));
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let mut cargo = testkit::programs::cargo();
     cargo.args(["build", "--quiet", "--locked", "-p", "osquery-remote-tls", "--bins"]);
     cargo.arg("--target-dir").arg(directory.parent().unwrap_or(directory));
     if !cfg!(debug_assertions) {
