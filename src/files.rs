@@ -11,6 +11,9 @@ use rustix::fs::OFlags;
 /// Symbolic links on the way to a directory, at most.
 const MOST_LINKS: usize = 40;
 
+/// Groups whose users can become root anyway: root's own, and macOS's `admin`.
+const ADMINISTRATORS: &[u32] = if cfg!(target_os = "macos") { &[0, 80] } else { &[0] };
+
 /// Reads a file that an operator has named, of at most `most` bytes.
 ///
 /// # Errors
@@ -84,11 +87,16 @@ pub fn trust_in(directory: &Path) -> io::Result<()> {
 /// Why a directory is not to be trusted with what only we may write: another user could change what is in it, or put
 /// another one in its place. `None` when it can be trusted, and when it isn't there and the one above it can.
 ///
-/// The directory itself must be ours, and writable for us alone; those above it must be ours or root's, and not
-/// everybody may write them unless only owners can rename (the sticky bit). A link counts as the directory that it
+/// The directory itself must be ours, and writable for us alone; those above it must be ours or root's, and others may not
+/// write them, root's group and ours apart, unless only owners can rename there (the sticky bit). A link counts as the directory that it
 /// stands in: who may write that decides where it leads.
 #[must_use]
 pub fn distrust(directory: &Path) -> Option<String> {
+    distrust_as(directory, itself)
+}
+
+/// The same with another judgement on the directory itself.
+fn distrust_as(directory: &Path, itself: fn(&Path, &Metadata) -> Option<String>) -> Option<String> {
     let mut links = 0;
     let mut waiting: Vec<PathBuf> = parts(directory);
     let mut at = PathBuf::from("/");
@@ -144,8 +152,15 @@ fn above(path: &Path) -> Option<String> {
     if !is_trusted(found.uid()) {
         return Some(format!("{} is the user {}'s", path.display(), found.uid()));
     }
-    let anybody = found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0;
-    anybody.then(|| format!("anybody may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+    let is_sticky = found.mode() & 0o1000 != 0;
+    (may_others_write(&found) && !is_sticky)
+        .then(|| format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+}
+
+/// Whether users other than root and ours may write there. Our own group's users count as ours.
+fn may_others_write(found: &Metadata) -> bool {
+    let is_our_group = ADMINISTRATORS.contains(&found.gid()) || found.gid() == rustix::process::getegid().as_raw();
+    found.mode() & 0o002 != 0 || (found.mode() & 0o020 != 0 && !is_our_group)
 }
 
 fn is_trusted(user: u32) -> bool {
@@ -156,32 +171,31 @@ fn our_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Why a program is not to be run as us, as osqueryd judges extensions: whose it is, and who may write it or beside it.
-#[must_use]
-pub fn distrust_program(path: &Path) -> Option<String> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) => return Some(error.to_string()),
-    };
-    if !found.is_file() {
-        return Some("it is no regular file".to_owned());
-    }
+/// Opens a program that may be run as us, as osqueryd judges extensions: whose it is, who may write it, and who may put
+/// another one in its place. What was opened is what was judged.
+///
+/// # Errors
+/// Why it may not.
+pub fn open_program(path: &Path) -> Result<File, String> {
+    let program = open_unfollowed(path, OpenOptions::new().read(true)).map_err(|error| error.to_string())?;
+    let found = program.metadata().map_err(|error| error.to_string())?;
     if !is_trusted(found.uid()) {
-        return Some(format!("it is the user {}'s", found.uid()));
+        return Err(format!("it is the user {}'s", found.uid()));
     }
     if found.mode() & 0o022 != 0 {
-        return Some(format!("others may write it (mode {:04o})", found.mode() & 0o7777));
+        return Err(format!("others may write it (mode {:04o})", found.mode() & 0o7777));
     }
-    let directory = path.parent()?;
-    let beside = fs::metadata(directory).ok()?;
-    if beside.mode() & 0o022 != 0 && beside.gid() != 0 {
-        return Some(format!("others may write in {} (mode {:04o})", directory.display(), beside.mode() & 0o7777));
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    distrust_as(directory, beside).map_or(Ok(program), Err)
+}
+
+/// The directory of a program: unlike in one of ours, an administrator's group may write there.
+fn beside(path: &Path, found: &Metadata) -> Option<String> {
+    if !is_trusted(found.uid()) {
+        return Some(format!("{} is the user {}'s", path.display(), found.uid()));
     }
-    if is_trusted(beside.uid()) {
-        None
-    } else {
-        Some(format!("{} is the user {}'s", directory.display(), beside.uid()))
-    }
+    may_others_write(found)
+        .then(|| format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
 }
 
 #[cfg(test)]
@@ -241,6 +255,13 @@ mod tests {
             let reason = distrust(&inner);
             assert_eq!(reason.is_none(), trusted, "{outer_mode:o} {inner_mode:o}: {reason:?}");
         }
+        // Another group's users could put another directory in its place. Only root can give one away.
+        if std::os::unix::fs::chown(&outer, None, Some(12345)).is_ok() {
+            mode(&outer, 0o775);
+            assert!(distrust(&inner).is_some());
+            mode(&outer, 0o1775);
+            assert_eq!(distrust(&inner), None);
+        }
         mode(&outer, 0o777);
         assert!(distrust(&outer.join("missing")).is_some());
         let link = directory.path().join("link");
@@ -256,12 +277,17 @@ mod tests {
         let program = directory.path().join("p");
         fs::write(&program, "").unwrap();
         mode(&program, 0o755);
-        assert_eq!(distrust_program(&program), None);
+        assert!(open_program(&program).is_ok());
         mode(&program, 0o775);
-        assert!(distrust_program(&program).is_some());
+        assert!(open_program(&program).is_err());
         mode(&program, 0o755);
+        for mode_of_the_directory in [0o777, 0o1777] {
+            mode(directory.path(), mode_of_the_directory);
+            assert!(open_program(&program).unwrap_err().contains("others may write in"));
+        }
+        mode(directory.path(), 0o700);
         let link = directory.path().join("l");
         symlink(&program, &link).unwrap();
-        assert!(distrust_program(&link).is_some() && distrust_program(&directory.path().join("none")).is_some());
+        assert!(open_program(&link).is_err() && open_program(&directory.path().join("none")).is_err());
     }
 }

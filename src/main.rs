@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         None => {}
     }
     platform::keep_to_ourselves();
+    platform::name_ourselves();
     let ended = if cli.worker { worker::run(cli) } else { front::run(cli, routes(tables())) };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

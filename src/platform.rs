@@ -1,7 +1,9 @@
 //! What differs between Linux and macOS, in one place: other processes, and the names in a directory.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::Mode;
@@ -18,6 +20,16 @@ pub fn keep_to_ourselves() {
         log::debug!("images of crashes can't be switched off: {error}");
     }
     system::leave_no_image();
+}
+
+/// Gives this process its file's name: one that was started by a descriptor has the descriptor's number. Called before
+/// there are other threads.
+pub fn name_ourselves() {
+    let own = std::env::current_exe().ok();
+    let name = own.as_deref().and_then(Path::file_name).and_then(|name| CString::new(name.as_bytes()).ok());
+    if let Some(name) = name {
+        system::name_process(&name);
+    }
 }
 
 /// A process of this host as a look at all of them shows it; what may not be looked at is empty.
@@ -75,7 +87,7 @@ impl Process {
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::ffi::OsStr;
+    use std::ffi::{CStr, OsStr};
     use std::fs;
     use std::io;
     use std::mem::MaybeUninit;
@@ -201,6 +213,12 @@ mod system {
         }
     }
 
+    /// What `ps` and `pgrep` call this process, cut to 15 bytes.
+    pub(super) fn name_process(name: &CStr) {
+        // It is for the eyes alone.
+        let _ = rustix::thread::set_name(name);
+    }
+
     /// Whether a connection's other side is our user's, or root's.
     #[must_use]
     pub fn is_ours(stream: &UnixStream) -> bool {
@@ -264,7 +282,7 @@ mod system {
 
 #[cfg(not(target_os = "linux"))]
 mod system {
-    use std::ffi::OsStr;
+    use std::ffi::{CStr, OsStr};
     use std::io;
     use std::os::unix::net::UnixStream;
     use std::path::Path;
@@ -291,6 +309,9 @@ mod system {
 
     /// There is no safe interface for it here: the limit on images' size has to do.
     pub(super) fn leave_no_image() {}
+
+    /// Programs are started by their paths here, so it has its name.
+    pub(super) fn name_process(_: &CStr) {}
 
     /// The kernel says whose the other side is (LOCAL_PEERCRED), and no safe interface to that is there: the modes of
     /// sockets and directories have to do.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::socket::Socket;
+use super::socket::{Socket, connect_at_once};
 use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::spares::Spares;
@@ -54,6 +54,9 @@ const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Between two looks for connections to end then.
 const CROWDED_PAUSE: Duration = Duration::from_millis(100);
+
+/// A message that comes more slowly counts as silence, in bytes a millisecond. Any osqueryd is a thousand times as fast.
+const SLOWEST: u64 = 64;
 
 /// The same while the threads are to end. On a busy host, a process that has connected may be kept from speaking for a
 /// while.
@@ -118,8 +121,11 @@ struct Connections {
 
 struct Open {
     stream: UnixStream,
-    /// Milliseconds after the server's beginning when bytes last came; [`ANSWERING`] while an answer is made.
+    /// Milliseconds after the server's beginning up to which it has said something; [`ANSWERING`] while an answer is made.
+    /// The first bytes of a message count as heard when they come, further ones as [`SLOWEST`] has it.
     heard: AtomicU64,
+    /// The first bytes of a message have come, and no answer is made yet.
+    is_speaking: AtomicBool,
     /// Whether anything has come.
     has_spoken: AtomicBool,
 }
@@ -169,7 +175,7 @@ impl<C: Converse + 'static> Server<C> {
         while shared.threads.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             for _ in 0..shared.idle.load(Ordering::SeqCst) {
                 // An error says that the backlog is full: then they are awake anyway.
-                let _ = knock(&shared.private);
+                let _ = connect_at_once(&shared.private);
             }
             shared.end_silent(LAST_IDLE_LIMIT);
             drop(shared.closed.wait(shared.connections(), Some(Instant::now() + STOP_PAUSE)));
@@ -278,7 +284,8 @@ impl<C: Converse + 'static> Shared<C> {
 
     fn serve(&self, stream: UnixStream) {
         let heard = AtomicU64::new(milliseconds(self.began));
-        let open = Arc::new(Open { stream, heard, has_spoken: AtomicBool::new(false) });
+        let open =
+            Arc::new(Open { stream, heard, is_speaking: AtomicBool::default(), has_spoken: AtomicBool::default() });
         let number = self.connections().add(Arc::clone(&open));
         self.silent.fetch_add(1, Ordering::SeqCst);
         let connection = Connection { open: &open, began: self.began, stopping: &self.stopping, silent: &self.silent };
@@ -330,15 +337,6 @@ impl<C: Converse + 'static> Shared<C> {
     }
 }
 
-/// Connects without waiting, and says nothing.
-fn knock(path: &std::path::Path) -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
-    let stream = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-    rustix::io::ioctl_fionbio(&stream, true)?;
-    connect(&stream, &SocketAddrUnix::new(path)?)?;
-    Ok(())
-}
-
 /// Counts a thread for as long as it lives.
 struct ThreadGuard<C>(Arc<Shared<C>>);
 
@@ -377,6 +375,7 @@ impl Connection<'_> {
 
     /// A message has come: until [`Self::answer`] the connection may be silent as long as it takes.
     pub fn begin_answer(&self) {
+        self.open.is_speaking.store(false, Ordering::Relaxed);
         self.open.heard.store(ANSWERING, Ordering::Relaxed);
     }
 
@@ -397,7 +396,12 @@ impl Connection<'_> {
 impl Read for &Connection<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = (&self.open.stream).read(buffer)?;
-        self.open.heard.store(milliseconds(self.began), Ordering::Relaxed);
+        let mut heard = milliseconds(self.began);
+        if self.open.is_speaking.swap(true, Ordering::Relaxed) {
+            let bytes = u64::try_from(count).unwrap_or(u64::MAX);
+            heard = heard.min(self.open.heard.load(Ordering::Relaxed).saturating_add(bytes / SLOWEST));
+        }
+        self.open.heard.store(heard, Ordering::Relaxed);
         self.note_word();
         Ok(count)
     }

@@ -182,12 +182,26 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     listener
 }
 
+/// Connects to a socket, or fails at once: a process that doesn't take its connections makes no other one wait.
+///
+/// # Errors
+/// Those of `connect`; `WouldBlock` when as many connections wait there as the kernel lets.
+pub fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+    let stream = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::io::fcntl_setfd(&stream, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&stream, true)?;
+    connect(&stream, &SocketAddrUnix::new(path)?)?;
+    rustix::io::ioctl_fionbio(&stream, false)?;
+    Ok(stream.into())
+}
+
 /// Private names whose process was killed, and that nothing listens to.
 fn remove_abandoned(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let is_private = entry.file_name().to_string_lossy().starts_with(PRIVATE);
         let refused =
-            || UnixStream::connect(entry.path()).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            || connect_at_once(&entry.path()).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
         if is_private && refused() {
             let _ = fs::remove_file(entry.path());
         }

@@ -463,9 +463,14 @@ impl Front {
             Ok(listener) => listener,
             Err(error) => return error.into(),
         };
+        // It may be another one than that which was judged when it came.
+        let judged = match self.workers.program().judged() {
+            Ok(judged) => judged,
+            Err(reason) => return anyhow::anyhow!(reason),
+        };
         log::info!("going on with the new binary");
         self.journals.close();
-        succession::exec(self.workers.program(), &estate, &listener, &worker.stream).into()
+        succession::exec(&judged.path, &estate, &listener, &worker.stream).into()
     }
 
     /// Takes what has been connected by now, has the worker send what can be sent in a moment, and ends it.

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use crate::control::{self, Order, ToOther};
 use crate::lock::{Condvar, Mutex};
 
+/// Calls that wait for a worker, at most: threads are left for lines and pings, whatever a worker takes its time over.
+const MOST_IN_FLIGHT: usize = 32;
+
 /// How many workers may die under one call before it is answered by a failure: it may be what kills them.
 const MOST_DEATHS: u32 = 20;
 
@@ -23,6 +26,9 @@ pub enum Unanswered {
     /// No worker was there within the time that the call could wait.
     #[error("no worker is there to answer it")]
     NoWorker,
+    /// As many as a worker is given wait already.
+    #[error("{MOST_IN_FLIGHT} calls wait for an answer already")]
+    Crowded,
     /// One worker after the other died under it.
     #[error("{MOST_DEATHS} workers died over it")]
     Deadly,
@@ -138,8 +144,11 @@ impl Relay {
 
 impl Elsewhere for Relay {
     fn answer(&self, frame: &[u8], patience: Duration) -> Result<Vec<u8>, Unanswered> {
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
         let _counted = InFlight(&self.in_flight);
+        if others >= MOST_IN_FLIGHT {
+            return Err(Unanswered::Crowded);
+        }
         let mut dead = None;
         for _ in 0..MOST_DEATHS {
             let (number, worker) = self.worker(dead, Instant::now() + patience)?;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{self, Receiver};
-use crate::extension::socket::PRIVATE;
+use crate::extension::socket::{PRIVATE, connect_at_once};
 use crate::platform::is_ours;
 
 /// The socket of a worker that stands in for its front, beside osqueryd's own: `rtls.osquery.em`.
@@ -61,7 +61,7 @@ pub struct Inherited {
 #[must_use]
 pub fn knock(manager: &Path) -> Option<Inherited> {
     // A process of another user's would be given all that osqueryd says.
-    let stream = UnixStream::connect(door(manager)).ok().filter(is_ours)?;
+    let stream = connect_at_once(&door(manager)).ok().filter(is_ours)?;
     let take = || -> io::Result<Option<Inherited>> {
         stream.set_read_timeout(Some(HANDOVER_LIMIT))?;
         control::send(&stream, &Knock {}, &[])?;

@@ -1,8 +1,8 @@
 //! Workers as processes: started, heard, pinged, replaced.
 
 use std::ffi::OsString;
-use std::fs;
-use std::os::fd::OwnedFd;
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -16,7 +16,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther};
-use crate::files::distrust_program;
+use crate::files::open_program;
 use crate::platform::is_stopped;
 
 /// A worker that doesn't answer a ping for this long is replaced.
@@ -49,16 +49,18 @@ impl Program {
         Ok(Self { path, seen, before: seen })
     }
 
-    /// Where it is.
-    #[must_use]
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// What has its name now, if it may be run.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub(super) fn judged(&self) -> Result<Judged, String> {
+        open_program(&self.path).map(|file| Judged::new(&self.path, file))
     }
 
     /// What the next worker is started from: this front's own program when what has its name now may not be run.
-    fn for_a_worker(&self) -> &Path {
-        let is_safe = distrust_program(&self.path).is_none();
-        if is_safe || !cfg!(target_os = "linux") { &self.path } else { Path::new("/proc/self/exe") }
+    fn for_a_worker(&self) -> Judged {
+        let own = if cfg!(target_os = "linux") { Path::new("/proc/self/exe") } else { &self.path };
+        self.judged().unwrap_or_else(|_| Judged { path: own.to_owned(), _file: None })
     }
 
     /// Whether another binary has taken the place of the one seen, is whole, and may be run, by osqueryd's own rules.
@@ -69,11 +71,27 @@ impl Program {
             return false;
         }
         self.seen = now;
-        let distrust = distrust_program(&self.path);
-        if let Some(reason) = &distrust {
+        let judged = self.judged();
+        if let Err(reason) = &judged {
             log::error!("another binary is at {} and is not run: {reason}", self.path.display());
         }
-        distrust.is_none()
+        judged.is_ok()
+    }
+}
+
+/// A program that may be run.
+pub(super) struct Judged {
+    /// By which it is run, while this lives.
+    pub(super) path: PathBuf,
+    _file: Option<File>,
+}
+
+impl Judged {
+    /// Where the system lets an open file be run, it is that one, whatever has its name by then.
+    fn new(path: &Path, file: File) -> Self {
+        let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let can_be_named = cfg!(target_os = "linux") && by_descriptor.exists();
+        Self { path: if can_be_named { by_descriptor } else { path.to_owned() }, _file: Some(file) }
     }
 }
 
@@ -113,7 +131,8 @@ impl WorkerProcess {
     /// The program can't be started.
     pub(super) fn start(number: u64, program: &Program, arguments: &[OsString]) -> anyhow::Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("can't make a socket pair")?;
-        let mut command = Command::new(program.for_a_worker());
+        let judged = program.for_a_worker();
+        let mut command = Command::new(&judged.path);
         command.arg0("remote_tls.ext: worker").arg("--worker").args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         for (name, value) in ALLOCATOR {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::parent_id;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -132,8 +132,8 @@ impl Workers {
 
     /// The program that workers are started from.
     #[must_use]
-    pub(super) fn program(&self) -> &Path {
-        self.program.path()
+    pub(super) fn program(&self) -> &Program {
+        &self.program
     }
 
     /// Goes on with the worker that the program before this one in the same process had.

@@ -2,10 +2,13 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use testkit::server::{Answer, Endpoint};
+
 use super::forget_peak;
-use crate::rig::{LIMIT, Rig, line, memory_of};
+use crate::rig::{LIMIT, Rig, Setup, line, memory_of};
 
 fn connect(rig: &Rig) -> UnixStream {
     let uuid = rig.wait_attached();
@@ -32,6 +35,64 @@ fn silent_connections_hold_up_no_line_and_kill_no_worker() {
     assert_eq!(rig.worker_pid(), worker);
     drop(silent);
     assert_eq!(rig.delivered(10), (0..10).collect::<Vec<_>>());
+}
+
+/// A byte each 0.4 s was once enough to be left alone, and a line waited for 28 s.
+#[test]
+fn connections_that_speak_a_byte_at_a_time_hold_up_no_line() {
+    let rig = Rig::start();
+    rig.config();
+    let usual = Instant::now();
+    rig.log(&line(0));
+    let usual = usual.elapsed();
+    let mut dripping: Vec<UnixStream> = (0..80).map(|_| connect(&rig)).collect();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut message = [&[0x80, 1, 0, 1, 0, 0, 0, 4][..], b"call", &[0; 200]].concat().into_iter();
+            while !is_over.load(Ordering::SeqCst)
+                && let Some(byte) = message.next()
+            {
+                dripping.iter_mut().for_each(|stream| drop(stream.write_all(&[byte])));
+                std::thread::sleep(Duration::from_millis(400));
+            }
+        });
+        // All of them have spoken by then.
+        std::thread::sleep(Duration::from_secs(2));
+        for n in 1..6 {
+            let began = Instant::now();
+            rig.log(&line(n));
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(5) + 20 * usual, "line {n}: {took:?}, and {usual:?} without them");
+        }
+        is_over.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(rig.delivered(6), (0..6).collect::<Vec<_>>());
+}
+
+/// The worker takes its time over a call that it asks the server for: 70 of them were once in the lines' way.
+#[test]
+fn calls_that_wait_for_the_server_hold_up_no_line() {
+    let rig = Setup::new().own_flag("--request_timeout=10").start();
+    rig.config();
+    rig.server.always(Endpoint::DistributedRead, Some(Answer::hang()));
+    let are_waiting = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..100 {
+            scope.spawn(|| {
+                are_waiting.fetch_add(1, Ordering::SeqCst);
+                rig.call("distributed", &[("action", "getQueries")])
+            });
+        }
+        rig.server.wait("all of them", LIMIT, |_| (are_waiting.load(Ordering::SeqCst) == 100).then_some(()));
+        for n in 0..5 {
+            let began = Instant::now();
+            rig.log(&line(n));
+            assert!(began.elapsed() < Duration::from_secs(5), "line {n}: {:?}", began.elapsed());
+        }
+    });
+    rig.server.always(Endpoint::DistributedRead, None);
+    assert_eq!(rig.delivered(5), (0..5).collect::<Vec<_>>());
 }
 
 #[test]

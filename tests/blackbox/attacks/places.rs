@@ -2,7 +2,8 @@
 //! read as ours or waited for.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -44,16 +45,43 @@ fn a_buffer_directory_that_others_may_write_is_not_used_and_lines_wait_in_memory
 }
 
 #[test]
-fn a_buffer_directory_below_one_that_anybody_may_write_is_not_used() {
+fn a_buffer_directory_below_one_that_others_may_write_is_not_used() {
+    // One group's users have replaced it, and had a file of root's deleted through a link.
+    for (group, open_mode) in [(0, 0o777), (12345, 0o775)] {
+        let setup = Setup::new();
+        let open = setup.path().join("open");
+        fs::create_dir(&open).unwrap();
+        if chown(&open, None, Some(group)).is_err() {
+            eprintln!("skipped for the group {group}: only root can give a directory away");
+            continue;
+        }
+        mode(&open, open_mode);
+        let rig = setup.own_flag(&format!("--buffer_path={}", open.join("remote_tls").display())).start();
+        rig.config();
+        lines_go_on(&rig);
+        rig.said("not to be trusted: others may write in");
+        assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
+    }
+}
+
+/// A listener of another user's under our name for private sockets, whose backlog is full: `connect` would wait for ever.
+#[test]
+fn a_socket_left_for_us_that_takes_no_connections_holds_nothing_up() {
     let setup = Setup::new();
-    let open = setup.path().join("open");
-    fs::create_dir(&open).unwrap();
-    mode(&open, 0o777);
-    let rig = setup.own_flag(&format!("--buffer_path={}", open.join("remote_tls").display())).start();
+    let left = UnixListener::bind(setup.path().join("rtls.osquery.em")).unwrap();
+    rustix::net::listen(&left, 0).unwrap();
+    let path = left.local_addr().unwrap();
+    let waiting: Vec<UnixStream> = (0..10).map_while(|_| connect_at_once(path.as_pathname().unwrap())).collect();
+    assert!((1..10).contains(&waiting.len()), "a full backlog");
+    let rig = setup.start();
     rig.config();
     lines_go_on(&rig);
-    rig.said("not to be trusted: anybody may write in");
-    assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
+}
+
+fn connect_at_once(path: &Path) -> Option<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    connect(&stream, &SocketAddrUnix::new(path).unwrap()).ok().map(|()| stream.into())
 }
 
 #[test]
