@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use log::Level;
 
+use crate::commands::arguments::StatusFlags;
 use crate::logging::Verbosity;
 use crate::settings::own::{FLAGS, Origin, OwnFlags};
 
@@ -82,6 +83,12 @@ pub enum Command {
     /// Asks the running extension, by osqueryd's socket, and says what came of it. Exit code 0: osqueryd has the
     /// configuration that the server gives now, 1: it hasn't.
     Refresh(RefreshFlags),
+
+    /// Show how the extension fares, on one screen
+    ///
+    /// Asks the running extension, by osqueryd's socket: the enrollment, each endpoint's last success and failure, what
+    /// waits and what was lost. Exit code 0: it answers, 1: it doesn't.
+    Status(StatusFlags),
 }
 
 /// Whom to ask.
@@ -93,7 +100,7 @@ pub struct RefreshFlags {
 }
 
 /// How the host is to be checked.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct DoctorFlags {
     /// osqueryd's flag file [default: the one that the running osqueryd's command line names, else
     /// /etc/osquery/osquery.flags]

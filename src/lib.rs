@@ -20,6 +20,7 @@ pub mod plugins;
 
 pub mod remote;
 
+pub mod commands;
 pub mod doctor;
 pub mod refresh;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use osquery_remote_tls::cli::{Cli, Command};
 use osquery_remote_tls::extension::registry::routes;
 use osquery_remote_tls::plugins::tables::tables;
-use osquery_remote_tls::{doctor, front, logging, platform, refresh, worker};
+use osquery_remote_tls::{commands, doctor, front, logging, platform, refresh, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     match &cli.command {
         Some(Command::Doctor(flags)) => return doctor::run(flags),
         Some(Command::Refresh(flags)) => return refresh::run(flags),
+        Some(Command::Status(flags)) => return commands::status::run(flags),
         None => {}
     }
     platform::keep_to_ourselves();

@@ -17,6 +17,7 @@ mod answers;
 mod attacks;
 mod boundary;
 mod cli;
+mod commands;
 mod config;
 mod customizations;
 mod decorations;
