@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use log::Level;
 
-use crate::commands::arguments::StatusFlags;
+use crate::commands::arguments::{BufferCommand, RejectedCommand, StatusFlags};
 use crate::logging::Verbosity;
 use crate::settings::own::{FLAGS, Origin, OwnFlags};
 
@@ -89,6 +89,18 @@ pub enum Command {
     /// Asks the running extension, by osqueryd's socket: the enrollment, each endpoint's last success and failure, what
     /// waits and what was lost. Exit code 0: it answers, 1: it doesn't.
     Status(StatusFlags),
+
+    /// Show, export or discard lines that wait for the server
+    ///
+    /// All of it is safe while everything runs. Exit code 0: it is done, 1: it isn't.
+    #[command(subcommand)]
+    Buffer(BufferCommand),
+
+    /// Show, retry or discard lines that were set aside, since no server takes them
+    ///
+    /// All of it is safe while everything runs. Exit code 0: it is done, 1: it isn't, or not for every line.
+    #[command(subcommand)]
+    Rejected(RejectedCommand),
 }
 
 /// Whom to ask.

@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         Some(Command::Doctor(flags)) => return doctor::run(flags),
         Some(Command::Refresh(flags)) => return refresh::run(flags),
         Some(Command::Status(flags)) => return commands::status::run(flags),
+        Some(Command::Buffer(command)) => return commands::buffer::run(command),
+        Some(Command::Rejected(command)) => return commands::rejected::run(command),
         None => {}
     }
     platform::keep_to_ourselves();

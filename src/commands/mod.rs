@@ -6,15 +6,22 @@
 //! Which osqueryd is meant is found as the doctor finds it.
 
 pub mod arguments;
+pub mod buffer;
+pub mod rejected;
 pub mod status;
 mod table;
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use self::arguments::Target;
+use crate::chain::chain;
 use crate::cli::DoctorFlags;
 use crate::doctor::subject::Subject;
+use crate::extension::manager::Manager;
+use crate::secret::redact;
+use crate::shown::one_line;
 
 /// osqueryd and the extension that are meant, and what is known of them.
 fn subject(target: &Target) -> Subject {
@@ -32,5 +39,22 @@ fn print(text: &str) -> ExitCode {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Says on one line why it failed.
+fn fail(message: impl Display) -> ExitCode {
+    // Nobody to tell if printing fails.
+    let _ = writeln!(io::stderr(), "{}", one_line(&redact(&message.to_string())));
+    ExitCode::FAILURE
+}
+
+/// osqueryd's manager, where the extension that is to act is there.
+fn manager(subject: &Subject) -> Result<&Manager, String> {
+    let running = subject.running.as_ref().map_err(|error| chain(error).to_string())?;
+    match &running.extension {
+        Ok(Some(_)) => Ok(&running.manager),
+        Ok(None) => Err("osqueryd runs without the extension, which has to do this".to_owned()),
+        Err(error) => Err(chain(error).to_string()),
     }
 }

@@ -1,7 +1,7 @@
 //! Lines that no server takes, beside the journals: with time and reason, in two files of a bounded size.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,9 @@ const FILE_BYTES: u64 = 8 << 20;
 /// So much of a line is kept.
 pub(super) const LINE_BYTES: usize = 64 << 10;
 
+/// Bytes of a line's name.
+const ID_BYTES: usize = 6;
+
 /// So many characters of a reason are kept.
 const REASON_CHARACTERS: usize = 1000;
 
@@ -37,6 +40,15 @@ pub struct Rejected {
     /// Held while a line is added.
     adding: Mutex<()>,
     is_refused: AtomicBool,
+}
+
+/// Which lines are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Whatever is there.
+    All,
+    /// Those of these names.
+    These(Vec<String>),
 }
 
 #[derive(Serialize)]
@@ -76,6 +88,46 @@ impl Rejected {
         }
     }
 
+    /// Forgets the lines of these names, or all that are kept: how many it were. Only the process that adds lines may do
+    /// it; while lines are forgotten none is added.
+    ///
+    /// # Errors
+    /// A file can't be read or written; it is as it was then.
+    pub fn forget(&self, which: &Which) -> io::Result<u64> {
+        let _adding = self.adding.lock();
+        segments::trust_in(&self.directory)?;
+        files(&self.directory).iter().map(|path| self.forget_in(path, which)).sum()
+    }
+
+    fn forget_in(&self, path: &Path, which: &Which) -> io::Result<u64> {
+        let mut text = Vec::new();
+        match segments::open_for_reading(path) {
+            // Ours don't become larger.
+            Ok(file) if file.metadata()?.len() > self.file_bytes.saturating_add(1 << 20) && *which != Which::All => {
+                return Err(io::Error::other(format!("{} is none of ours: it is too large", path.display())));
+            }
+            Ok(file) => file.take(self.file_bytes.saturating_add(1 << 20)).read_to_end(&mut text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        let is_kept = |line: &&[u8]| match which {
+            Which::All => false,
+            Which::These(ids) => !ids.contains(&id(line)),
+        };
+        let lines = text.split_inclusive(|&byte| byte == b'\n');
+        let kept: Vec<&[u8]> = lines.clone().filter(is_kept).collect();
+        let forgotten = lines.count() - kept.len();
+        if kept.is_empty() {
+            fs::remove_file(path)?;
+        } else if forgotten > 0 {
+            let new = path.with_extension("new");
+            segments::open_or_replace(&new, OpenOptions::new().write(true).truncate(true).create(true))?
+                .write_all(&kept.concat())?;
+            fs::rename(&new, path)?;
+        }
+        Ok(forgotten as u64)
+    }
+
     fn write(&self, mut entry: Vec<u8>) -> io::Result<()> {
         entry.push(b'\n');
         segments::trust_in(&self.directory)?;
@@ -107,6 +159,12 @@ fn beginning_of(line: &[u8]) -> &[u8] {
     let is_middle = |byte: Option<&u8>| byte.is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
     let back = (0..4).find(|back| !is_middle(line.get(LINE_BYTES - back))).unwrap_or(0);
     cut.get(..LINE_BYTES - back).unwrap_or(cut)
+}
+
+/// What a line is called: the beginning of a hash of its entry, so that each process finds the same one.
+pub(super) fn id(entry: &[u8]) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, entry.trim_ascii_end());
+    hash.as_ref().iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The files' paths, the older one first.

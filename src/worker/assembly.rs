@@ -14,7 +14,7 @@ use crate::lock::Mutex;
 use crate::logging::Verbosity;
 use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
-use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, LastFlush, Logger, Pending};
+use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, Keeping, LastFlush, Logger, Pending};
 use crate::plugins::tables::{self, CountWritten, Sources, Stream};
 use crate::remote::Node;
 use crate::remote::api::LogType;
@@ -181,7 +181,13 @@ impl Assembly {
         work.push(("statuses", Box::new(move || sending_statuses.run())));
 
         let host = Arc::clone(&node.host);
-        let logger = Logger::new(Arc::clone(&statuses.writer), Arc::clone(&flags), host, Arc::clone(&decorations));
+        let keeping = Keeping {
+            journals: [&results, &statuses.reader, &kept.reader].map(Arc::clone).into(),
+            writers: vec![("statuses", Arc::clone(&statuses.writer)), (distributed::STREAM, Arc::clone(&kept.writer))],
+            rejected: Arc::clone(&rejected),
+        };
+        let logger =
+            Logger::new(Arc::clone(&statuses.writer), Arc::clone(&flags), host, Arc::clone(&decorations), keeping);
         let pending = Pending {
             calls: Reader::new(directory.join("pending"), "pending", Arc::clone(&rejected), None),
             logger: Arc::clone(&logger),

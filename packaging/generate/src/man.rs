@@ -120,12 +120,12 @@ osquery\-remote\-tls doctor \-\-json | jq '.findings[] | select(.level == "failu
 .I /usr/share/doc/osquery\-remote\-tls/docs/doctor.md
 "#;
 
-/// The main page and one for each visible subcommand, by file name.
+/// The main page and one for each visible subcommand, those of subcommands among them, by file name.
 pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     // Gives subcommands their full names.
     command.build();
     let mut pages = Vec::new();
-    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+    for subcommand in subcommands(&command) {
         let man = described(subcommand.clone());
         let mut page = Vec::new();
         man.render(&mut page)?;
@@ -137,6 +137,13 @@ pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> 
     }
     pages.push(main_page(command)?);
     Ok(pages)
+}
+
+/// All that are shown, each before its own.
+fn subcommands(command: &Command) -> Vec<&Command> {
+    let shown =
+        command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set() && subcommand.get_name() != "help");
+    shown.flat_map(|subcommand| [vec![subcommand], subcommands(subcommand)].concat()).collect()
 }
 
 fn main_page(command: Command) -> io::Result<(String, Vec<u8>)> {
@@ -172,6 +179,19 @@ fn described(command: Command) -> Man {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_command_has_a_page_and_each_of_its_own_commands_too() {
+        let pages = pages(crate::command()).unwrap();
+        let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
+        for command in ["", "-doctor", "-status", "-buffer", "-buffer-export", "-rejected-retry"] {
+            assert!(
+                names.contains(&format!("osquery-remote-tls{command}.8").as_str()),
+                "{command} is missing in {names:?}"
+            );
+        }
+        assert!(!names.iter().any(|name| name.contains("help")), "{names:?}");
+    }
 
     #[test]
     fn the_doctor_s_page_has_every_check_every_option_and_every_exit_code() {

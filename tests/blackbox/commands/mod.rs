@@ -1,5 +1,7 @@
 //! What operators run by hand, on a host where everything runs, and where it doesn't.
 
+mod buffer;
+mod rejected;
 mod status;
 
 use std::process::Command;
