@@ -25,7 +25,7 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// Answers one of [`ACTIONS`].
+    /// Answers `discard`, `forget` or `retake`.
     #[must_use]
     pub fn call(&self, request: &StringMap) -> Reply {
         let text = |name: &str| request.get(name).map_or("", String::as_str);
