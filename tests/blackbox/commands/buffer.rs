@@ -63,9 +63,10 @@ fn what_is_discarded_is_never_sent_and_counted_and_what_comes_after_it_is_sent()
     assert_eq!(rig.delivered(1), [50]);
     let row = rig.osqueryd.wait("the counts", LIMIT, || {
         let rows = rig.osqueryd.query("SELECT * FROM remote_tls_buffer WHERE stream = 'results'").unwrap();
-        (rows[0]["delivered"] == "1").then(|| rows[0].clone())
+        // It is counted a moment before it is forgotten.
+        (rows[0]["delivered"] == "1" && rows[0]["waiting_lines"] == "0").then(|| rows[0].clone())
     });
-    assert_eq!((&*row["dropped"], &*row["waiting_lines"]), ("50", "0"));
+    assert_eq!(row["dropped"], "50");
     rig.said("50 lines of the results journal dropped so far; the last because an operator discarded them");
 }
 
