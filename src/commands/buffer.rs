@@ -2,7 +2,7 @@
 //! extension, which reads them too, throws any away.
 
 use std::fs::OpenOptions;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::arguments::{BufferCommand, DiscardFlags, ExportFlags, ListFlags, ShowFlags, Stream};
 use super::table::{self, Align};
-use super::{fail, manager, print, subject};
+use super::{fail, know_secrets, manager, print, subject, unmasked};
 use crate::chain::chain;
 use crate::doctor::subject::Subject;
 use crate::journal::inspect::{self, Look};
@@ -71,21 +71,26 @@ fn list(flags: &ListFlags) -> ExitCode {
 
 fn show(flags: &ShowFlags) -> ExitCode {
     let subject = subject(&flags.target);
-    let mut records = Vec::new();
+    if let Err(reason) = know_secrets(&subject) {
+        return fail(unmasked(&reason));
+    }
+    let mut out = io::stdout().lock();
+    let mut left = flags.lines;
     let mut take = |waiting: &mut dyn Read| {
         let mut waiting = BufReader::new(waiting);
         let mut record = Vec::new();
-        while records.len() < flags.lines && waiting.by_ref().take(BYTES).read_until(b'\n', &mut record)? > 0 {
-            records.push(shown(String::from_utf8_lossy(&record).trim_end(), CHARACTERS));
+        while left > 0 && waiting.by_ref().take(BYTES).read_until(b'\n', &mut record)? > 0 {
+            writeln!(out, "{}", shown(String::from_utf8_lossy(&record).trim_end(), CHARACTERS))?;
             if !record.ends_with(b"\n") {
                 waiting.skip_until(b'\n')?;
             }
             record.clear();
+            left -= 1;
         }
-        Ok(records.len() < flags.lines)
+        Ok(left > 0)
     };
     match inspect::waiting::<LineCounter>(&place(&subject, flags.stream), &mut take) {
-        Ok(()) => print(&records.iter().map(|record| format!("{record}\n")).collect::<String>()),
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(unreadable(&subject, flags.stream, &error)),
     }
 }
@@ -97,6 +102,10 @@ fn export(flags: &ExportFlags) -> ExitCode {
             Ok(file) => Box::new(file),
             Err(error) => return fail(format!("{} can't be made: {error}", path.display())),
         },
+        // They could move its cursor, and worse.
+        None if io::stdout().is_terminal() => {
+            return fail("records are not written to a terminal as they are: name a file, or see `buffer show`");
+        }
         None => Box::new(io::stdout().lock()),
     };
     let mut bytes = 0;

@@ -1,7 +1,7 @@
 //! `osquery-remote-tls rejected`: the lines that were set aside since no server takes them. The files are read as they
 //! lie on the disk; whoever adds lines to them, the running extension, takes them out again.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -9,13 +9,13 @@ use serde_json::json;
 use super::arguments::{ListFlags, RejectedCommand, TheseFlags};
 use super::status::ago;
 use super::table::{self, Align};
-use super::{fail, manager, print, subject};
+use super::{fail, know_secrets, manager, note, print, subject, unmasked};
 use crate::chain::chain;
 use crate::doctor::subject::Subject;
 use crate::extension::manager::Manager;
 use crate::journal::inspect::{self, RejectedLine};
 use crate::secret::redact;
-use crate::shown::shown;
+use crate::shown::{one_line, shown};
 use crate::words::counted;
 
 /// Lines of a list, the newest; as the table has them.
@@ -45,14 +45,31 @@ fn list(flags: &ListFlags) -> ExitCode {
         Ok(lines) => lines,
         Err(error) => return fail(error),
     };
-    if flags.json {
-        let row = |line: &RejectedLine| {
-            json!({
-                "name": line.id, "time": line.time, "stream": line.stream, "reason": redact(&line.reason),
-                "size": line.size, "whole": line.is_whole, "beginning": shown(&line.beginning, BEGINNING),
-            })
-        };
-        return print(&format!("{:#}\n", lines.iter().map(row).collect::<serde_json::Value>()));
+    let known = know_secrets(&subject);
+    let words = |text: &str, most: usize| if known.is_ok() { shown(text, most) } else { "-".to_owned() };
+    let text = if flags.json { json(&lines, &words) } else { text(&lines, &words) };
+    if let Err(reason) = &known {
+        note(unmasked(reason));
+    }
+    print(&text)
+}
+
+/// Masks and cuts words of others.
+type ToWords<'a> = &'a dyn Fn(&str, usize) -> String;
+
+fn json(lines: &[RejectedLine], words: ToWords<'_>) -> String {
+    let row = |line: &RejectedLine| {
+        json!({
+            "name": line.id, "time": line.time, "stream": one_line(&line.stream), "reason": words(&line.reason, usize::MAX),
+            "size": line.size, "whole": line.is_whole, "beginning": words(&line.beginning, BEGINNING),
+        })
+    };
+    format!("{:#}\n", lines.iter().map(row).collect::<serde_json::Value>())
+}
+
+fn text(lines: &[RejectedLine], words: ToWords<'_>) -> String {
+    if lines.is_empty() {
+        return "no line is set aside\n".to_owned();
     }
     let heads = [
         ("name", Align::Left),
@@ -66,22 +83,27 @@ fn list(flags: &ListFlags) -> ExitCode {
         [
             line.id.clone(),
             ago(line.time),
-            line.stream.clone(),
+            one_line(&line.stream).into_owned(),
             line.size.to_string(),
-            shown(&line.reason, REASON),
-            shown(&line.beginning, BEGINNING),
+            words(&line.reason, REASON),
+            words(&line.beginning, BEGINNING),
         ]
     };
-    let rows: Vec<[String; 6]> = lines.iter().map(row).collect();
-    print(&if rows.is_empty() { "no line is set aside\n".to_owned() } else { table::text(heads, &rows) })
+    table::text(heads, &lines.iter().map(row).collect::<Vec<_>>())
 }
 
 fn show(flags: &TheseFlags) -> ExitCode {
     let subject = subject(&flags.target);
-    match chosen(&subject, flags) {
-        Ok(lines) => print(&lines.iter().map(|line| format!("{}\n", redact(&line.beginning))).collect::<String>()),
-        Err(error) => fail(error),
+    if let Err(reason) = know_secrets(&subject) {
+        return fail(unmasked(&reason));
     }
+    let lines = match chosen(&subject, flags) {
+        Ok(lines) => lines,
+        Err(error) => return fail(error),
+    };
+    let mut out = io::stdout().lock();
+    let mut show = |line: &RejectedLine| writeln!(out, "{}", one_line(&redact(&line.beginning)));
+    if lines.iter().try_for_each(&mut show).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn discard(flags: &TheseFlags) -> ExitCode {

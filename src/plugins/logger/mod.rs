@@ -101,7 +101,11 @@ impl Plugin for Arc<Logger> {
                 Reply::ok()
             }
             (_, Some("features")) => Reply::mask(TAKES_STATUS_LINES),
-            (_, Some(action)) if keeping::ACTIONS.contains(&action) => self.keeping.call(&request),
+            (_, Some(action)) if keeping::ACTIONS.contains(&action) => {
+                // The operator may have changed a moment ago what lines were set aside for.
+                self.flags.refresh();
+                self.keeping.call(&request)
+            }
             (_, action) => Reply::failed(format!("the logger plugin has no action {action:?}")),
         }
     }
