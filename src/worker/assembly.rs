@@ -12,6 +12,7 @@ use crate::journal::{Overflow, Position, Reader, Rejected, Writer, WriterEvents,
 use crate::line_count::LineCounter;
 use crate::lock::Mutex;
 use crate::logging::Verbosity;
+use crate::metrics::Metrics;
 use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
 use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, Keeping, LastFlush, Logger, Pending};
@@ -42,6 +43,8 @@ pub struct Setup {
     pub overflow: Option<Arc<dyn Overflow>>,
     /// What the front has taken since this worker began.
     pub counts: CountWritten,
+    /// How many workers the front has started, this one among them.
+    pub number: u64,
     /// Where the results journal ended when the front began.
     pub backlog_end: Position,
     /// Asks the front to ring when result lines come.
@@ -221,7 +224,12 @@ impl Assembly {
             Stream { journal: statuses.reader, written: Box::new(move || Some(statuses.writer.counts())) },
             Stream { journal: kept.reader, written: Box::new(move || Some(kept.writer.counts())) },
         ];
-        let tables = tables::plugins(Sources { node: Arc::clone(&node), streams, directory: directory.clone() });
+        let sources = Arc::new(Sources { node: Arc::clone(&node), streams, directory: directory.clone() });
+        if let Some(path) = flags.current().metrics_file.clone() {
+            let metrics = Metrics::new(path, Arc::clone(&sources), setup.number, shutdown.clone());
+            work.push(("metrics", Box::new(move || metrics.run())));
+        }
+        let tables = tables::plugins(&sources);
         let mut plugins: Vec<Box<dyn Plugin>> =
             vec![Box::new(Arc::clone(&config)), Box::new(logger), Box::new(distributed)];
         plugins.extend(tables);

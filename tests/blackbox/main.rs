@@ -32,6 +32,7 @@ mod isolation;
 mod lifecycle;
 mod log;
 mod logger;
+mod metrics;
 mod neighbour;
 mod otherwise;
 mod proxy;
