@@ -1,6 +1,7 @@
 //! The commands' own arguments.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -31,6 +32,40 @@ pub struct StatusFlags {
     /// Write it as a JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// What is collected, and where.
+#[derive(Args, Debug)]
+pub struct FlareFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// A file that is not there yet [default: osquery-remote-tls-flare-HOST-TIME.tar.gz in this directory]
+    #[arg(long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// What is to be done with the logger.
+#[derive(Debug, Subcommand)]
+pub enum LoggerCommand {
+    /// Send a marked status line, and wait until the server has it
+    ///
+    /// It goes by osqueryd and the running extension, as osqueryd's own do, and stands at the server as `osquery-remote-tls logger
+    /// test` with a number. Exit code 0: the server has it, 1: it hasn't, and why.
+    Test(TestFlags),
+}
+
+/// How the logger is tested.
+#[derive(Args, Debug)]
+pub struct TestFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Seconds to wait for it [default: 30 more than logger_tls_period]
+    #[arg(long, value_name = "SECONDS", value_parser = crate::cli::seconds)]
+    pub timeout: Option<Duration>,
 }
 
 /// What is to be done with lines that were set aside.

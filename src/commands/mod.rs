@@ -7,6 +7,8 @@
 
 pub mod arguments;
 pub mod buffer;
+pub mod flare;
+pub mod logger;
 pub mod rejected;
 pub mod status;
 mod table;
@@ -27,12 +29,17 @@ use crate::shown::one_line;
 
 /// osqueryd and the extension that are meant, and what is known of them.
 fn subject(target: &Target) -> Subject {
-    Subject::find(&DoctorFlags {
+    Subject::find(&doctor_flags(target))
+}
+
+/// The doctor's flags that mean them.
+fn doctor_flags(target: &Target) -> DoctorFlags {
+    DoctorFlags {
         flagfile: target.flagfile.clone(),
         socket: target.socket.clone(),
         own_flagfile: target.own_flagfile.clone(),
         ..DoctorFlags::default()
-    })
+    }
 }
 
 /// Has this process know the host's secrets: of what stands in lines, only what it knows is masked.

@@ -90,7 +90,7 @@ fn active(running: &Running, registry: &str) -> Vec<String> {
     running.active(registry).into_iter().collect()
 }
 
-fn host() -> String {
+pub(super) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Subject {
     pub(super) file: Options,
     /// Our own flag file: its path, its flags, and what is wrong with it.
     pub(crate) own_path: PathBuf,
-    pub(super) own: OwnFlags,
+    pub(crate) own: OwnFlags,
     pub(super) own_errors: Vec<FlagfileError>,
     /// Where osqueryd's manager is, or should be.
     pub(crate) socket: PathBuf,

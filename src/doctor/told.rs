@@ -99,18 +99,21 @@ pub(super) fn ask(running: Option<&Running>, socket: &Path, occasion: Occasion) 
     match &running.extension {
         Err(error) => (Err(chain(error).to_string()), Vec::new()),
         Ok(None) => nobody("osqueryd runs without the extension"),
-        Ok(Some((uuid, _))) => (read(running), processes(socket, *uuid)),
+        Ok(Some((uuid, _))) => (running.told(), processes(socket, *uuid)),
     }
 }
 
-fn read(running: &Running) -> Result<Told, String> {
-    let table = |name: &str| running.manager.table(name).map_err(|error| chain(&error).to_string());
-    Ok(Told {
-        // The table that shows at once whether the extension answers.
-        endpoints: table("remote_tls_endpoints")?.iter().map(exchange).collect(),
-        buffers: table("remote_tls_buffer")?.iter().map(waiting).collect(),
-        enrollment: table("remote_tls_enrollment")?.first().map(enrolled).unwrap_or_default(),
-    })
+impl Running {
+    /// What the extension says of itself now.
+    pub(crate) fn told(&self) -> Result<Told, String> {
+        let table = |name: &str| self.manager.table(name).map_err(|error| chain(&error).to_string());
+        Ok(Told {
+            // The table that shows at once whether the extension answers.
+            endpoints: table("remote_tls_endpoints")?.iter().map(exchange).collect(),
+            buffers: table("remote_tls_buffer")?.iter().map(waiting).collect(),
+            enrollment: table("remote_tls_enrollment")?.first().map(enrolled).unwrap_or_default(),
+        })
+    }
 }
 
 /// The extension's first process, and the workers below it; none where the kernel doesn't say who listens.

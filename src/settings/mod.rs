@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use self::address::without_password;
 pub use self::address::{HostPort, Proxy, Server};
 pub use self::front::FrontSettings;
 pub use self::own::{ExpandEvents, OwnFlags, REMOTE_PREFIX};

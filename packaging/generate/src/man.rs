@@ -120,6 +120,33 @@ osquery\-remote\-tls doctor \-\-json | jq '.findings[] | select(.level == "failu
 .I /usr/share/doc/osquery\-remote\-tls/docs/doctor.md
 "#;
 
+/// After the options of the page about `logger test`.
+const LOGGER_TEST: &str = r#".SH "EXIT STATUS"
+.TP
+.B 0
+The server has the line.
+.TP
+.B 1
+It hasn't within the time; the last line says what the endpoint said. The line is kept, and sent later.
+.SH EXAMPLES
+After a change of the server, or of a certificate:
+.PP
+.EX
+osquery\-remote\-tls refresh && osquery\-remote\-tls logger test
+.EE
+"#;
+
+/// After the options of the page about `flare`.
+const FLARE: &str = r#".SH EXAMPLES
+Make the bundle, and read it before it is passed on:
+.PP
+.EX
+osquery\-remote\-tls flare \-\-output /root/flare.tar.gz && tar \-xzOf /root/flare.tar.gz | less
+.EE
+.SH "SEE ALSO"
+.BR osquery\-remote\-tls\-doctor (8)
+"#;
+
 /// The main page and one for each visible subcommand, those of subcommands among them, by file name.
 pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     // Gives subcommands their full names.
@@ -132,6 +159,11 @@ pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> 
         if subcommand.get_name().ends_with("doctor") {
             page.extend_from_slice(checks().as_bytes());
             page.extend_from_slice(DOCTOR.as_bytes());
+        }
+        match man.get_filename().as_str() {
+            "osquery-remote-tls-logger-test.8" => page.extend_from_slice(LOGGER_TEST.as_bytes()),
+            "osquery-remote-tls-flare.8" => page.extend_from_slice(FLARE.as_bytes()),
+            _ => {}
         }
         pages.push((man.get_filename(), page));
     }
@@ -184,7 +216,9 @@ mod tests {
     fn each_command_has_a_page_and_each_of_its_own_commands_too() {
         let pages = pages(crate::command()).unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        for command in ["", "-doctor", "-status", "-buffer", "-buffer-export", "-rejected-retry"] {
+        for command in
+            ["", "-doctor", "-status", "-buffer", "-buffer-export", "-rejected-retry", "-logger-test", "-flare"]
+        {
             assert!(
                 names.contains(&format!("osquery-remote-tls{command}.8").as_str()),
                 "{command} is missing in {names:?}"

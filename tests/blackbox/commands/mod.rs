@@ -1,6 +1,8 @@
 //! What operators run by hand, on a host where everything runs, and where it doesn't.
 
 mod buffer;
+mod flare;
+mod logger;
 mod rejected;
 mod status;
 
