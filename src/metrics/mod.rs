@@ -1,5 +1,5 @@
 //! `metrics_file`: what the tables know as a file for the textfile collector of Prometheus' node_exporter, written anew
-//! every [`INTERVAL`] while the setting is there. docs/operations.md is what operators read.
+//! every 15 s while the setting is there. docs/operations.md is what operators read.
 //!
 //! Counts begin anew with each worker, as Prometheus expects of a counter whose process is another one.
 
