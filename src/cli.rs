@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use log::Level;
 
+use crate::commands::arguments::{BufferCommand, FlareFlags, LoggerCommand, RejectedCommand, StatusFlags};
 use crate::logging::Verbosity;
 use crate::settings::own::{FLAGS, Origin, OwnFlags};
 
@@ -22,12 +23,31 @@ pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
 pub const OSQUERY_FLAGFILE: &str =
     if cfg!(target_os = "macos") { "/var/osquery/osquery.flags" } else { "/etc/osquery/osquery.flags" };
 
+/// What a person wants to know of `--help` first of all.
+const EXAMPLES: &str = "\
+Examples:
+  sudo osquery-remote-tls doctor         what is wrong on this host, and what to do
+  sudo osquery-remote-tls status         how the extension fares, on one screen
+  sudo osquery-remote-tls logger test    a line on its whole way to the server
+  osquery-remote-tls rejected --help     what a command does, and what it takes";
+
+/// What is said to somebody who runs it on a terminal without a word: an extension is osqueryd's to start.
+pub const INTRODUCTION: &str = concat!(
+    "osquery-remote-tls ",
+    env!("CARGO_PKG_VERSION"),
+    ": an extension that carries osquery's results to a server over TLS.\n",
+    "osqueryd starts it by itself, from its extensions.load. What there is to run by hand:\n\n",
+    "  sudo osquery-remote-tls doctor         what is wrong on this host, and what to do\n",
+    "  sudo osquery-remote-tls status         how the extension fares, on one screen\n",
+    "  osquery-remote-tls --help              everything else\n",
+);
+
 /// osquery extension: config, logger and distributed plugins named `remote_tls`, which speak osquery's remote
 /// TLS API. osqueryd starts it (see extensions.load) and hands it all of its own flags.
 #[derive(Debug, Parser)]
 #[command(name = "osquery-remote-tls", version, max_term_width = 100, disable_help_subcommand = true)]
 // As gflags has it: the last one of a name counts.
-#[command(args_override_self = true)]
+#[command(args_override_self = true, next_help_heading = "As osqueryd starts it", after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do in place of being an extension.
     #[command(subcommand)]
@@ -82,6 +102,34 @@ pub enum Command {
     /// Asks the running extension, by osqueryd's socket, and says what came of it. Exit code 0: osqueryd has the
     /// configuration that the server gives now, 1: it hasn't.
     Refresh(RefreshFlags),
+
+    /// Show how the extension fares, on one screen
+    ///
+    /// Asks the running extension, by osqueryd's socket: the enrollment, each endpoint's last success and failure, what
+    /// waits and what was lost. Exit code 0: it answers, 1: it doesn't.
+    Status(StatusFlags),
+
+    /// Show, export or discard lines that wait for the server
+    ///
+    /// All of it is safe while everything runs. Exit code 0: it is done, 1: it isn't.
+    #[command(subcommand)]
+    Buffer(BufferCommand),
+
+    /// Show, retry or discard lines that were set aside, since no server takes them
+    ///
+    /// All of it is safe while everything runs. Exit code 0: it is done, 1: it isn't, or not for every line.
+    #[command(subcommand)]
+    Rejected(RejectedCommand),
+
+    /// Test the way of log lines
+    #[command(subcommand)]
+    Logger(LoggerCommand),
+
+    /// Collect what those who help want to see into one file, masked
+    ///
+    /// A tar.gz of what the doctor finds, the status, the tables, flags, versions, the log's end, and names and sizes of the buffers'
+    /// files. No secret, node key or log line of osqueryd's is in it. Exit code 0: it is written, 1: it isn't.
+    Flare(FlareFlags),
 }
 
 /// Whom to ask.
@@ -93,7 +141,7 @@ pub struct RefreshFlags {
 }
 
 /// How the host is to be checked.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub struct DoctorFlags {
     /// osqueryd's flag file [default: the one that the running osqueryd's command line names, else
     /// /etc/osquery/osquery.flags]
@@ -162,6 +210,7 @@ impl Args for OwnFlags {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.args(FLAGS.iter().map(|flag| {
             let argument = clap::Arg::new(flag.name).long(flag.name).help(flag.plain_help());
+            let argument = argument.help_heading("Settings, for our flag file");
             argument.value_name(flag.kind.placeholder()).value_parser(value_parser!(OsString))
         }))
     }
@@ -250,7 +299,7 @@ fn with_two_dashes(argument: OsString) -> OsString {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: u64 = text.parse().map_err(|_| "a whole number of seconds is needed".to_owned())?;
     Ok(Duration::from_secs(seconds))
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 /// The kernel makes up another one at each boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -20,6 +21,20 @@ const SINCE_BOOT: ClockId = ClockId::Monotonic;
 pub fn unix_time() -> i64 {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+/// The time in UTC as osquery writes it: `Mon Nov 23 04:12:05 2026 UTC`.
+#[must_use]
+pub fn calendar_time(at: OffsetDateTime) -> String {
+    let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
+    let (hour, minute, second) = at.to_hms();
+    format!(
+        "{} {} {} {hour:02}:{minute:02}:{second:02} {} UTC",
+        weekday.get(..3).unwrap_or_default(),
+        month.get(..3).unwrap_or_default(),
+        at.day(),
+        at.year()
+    )
 }
 
 /// A moment, by the boot that it was in and the seconds since then; what the host slept through counts.

@@ -75,6 +75,8 @@ pub struct Start {
     pub taken: Taken,
     /// Whether an operator wants the configuration fetched and pushed now (SIGHUP).
     pub refresh: bool,
+    /// How many workers the front has started, this one among them.
+    pub number: u64,
     /// The process that has started the front: osqueryd's watcher, whose command line tells what the operator has set.
     pub parent: u32,
 }

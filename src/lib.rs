@@ -20,6 +20,9 @@ pub mod plugins;
 
 pub mod remote;
 
+pub mod metrics;
+
+pub mod commands;
 pub mod doctor;
 pub mod refresh;
 

@@ -1,16 +1,22 @@
 //! Parses the command line, hands over, prints one line when that fails.
 
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use osquery_remote_tls::cli::{Cli, Command};
+use osquery_remote_tls::cli::{Cli, Command, INTRODUCTION};
 use osquery_remote_tls::extension::registry::routes;
 use osquery_remote_tls::plugins::tables::tables;
-use osquery_remote_tls::{doctor, front, logging, platform, refresh, worker};
+use osquery_remote_tls::{commands, doctor, front, logging, platform, refresh, worker};
 
 /// sysexits.h's code for a command line that can't be used.
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    if std::env::args_os().len() == 1 && io::stdin().is_terminal() && io::stdout().is_terminal() {
+        // If that fails, no place is left to say so.
+        let _ = io::stdout().write_all(INTRODUCTION.as_bytes());
+        return USAGE.into();
+    }
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
@@ -25,6 +31,11 @@ fn main() -> ExitCode {
     match &cli.command {
         Some(Command::Doctor(flags)) => return doctor::run(flags),
         Some(Command::Refresh(flags)) => return refresh::run(flags),
+        Some(Command::Logger(command)) => return commands::logger::run(command),
+        Some(Command::Flare(flags)) => return commands::flare::run(flags),
+        Some(Command::Status(flags)) => return commands::status::run(flags),
+        Some(Command::Buffer(command)) => return commands::buffer::run(command),
+        Some(Command::Rejected(command)) => return commands::rejected::run(command),
         None => {}
     }
     platform::keep_to_ourselves();

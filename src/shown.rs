@@ -24,7 +24,7 @@ pub fn shown(text: &str, most: usize) -> String {
 /// more of the text is looked at than that needs, since masking takes several times what it masks.
 #[must_use]
 pub fn beginning(text: &str, most: usize) -> Cow<'_, str> {
-    let read = up_to(text, (4 * most).saturating_add(2 * LONGEST_SECRET));
+    let read = up_to(text, most.saturating_mul(4).saturating_add(2 * LONGEST_SECRET));
     let is_cut = read.len() < text.len();
     let masked = redact(read);
     // A secret that was cut in two can't be recognized, and is near the end.

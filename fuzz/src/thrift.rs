@@ -95,6 +95,7 @@ impl Extension {
             command_line: None,
             overflow: None,
             counts: Box::new(|| None),
+            number: 1,
             backlog_end: Position::default(),
             ask_to_be_woken: Box::new(|_| {}),
         });

@@ -388,7 +388,7 @@ fn said(status: u16, body: &[u8]) -> String {
 }
 
 /// `2026-11-26 04:31:00 UTC`.
-pub(super) fn day_and_time(time: i64) -> String {
+pub(crate) fn day_and_time(time: i64) -> String {
     if time <= 0 {
         return "a time that is not known".to_owned();
     }

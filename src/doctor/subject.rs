@@ -26,35 +26,35 @@ pub(super) const OSQUERYD_LIMIT: Duration = Duration::from_secs(4);
 const REQUEST_LIMIT: Duration = Duration::from_secs(8);
 
 /// All that was read before the first check.
-pub(super) struct Subject {
+pub(crate) struct Subject {
     /// What osqueryd's next start reads.
     pub(super) source: Source,
     /// The flags there.
     pub(super) flagfile: Flagfile,
     /// The flag file's path, whether it was read or not.
-    pub(super) flagfile_path: PathBuf,
+    pub(crate) flagfile_path: PathBuf,
     /// Its flags by the names that osqueryd lists, with their values as osqueryd lists them.
     pub(super) file: Options,
     /// Our own flag file: its path, its flags, and what is wrong with it.
-    pub(super) own_path: PathBuf,
-    pub(super) own: OwnFlags,
+    pub(crate) own_path: PathBuf,
+    pub(crate) own: OwnFlags,
     pub(super) own_errors: Vec<FlagfileError>,
     /// Where osqueryd's manager is, or should be.
-    pub(super) socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// Its process, when it was found by its command line.
-    pub(super) process: Option<u32>,
+    pub(crate) process: Option<u32>,
     /// Other osqueryds that run.
-    pub(super) others: Vec<String>,
+    pub(crate) others: Vec<String>,
     /// osqueryd, or why it can't be asked.
-    pub(super) running: Result<Running, ManagerError>,
+    pub(crate) running: Result<Running, ManagerError>,
     /// What the extension says of itself, or why it doesn't.
-    pub(super) told: Result<Told, String>,
+    pub(crate) told: Result<Told, String>,
     /// The extension's processes as they were at the beginning.
-    pub(super) workers: Vec<Seen>,
+    pub(crate) workers: Vec<Seen>,
     /// The flags of the next start.
-    pub(super) options: Options,
+    pub(crate) options: Options,
     /// What they mean, and what is unusable in them.
-    pub(super) settings: Settings,
+    pub(crate) settings: Settings,
     pub(super) setting_errors: Vec<SettingError>,
     /// Whether an enrollment may be tried.
     pub(super) enroll: bool,
@@ -67,14 +67,14 @@ pub(super) struct Subject {
 }
 
 /// An osqueryd that answers.
-pub(super) struct Running {
-    pub(super) manager: Arc<Manager>,
+pub(crate) struct Running {
+    pub(crate) manager: Arc<Manager>,
     /// Its flags as they are now.
-    pub(super) options: Options,
+    pub(crate) options: Options,
     /// Its version, when it says it.
-    pub(super) version: Option<String>,
+    pub(crate) version: Option<String>,
     /// The uuid and the version of our extension, when it is registered; an error is osqueryd's.
-    pub(super) extension: Result<Option<(i64, String)>, ManagerError>,
+    pub(crate) extension: Result<Option<(i64, String)>, ManagerError>,
     /// The plugins of the registries config, logger and distributed.
     pub(super) plugins: Vec<StringMap>,
 }
@@ -99,7 +99,7 @@ impl Running {
     }
 
     /// Those that osqueryd uses.
-    pub(super) fn active(&self, registry: &str) -> BTreeSet<String> {
+    pub(crate) fn active(&self, registry: &str) -> BTreeSet<String> {
         let active = |row: &&StringMap| row.get("active").is_some_and(|active| active == "1");
         self.rows(registry).filter(active).filter_map(|row| row.get("name").cloned()).collect()
     }
@@ -109,13 +109,13 @@ impl Running {
     }
 
     /// The version that our extension is registered with.
-    pub(super) fn extension_version(&self) -> Option<&str> {
+    pub(crate) fn extension_version(&self) -> Option<&str> {
         self.extension.as_ref().ok()?.as_ref().map(|(_, version)| version.as_str())
     }
 }
 
 impl Subject {
-    pub(super) fn find(given: &DoctorFlags) -> Self {
+    pub(crate) fn find(given: &DoctorFlags) -> Self {
         let deadline = Instant::now() + PATIENCE;
         let choice = running::choose(given.flagfile.as_deref(), given.socket.as_deref(), running::osqueryds());
         // Read twice: only with osqueryd's own list of flags is it known what is unknown.
@@ -210,7 +210,7 @@ impl Subject {
     }
 
     /// Whether one of osqueryd's plugins of this registry is ours.
-    pub(super) fn uses(&self, registry: &str) -> bool {
+    pub(crate) fn uses(&self, registry: &str) -> bool {
         names(self.plugin_flag(registry)).any(|name| name == NAME)
     }
 }

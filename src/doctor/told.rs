@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::Occasion;
 use super::subject::Running;
 use crate::chain::chain;
@@ -14,56 +16,65 @@ use crate::remote::Endpoint;
 
 /// The tables' rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) endpoints: Vec<Exchange>,
-    pub(super) buffers: Vec<Waiting>,
-    pub(super) enrollment: Enrolled,
+pub(crate) struct Told {
+    pub(crate) endpoints: Vec<Exchange>,
+    pub(crate) buffers: Vec<Waiting>,
+    pub(crate) enrollment: Enrolled,
 }
 
 /// A row of `remote_tls_endpoints`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Exchange {
-    pub(super) name: String,
-    pub(super) url: String,
-    pub(super) requests: u64,
-    pub(super) failures: u64,
-    pub(super) consecutive_failures: u64,
-    pub(super) last_success: i64,
-    pub(super) last_failure: i64,
-    pub(super) last_status: u16,
-    pub(super) last_error: String,
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Exchange {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) requests: u64,
+    pub(crate) failures: u64,
+    pub(crate) consecutive_failures: u64,
+    pub(crate) last_success: i64,
+    pub(crate) last_failure: i64,
+    pub(crate) last_status: u16,
+    pub(crate) last_error: String,
+    pub(crate) latency_ms: u64,
+    pub(crate) backoff_until: i64,
     /// Whether bodies are compressed; unknown to an older extension.
-    pub(super) compressed: Option<bool>,
+    pub(crate) compressed: Option<bool>,
 }
 
 /// A row of `remote_tls_buffer`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Waiting {
-    pub(super) stream: String,
-    pub(super) waiting_lines: u64,
-    pub(super) oldest_time: i64,
-    pub(super) dropped: u64,
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Waiting {
+    pub(crate) stream: String,
+    pub(crate) waiting_lines: u64,
+    pub(crate) waiting_bytes: u64,
+    pub(crate) oldest_time: i64,
+    pub(crate) accepted: u64,
+    pub(crate) delivered: u64,
+    pub(crate) dropped: u64,
+    pub(crate) set_aside: u64,
 }
 
 /// The row of `remote_tls_enrollment`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Enrolled {
-    pub(super) enrolled: bool,
-    pub(super) since: i64,
-    pub(super) attempts: u64,
-    pub(super) last_error: String,
-    pub(super) host_identifier: String,
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Enrolled {
+    pub(crate) enrolled: bool,
+    pub(crate) since: i64,
+    pub(crate) attempts: u64,
+    pub(crate) last_error: String,
+    pub(crate) host_identifier: String,
+    pub(crate) server_name: String,
+    pub(crate) server_certificate_expiry: i64,
+    pub(crate) client_certificate_expiry: i64,
 }
 
 impl Told {
     /// The row of an endpoint.
-    pub(super) fn of(&self, endpoint: Endpoint) -> Option<&Exchange> {
+    pub(crate) fn of(&self, endpoint: Endpoint) -> Option<&Exchange> {
         let name = endpoint.to_string();
         self.endpoints.iter().find(|row| row.name == name)
     }
 
     /// The lines that wait for the logger's endpoint, and when the oldest was made.
-    pub(super) fn waiting(&self) -> (u64, i64) {
+    pub(crate) fn waiting(&self) -> (u64, i64) {
         let streams = || self.buffers.iter().filter(|row| row.stream != "distributed");
         let lines = streams().map(|row| row.waiting_lines).sum();
         let oldest = streams().map(|row| row.oldest_time).filter(|time| *time > 0).min();
@@ -73,7 +84,7 @@ impl Told {
 
 impl Exchange {
     /// The last error without the endpoint's name and URL, which every message has already.
-    pub(super) fn words(&self) -> &str {
+    pub(crate) fn words(&self) -> &str {
         self.last_error.split_once("): ").map_or(self.last_error.as_str(), |(_, words)| words)
     }
 }
@@ -88,18 +99,21 @@ pub(super) fn ask(running: Option<&Running>, socket: &Path, occasion: Occasion) 
     match &running.extension {
         Err(error) => (Err(chain(error).to_string()), Vec::new()),
         Ok(None) => nobody("osqueryd runs without the extension"),
-        Ok(Some((uuid, _))) => (read(running), processes(socket, *uuid)),
+        Ok(Some((uuid, _))) => (running.told(), processes(socket, *uuid)),
     }
 }
 
-fn read(running: &Running) -> Result<Told, String> {
-    let table = |name: &str| running.manager.table(name).map_err(|error| chain(&error).to_string());
-    Ok(Told {
-        // The table that shows at once whether the extension answers.
-        endpoints: table("remote_tls_endpoints")?.iter().map(exchange).collect(),
-        buffers: table("remote_tls_buffer")?.iter().map(waiting).collect(),
-        enrollment: table("remote_tls_enrollment")?.first().map(enrolled).unwrap_or_default(),
-    })
+impl Running {
+    /// What the extension says of itself now.
+    pub(crate) fn told(&self) -> Result<Told, String> {
+        let table = |name: &str| self.manager.table(name).map_err(|error| chain(&error).to_string());
+        Ok(Told {
+            // The table that shows at once whether the extension answers.
+            endpoints: table("remote_tls_endpoints")?.iter().map(exchange).collect(),
+            buffers: table("remote_tls_buffer")?.iter().map(waiting).collect(),
+            enrollment: table("remote_tls_enrollment")?.first().map(enrolled).unwrap_or_default(),
+        })
+    }
 }
 
 /// The extension's first process, and the workers below it; none where the kernel doesn't say who listens.
@@ -114,7 +128,7 @@ pub(super) fn processes(socket: &Path, uuid: i64) -> Vec<Seen> {
 }
 
 /// The workers among the extension's processes, and how long the first process runs.
-pub(super) fn workers(processes: &[Seen]) -> Option<(Duration, Vec<&Seen>)> {
+pub(crate) fn workers(processes: &[Seen]) -> Option<(Duration, Vec<&Seen>)> {
     let (front, workers) = processes.split_first()?;
     Some((front.age, workers.iter().collect()))
 }
@@ -138,6 +152,8 @@ fn exchange(row: &StringMap) -> Exchange {
         last_failure: number(row, "last_failure"),
         last_status: number(row, "last_status"),
         last_error: text(row, "last_error"),
+        latency_ms: number(row, "latency_ms"),
+        backoff_until: number(row, "backoff_until"),
         compressed: row.get("compressed").map(|value| value == "1"),
     }
 }
@@ -146,8 +162,12 @@ fn waiting(row: &StringMap) -> Waiting {
     Waiting {
         stream: text(row, "stream"),
         waiting_lines: number(row, "waiting_lines"),
+        waiting_bytes: number(row, "waiting_bytes"),
         oldest_time: number(row, "oldest_time"),
+        accepted: number(row, "accepted"),
+        delivered: number(row, "delivered"),
         dropped: number(row, "dropped"),
+        set_aside: number(row, "set_aside"),
     }
 }
 
@@ -158,5 +178,8 @@ fn enrolled(row: &StringMap) -> Enrolled {
         attempts: number(row, "attempts"),
         last_error: text(row, "last_error"),
         host_identifier: text(row, "host_identifier"),
+        server_name: text(row, "server_name"),
+        server_certificate_expiry: number(row, "server_certificate_expiry"),
+        client_certificate_expiry: number(row, "client_certificate_expiry"),
     }
 }

@@ -249,6 +249,13 @@ impl Manager {
         Ok(rows.into_iter().flatten().map(|(_, outcome)| outcome).collect())
     }
 
+    /// Asks our own logger plugin in osqueryd: what it says.
+    pub fn ask_logger(&self, request: &[(&str, &str)]) -> Result<String> {
+        let request = request.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let rows = rows("call", self.call_plugin("logger", NAME, request)?)?;
+        Ok(rows.into_iter().flatten().map(|(_, outcome)| outcome).collect())
+    }
+
     fn call_plugin(&self, registry: &str, item: &str, request: StringMap) -> Result<ExtensionResponse> {
         self.call("call", |client| client.call(registry.to_owned(), item.to_owned(), request))
     }

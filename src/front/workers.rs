@@ -225,6 +225,7 @@ impl Workers {
             // One enrollment at the start of the extension, not one for each worker that replaces another.
             first: self.started == 1,
             refresh,
+            number: self.started,
             parent: parent_id(),
             taken: self.supply.taken(),
             backlog_end: self.supply.backlog_end,

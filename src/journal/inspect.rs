@@ -53,6 +53,8 @@ pub struct Oldest {
 /// A line that was set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectedLine {
+    /// What it is called: of what is kept of it, so that it stays the same while others come and go.
+    pub id: String,
     /// When, in Unix seconds.
     pub time: i64,
     /// The journal that it was in.
@@ -63,6 +65,8 @@ pub struct RejectedLine {
     pub size: u64,
     /// Its first characters, as many as were asked for.
     pub beginning: String,
+    /// Whether all of it is kept, as it was.
+    pub is_whole: bool,
 }
 
 /// Looks at the journal in this directory.
@@ -187,6 +191,33 @@ fn size(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |file| file.len())
 }
 
+/// The journal's whole records that wait on the disk, oldest first, as a reader a file: `take` says whether it wants more.
+/// What is delivered meanwhile may be missing.
+pub fn waiting<W: Weigher>(
+    directory: &Path,
+    take: &mut dyn FnMut(&mut dyn Read) -> io::Result<bool>,
+) -> io::Result<()> {
+    let position = look::<W>(directory).position;
+    let numbers = match segments::numbers(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        numbers => numbers?,
+    };
+    for number in numbers.into_iter().filter(|&number| number >= position.file) {
+        let mut file = match segments::open_for_reading(&segments::path(directory, number)) {
+            // It is done with by now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        let start = if number == position.file { position } else { beginning_of(number) };
+        let end = end_of::<W>(&file, start)?;
+        file.seek(SeekFrom::Start(start.offset))?;
+        if !take(&mut file.take(end.offset - start.offset))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// The newest lines that were set aside in this directory of buffers, by every journal, newest first: at most `most`, with
 /// their first `characters`. What makes no sense in the files is left out.
 pub fn rejected(directory: &Path, most: usize, characters: usize) -> io::Result<Vec<RejectedLine>> {
@@ -220,8 +251,9 @@ fn read_rejected(file: &File, most: usize, characters: usize, newest: &mut VecDe
     let mut text = Vec::new();
     while reader.by_ref().take(LONGEST_REJECTED).read_until(b'\n', &mut text)? > 0 {
         if let Ok(Entry { time, stream, reason, size, line }) = serde_json::from_slice(&text) {
+            let (id, is_whole) = (rejected::id(&text), line.len() as u64 == size);
             let beginning = line.chars().take(characters).collect();
-            newest.push_back(RejectedLine { time, stream, reason, size, beginning });
+            newest.push_back(RejectedLine { id, time, stream, reason, size, beginning, is_whole });
             if newest.len() > most {
                 newest.pop_front();
             }

@@ -29,6 +29,22 @@ impl<W: Weigher> Reader<W> {
         })
     }
 
+    /// Drops all lines that wait on the disk now: how many. It may be called at any time, as [`Self::keep_within`].
+    ///
+    /// # Errors
+    /// The journal can't be read.
+    pub fn drop_all(&self) -> Outcome<u64> {
+        let mut state = self.state.lock();
+        if !self.look(&mut state)? {
+            return Ok(0);
+        }
+        let waiting = state.place.waiting_lines();
+        let lines = state.place.drop_lines::<W>(waiting);
+        self.tally.drop(lines, "an operator discarded them");
+        self.note_missing(&mut state);
+        Ok(lines)
+    }
+
     fn keep(&self, state: &mut State, limits: &Limits) -> Outcome<u64> {
         if !self.look(state)? {
             return Ok(0);

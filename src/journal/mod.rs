@@ -76,7 +76,7 @@ use std::path::PathBuf;
 pub use chunk::{Chunk, LargeRecord, Record, Waiting};
 pub use incoming::Incoming;
 pub use reader::{Reader, Status};
-pub use rejected::Rejected;
+pub use rejected::{Rejected, Which};
 pub use writer::{Writer, WriterEvents};
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Lines that no server takes, beside the journals: with time and reason, in two files of a bounded size.
 
+use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -17,11 +19,20 @@ pub(super) const FILE: &str = "rejected.ndjson";
 /// What it becomes when it is full; what had that name before is gone.
 pub(super) const OLDER_FILE: &str = "rejected.1.ndjson";
 
+/// Held (flock) while a line is added or lines are forgotten: while one worker follows another, there are two.
+const LOCK: &str = "rejected.lock";
+
+/// Nobody holds it for longer, but for a process that was stopped.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// How large a file becomes.
 const FILE_BYTES: u64 = 8 << 20;
 
 /// So much of a line is kept.
 pub(super) const LINE_BYTES: usize = 64 << 10;
+
+/// Bytes of a line's name.
+const ID_BYTES: usize = 6;
 
 /// So many characters of a reason are kept.
 const REASON_CHARACTERS: usize = 1000;
@@ -37,6 +48,16 @@ pub struct Rejected {
     /// Held while a line is added.
     adding: Mutex<()>,
     is_refused: AtomicBool,
+}
+
+/// Which lines are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Whatever is there.
+    All,
+    /// Those of these names. Lines that are the same in all have one name; each time that it is given is for one of them,
+    /// the oldest first.
+    These(Vec<String>),
 }
 
 #[derive(Serialize)]
@@ -76,9 +97,68 @@ impl Rejected {
         }
     }
 
+    /// Forgets the lines of these names, or all that are kept: how many it were. What is added meanwhile stays.
+    ///
+    /// # Errors
+    /// A file can't be read or written; it is as it was then.
+    pub fn forget(&self, which: &Which) -> io::Result<u64> {
+        let _adding = self.adding.lock();
+        segments::trust_in(&self.directory)?;
+        let _lock = segments::lock(&self.directory.join(LOCK), PATIENCE).map_err(io::Error::other)?;
+        let mut wanted = match which {
+            Which::All => None,
+            Which::These(ids) => Some(ids.iter().fold(HashMap::new(), |mut wanted, id| {
+                *wanted.entry(id.as_str()).or_insert(0) += 1;
+                wanted
+            })),
+        };
+        files(&self.directory).iter().map(|path| self.forget_in(path, &mut wanted)).sum()
+    }
+
+    /// Forgets those that are wanted gone, and takes them from what is wanted; `None` is all.
+    fn forget_in(&self, path: &Path, wanted: &mut Option<HashMap<&str, u64>>) -> io::Result<u64> {
+        let mut text = Vec::new();
+        match segments::open_for_reading(path) {
+            // Ours don't become larger.
+            Ok(file) if file.metadata()?.len() > self.file_bytes.saturating_add(1 << 20) && wanted.is_some() => {
+                return Err(io::Error::other(format!("{} is none of ours: it is too large", path.display())));
+            }
+            Ok(file) => file.take(self.file_bytes.saturating_add(1 << 20)).read_to_end(&mut text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        let mut is_kept = |line: &&[u8]| match wanted {
+            None => false,
+            Some(wanted) => match wanted.get_mut(id(line).as_str()).filter(|left| **left > 0) {
+                Some(left) => {
+                    *left -= 1;
+                    false
+                }
+                None => true,
+            },
+        };
+        let lines = text.split_inclusive(|&byte| byte == b'\n');
+        let count = lines.clone().count();
+        let kept: Vec<&[u8]> = lines.filter(|line| is_kept(line)).collect();
+        let forgotten = count - kept.len();
+        if kept.is_empty() {
+            fs::remove_file(path)?;
+        } else if forgotten > 0 {
+            let new = path.with_extension("new");
+            let mut file = segments::open_or_replace(&new, OpenOptions::new().write(true).truncate(true).create(true))?;
+            file.write_all(&kept.concat())?;
+            // Or a power cut could leave the name to an empty file.
+            file.sync_all()?;
+            fs::rename(&new, path)?;
+        }
+        Ok(forgotten as u64)
+    }
+
     fn write(&self, mut entry: Vec<u8>) -> io::Result<()> {
         entry.push(b'\n');
         segments::trust_in(&self.directory)?;
+        // The line matters more than the order that a stopped process may hold up.
+        let _lock = segments::lock(&self.directory.join(LOCK), PATIENCE).ok();
         let path = self.directory.join(FILE);
         if fs::metadata(&path).is_ok_and(|file| file.len() + entry.len() as u64 > self.file_bytes) {
             fs::rename(&path, self.directory.join(OLDER_FILE))?;
@@ -107,6 +187,12 @@ fn beginning_of(line: &[u8]) -> &[u8] {
     let is_middle = |byte: Option<&u8>| byte.is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
     let back = (0..4).find(|back| !is_middle(line.get(LINE_BYTES - back))).unwrap_or(0);
     cut.get(..LINE_BYTES - back).unwrap_or(cut)
+}
+
+/// What a line is called: the beginning of a hash of its entry, so that each process finds the same one.
+pub(super) fn id(entry: &[u8]) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, entry.trim_ascii_end());
+    hash.as_ref().iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The files' paths, the older one first.

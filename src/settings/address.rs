@@ -77,7 +77,7 @@ impl fmt::Display for HostPort {
 
 /// An address as it may be shown: what stands before an `@` can be a password.
 #[must_use]
-pub(super) fn without_password(text: &str) -> String {
+pub(crate) fn without_password(text: &str) -> String {
     text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, address)| format!("{MASK}@{address}"))
 }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use self::address::without_password;
 pub use self::address::{HostPort, Proxy, Server};
 pub use self::front::FrontSettings;
 pub use self::own::{ExpandEvents, OwnFlags, REMOTE_PREFIX};
@@ -91,6 +92,8 @@ pub struct Settings {
     pub return_timeout: Duration,
     /// Our `worker_max_memory`: bytes that a worker may have in memory.
     pub worker_max_memory: u64,
+    /// Our `metrics_file`: where node_exporter finds our numbers.
+    pub metrics_file: Option<PathBuf>,
     /// `logger_plugin`: the names of osqueryd's loggers, with commas between them.
     pub logger_plugin: String,
     /// Our `keep_plugins`: whether a configuration's options may not put the built-in plugins in our places.

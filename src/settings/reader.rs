@@ -62,6 +62,7 @@ impl Reader<'_> {
             request_timeout: Duration::from_secs(self.own(&own::REQUEST_TIMEOUT)),
             return_timeout: Duration::from_secs(self.own(&own::RETURN_TIMEOUT)),
             worker_max_memory: self.own(&own::WORKER_MAX_MEMORY),
+            metrics_file: self.own(&own::METRICS_FILE),
             logger_plugin: self.text("logger_plugin", "filesystem"),
             keep_plugins: self.own(&own::KEEP_PLUGINS),
         }

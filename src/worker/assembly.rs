@@ -12,9 +12,10 @@ use crate::journal::{Overflow, Position, Reader, Rejected, Writer, WriterEvents,
 use crate::line_count::LineCounter;
 use crate::lock::Mutex;
 use crate::logging::Verbosity;
+use crate::metrics::Metrics;
 use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
-use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, LastFlush, Logger, Pending};
+use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, Keeping, LastFlush, Logger, Pending};
 use crate::plugins::tables::{self, CountWritten, Sources, Stream};
 use crate::remote::Node;
 use crate::remote::api::LogType;
@@ -42,6 +43,8 @@ pub struct Setup {
     pub overflow: Option<Arc<dyn Overflow>>,
     /// What the front has taken since this worker began.
     pub counts: CountWritten,
+    /// How many workers the front has started, this one among them.
+    pub number: u64,
     /// Where the results journal ended when the front began.
     pub backlog_end: Position,
     /// Asks the front to ring when result lines come.
@@ -181,7 +184,13 @@ impl Assembly {
         work.push(("statuses", Box::new(move || sending_statuses.run())));
 
         let host = Arc::clone(&node.host);
-        let logger = Logger::new(Arc::clone(&statuses.writer), Arc::clone(&flags), host, Arc::clone(&decorations));
+        let keeping = Keeping {
+            journals: [&results, &statuses.reader, &kept.reader].map(Arc::clone).into(),
+            writers: vec![("statuses", Arc::clone(&statuses.writer)), (distributed::STREAM, Arc::clone(&kept.writer))],
+            rejected: Arc::clone(&rejected),
+        };
+        let logger =
+            Logger::new(Arc::clone(&statuses.writer), Arc::clone(&flags), host, Arc::clone(&decorations), keeping);
         let pending = Pending {
             calls: Reader::new(directory.join("pending"), "pending", Arc::clone(&rejected), None),
             logger: Arc::clone(&logger),
@@ -215,7 +224,12 @@ impl Assembly {
             Stream { journal: statuses.reader, written: Box::new(move || Some(statuses.writer.counts())) },
             Stream { journal: kept.reader, written: Box::new(move || Some(kept.writer.counts())) },
         ];
-        let tables = tables::plugins(Sources { node: Arc::clone(&node), streams, directory: directory.clone() });
+        let sources = Arc::new(Sources { node: Arc::clone(&node), streams, directory: directory.clone() });
+        if let Some(path) = flags.current().metrics_file.clone() {
+            let metrics = Metrics::new(path, Arc::clone(&sources), setup.number, shutdown.clone());
+            work.push(("metrics", Box::new(move || metrics.run())));
+        }
+        let tables = tables::plugins(&sources);
         let mut plugins: Vec<Box<dyn Plugin>> =
             vec![Box::new(Arc::clone(&config)), Box::new(logger), Box::new(distributed)];
         plugins.extend(tables);

@@ -103,6 +103,7 @@ impl Worker {
             command_line: config::arguments_of(start.parent),
             counts: Box::new(move || counting.counts()),
             overflow: Some(memory),
+            number: start.number,
             backlog_end: Position {
                 file: start.backlog_end.file,
                 offset: start.backlog_end.offset,

@@ -1,6 +1,10 @@
 //! The command line, without any osqueryd.
 
-use std::process::{Command, Output};
+use std::fs::File;
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 
 use crate::rig::BINARY;
 
@@ -26,6 +30,42 @@ fn version_and_help_go_to_stdout() {
     for flag in ["--socket", "--timeout", "--interval", "--verbose", "--buffer_path", "/var/osquery/osquery.em"] {
         assert!(text.contains(flag), "{flag} is missing in\n{text}");
     }
+}
+
+#[test]
+fn the_help_has_commands_first_then_its_groups_and_examples() {
+    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    let parts = [
+        "\nUsage:",
+        "\nCommands:\n",
+        "  doctor ",
+        "  status ",
+        "  flare ",
+        "\nAs osqueryd starts it:\n",
+        "--socket <PATH>",
+        "\nSettings, for our flag file:\n",
+        "--buffer_path <PATH>",
+        "\nExamples:\n",
+        "osquery-remote-tls doctor ",
+    ];
+    let at = parts.map(|part| help.find(part).unwrap_or_else(|| panic!("{part:?} is missing in\n{help}")));
+    assert!(at.is_sorted(), "{at:?}\n{help}");
+    assert!(!help.contains("--resume"), "{help}");
+}
+
+#[test]
+fn without_a_word_on_a_terminal_it_says_what_it_is() {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let side = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let other = || Stdio::from(side.try_clone().unwrap());
+    let status = Command::new(BINARY).stdin(other()).stdout(other()).stderr(other()).status().unwrap();
+    let mut said = [0; 4096];
+    let length = File::from(terminal).read(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said[..length]);
+    assert_eq!(status.code(), Some(64), "{said}");
+    assert!(said.starts_with("osquery-remote-tls ") && said.contains("osquery-remote-tls doctor "), "{said}");
 }
 
 #[test]

@@ -44,12 +44,44 @@ fn command() -> Command {
 
 fn completion(shell: Shell) -> Vec<u8> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut command(), COMMAND, &mut text);
+    clap_complete::generate(shell, &mut shown(&command()), COMMAND, &mut text);
     text
+}
+
+/// Without what is hidden, which clap_complete doesn't leave out.
+fn shown(command: &Command) -> Command {
+    let name: &'static str = command.get_name().to_owned().leak();
+    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set()).cloned();
+    let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).map(shown);
+    let about = command.get_about().cloned().unwrap_or_default();
+    let copy = Command::new(name).about(about).args(arguments).subcommands(subcommands).disable_help_subcommand(true);
+    if command.get_version().is_some() { copy.version(env!("CARGO_PKG_VERSION")) } else { copy }
 }
 
 fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
     fs::write(path, content).with_context(|| format!("can't write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_have_every_command_and_nothing_hidden() {
+        for (shell, hidden) in [
+            (Shell::Bash, ["--resume", "--worker "]),
+            (Shell::Zsh, ["--resume", "--worker["]),
+            (Shell::Fish, ["-l resume", "-l worker "]),
+        ] {
+            let text = String::from_utf8(completion(shell)).unwrap();
+            for shown in ["doctor", "flare", "retry", "metrics_file", "version"] {
+                assert!(text.contains(shown), "{shell}: {shown} is missing");
+            }
+            for hidden in hidden {
+                assert!(!text.contains(hidden), "{shell}: {hidden} is shown");
+            }
+        }
+    }
 }

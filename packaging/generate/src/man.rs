@@ -120,12 +120,39 @@ osquery\-remote\-tls doctor \-\-json | jq '.findings[] | select(.level == "failu
 .I /usr/share/doc/osquery\-remote\-tls/docs/doctor.md
 "#;
 
-/// The main page and one for each visible subcommand, by file name.
+/// After the options of the page about `logger test`.
+const LOGGER_TEST: &str = r#".SH "EXIT STATUS"
+.TP
+.B 0
+The server has the line.
+.TP
+.B 1
+It hasn't within the time; the last line says what the endpoint said. The line is kept, and sent later.
+.SH EXAMPLES
+After a change of the server, or of a certificate:
+.PP
+.EX
+osquery\-remote\-tls refresh && osquery\-remote\-tls logger test
+.EE
+"#;
+
+/// After the options of the page about `flare`.
+const FLARE: &str = r#".SH EXAMPLES
+Make the bundle, and read it before it is passed on:
+.PP
+.EX
+osquery\-remote\-tls flare \-\-output /root/flare.tar.gz && tar \-xzOf /root/flare.tar.gz | less
+.EE
+.SH "SEE ALSO"
+.BR osquery\-remote\-tls\-doctor (8)
+"#;
+
+/// The main page and one for each visible subcommand, those of subcommands among them, by file name.
 pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     // Gives subcommands their full names.
     command.build();
     let mut pages = Vec::new();
-    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+    for subcommand in subcommands(&command) {
         let man = described(subcommand.clone());
         let mut page = Vec::new();
         man.render(&mut page)?;
@@ -133,10 +160,22 @@ pub(crate) fn pages(mut command: Command) -> io::Result<Vec<(String, Vec<u8>)>> 
             page.extend_from_slice(checks().as_bytes());
             page.extend_from_slice(DOCTOR.as_bytes());
         }
+        match man.get_filename().as_str() {
+            "osquery-remote-tls-logger-test.8" => page.extend_from_slice(LOGGER_TEST.as_bytes()),
+            "osquery-remote-tls-flare.8" => page.extend_from_slice(FLARE.as_bytes()),
+            _ => {}
+        }
         pages.push((man.get_filename(), page));
     }
     pages.push(main_page(command)?);
     Ok(pages)
+}
+
+/// All that are shown, each before its own.
+fn subcommands(command: &Command) -> Vec<&Command> {
+    let shown =
+        command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set() && subcommand.get_name() != "help");
+    shown.flat_map(|subcommand| [vec![subcommand], subcommands(subcommand)].concat()).collect()
 }
 
 fn main_page(command: Command) -> io::Result<(String, Vec<u8>)> {
@@ -172,6 +211,21 @@ fn described(command: Command) -> Man {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_command_has_a_page_and_each_of_its_own_commands_too() {
+        let pages = pages(crate::command()).unwrap();
+        let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
+        for command in
+            ["", "-doctor", "-status", "-buffer", "-buffer-export", "-rejected-retry", "-logger-test", "-flare"]
+        {
+            assert!(
+                names.contains(&format!("osquery-remote-tls{command}.8").as_str()),
+                "{command} is missing in {names:?}"
+            );
+        }
+        assert!(!names.iter().any(|name| name.contains("help")), "{names:?}");
+    }
 
     #[test]
     fn the_doctor_s_page_has_every_check_every_option_and_every_exit_code() {

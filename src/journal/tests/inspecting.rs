@@ -150,3 +150,41 @@ fn lines_that_can_t_be_set_aside_do_no_harm() {
     let aside = names(&rig.buffers()).iter().any(|name| name.starts_with("rejected.ndjson.damaged-"));
     assert!(aside, "{:?}", names(&rig.buffers()));
 }
+
+#[test]
+fn lines_that_are_the_same_in_all_are_forgotten_one_by_one() {
+    let root = tempfile::tempdir().unwrap();
+    let aside = Rejected::new(root.path().to_owned());
+    let names = || rejected(root.path(), 10, 10).unwrap().into_iter().map(|line| line.id).collect::<Vec<_>>();
+    // As one that is tried again and refused again at once: within one second.
+    let name = loop {
+        aside.add("results", "no", b"the same", 8);
+        aside.add("results", "no", b"the same", 8);
+        match &names()[..] {
+            [one, other] if one == other => break one.clone(),
+            _ => _ = aside.forget(&Which::All).unwrap(),
+        }
+    };
+    assert_eq!(aside.forget(&Which::These(vec![name.clone()])).unwrap(), 1);
+    assert_eq!(names(), std::slice::from_ref(&name));
+    assert_eq!(aside.forget(&Which::These(vec![name.clone(), name])).unwrap(), 1);
+    assert_eq!(names(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_set_aside_while_others_are_forgotten_stays_also_where_two_workers_do_it() {
+    let root = tempfile::tempdir().unwrap();
+    let [one, other] = [(); 2].map(|()| Rejected::new(root.path().to_owned()));
+    let kept = || rejected(root.path(), 1000, 20).unwrap();
+    (0..200).for_each(|n| one.add("results", "no", format!("old {n}").as_bytes(), 7));
+    let old: Vec<String> = kept().into_iter().map(|line| line.id).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..200).for_each(|n| one.add("results", "no", format!("new {n}").as_bytes(), 7)));
+        for names in old.chunks(5) {
+            assert_eq!(other.forget(&Which::These(names.to_vec())).unwrap(), 5);
+        }
+    });
+    let mut left: Vec<String> = kept().into_iter().map(|line| line.beginning).collect();
+    left.reverse();
+    assert_eq!(left, (0..200).map(|n| format!("new {n}")).collect::<Vec<_>>());
+}

@@ -9,6 +9,7 @@ mod batch;
 mod bundle;
 mod decorations;
 mod forwarder;
+mod keeping;
 mod pending;
 mod status_line;
 mod window;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 pub(crate) use self::bundle::{Batches, Bundler, Room};
 pub use self::decorations::{Decorations, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
+pub use self::keeping::Keeping;
 pub use self::pending::Pending;
 pub use self::status_line::{Decoration, StatusLine};
 pub(crate) use self::window::Window;
@@ -36,6 +38,7 @@ pub struct Logger {
     flags: Arc<Flags>,
     host: Arc<Host>,
     decorations: Arc<Decorations>,
+    keeping: Keeping,
 }
 
 impl Logger {
@@ -46,8 +49,9 @@ impl Logger {
         flags: Arc<Flags>,
         host: Arc<Host>,
         decorations: Arc<Decorations>,
+        keeping: Keeping,
     ) -> Arc<Self> {
-        Arc::new(Self { statuses, flags, host, decorations })
+        Arc::new(Self { statuses, flags, host, decorations, keeping })
     }
 
     /// Keeps the status lines of a call, as osqueryd hands them over.
@@ -97,6 +101,11 @@ impl Plugin for Arc<Logger> {
                 Reply::ok()
             }
             (_, Some("features")) => Reply::mask(TAKES_STATUS_LINES),
+            (_, Some(action)) if keeping::ACTIONS.contains(&action) => {
+                // The operator may have changed a moment ago what lines were set aside for.
+                self.flags.refresh();
+                self.keeping.call(&request)
+            }
             (_, action) => Reply::failed(format!("the logger plugin has no action {action:?}")),
         }
     }

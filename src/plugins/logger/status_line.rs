@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
+use crate::clock::calendar_time;
 use crate::settings::Placement;
 
 /// What decorators found, and where it stands in a line.
@@ -88,19 +89,6 @@ impl StatusLine {
         }
         Value::Object(line).to_string()
     }
-}
-
-/// As osquery writes it: `Mon Nov 23 04:12:05 2026 UTC`.
-fn calendar_time(at: OffsetDateTime) -> String {
-    let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
-    let (hour, minute, second) = at.to_hms();
-    format!(
-        "{} {} {} {hour:02}:{minute:02}:{second:02} {} UTC",
-        weekday.get(..3).unwrap_or_default(),
-        month.get(..3).unwrap_or_default(),
-        at.day(),
-        at.year()
-    )
 }
 
 fn number(value: &Value) -> i64 {

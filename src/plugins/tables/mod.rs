@@ -12,6 +12,7 @@ mod rejected;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use self::buffer::Standing;
 use crate::extension::registry::{Column, ColumnType, Plugin, RegistryName, Reply, StringMap, Table};
 use crate::journal::{Counts, Reader};
 use crate::line_count::LineCounter;
@@ -26,6 +27,14 @@ pub struct Sources {
     pub streams: Vec<Stream>,
     /// The directory of their journals.
     pub directory: PathBuf,
+}
+
+impl Sources {
+    /// How every stream stands now.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        buffer::standings(self).into_iter().map(|(standing, _)| standing).collect()
+    }
 }
 
 /// A stream of lines.
@@ -73,10 +82,9 @@ pub fn tables() -> impl Iterator<Item = &'static Table> {
 
 /// The plugins of all tables.
 #[must_use]
-pub fn plugins(sources: Sources) -> Vec<Box<dyn Plugin>> {
-    let sources = Arc::new(sources);
+pub fn plugins(sources: &Arc<Sources>) -> Vec<Box<dyn Plugin>> {
     let plugin =
-        |(table, rows)| -> Box<dyn Plugin> { Box::new(TablePlugin { table, rows, sources: Arc::clone(&sources) }) };
+        |(table, rows)| -> Box<dyn Plugin> { Box::new(TablePlugin { table, rows, sources: Arc::clone(sources) }) };
     ALL.into_iter().map(plugin).collect()
 }
 

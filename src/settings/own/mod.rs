@@ -201,6 +201,14 @@ table! {
                a minute is replaced for this.",
         kind: Number { unit: Unit::Bytes, range: 48 << 20..=u64::MAX, default: 256 << 20 },
     };
+    METRICS_FILE: Place = Flag {
+        name: "metrics_file",
+        setter: Setter::Host,
+        help: "A file for the textfile collector of Prometheus' node_exporter, written every 15 s; none when not set",
+        more: "The collector reads names that end in `.prom`. Only osqueryd's user may be able to write in its directory \
+               ([operations.md](operations.md#metrics)).",
+        kind: Place,
+    };
     LOG_LEVEL: Words<LevelFilter> = Flag {
         name: "log_level",
         setter: Setter::Server,

@@ -1,0 +1,189 @@
+//! The commands' own arguments.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Which osqueryd is meant: as for the doctor, so that one line of habit is enough for all commands.
+#[derive(Args, Debug, Default)]
+pub struct Target {
+    /// osqueryd's extension manager socket [default: as its command line and its flags say]
+    #[arg(long, alias = "extensions_socket", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// osqueryd's flag file [default: the one that the running osqueryd's command line names, else
+    /// /etc/osquery/osquery.flags]
+    #[arg(long, value_name = "PATH")]
+    pub flagfile: Option<PathBuf>,
+
+    /// Our own flag file [default: REMOTE_TLS_FLAGFILE, or /etc/osquery/remote_tls.flags]
+    #[arg(long = "own_flagfile", value_name = "PATH")]
+    pub own_flagfile: Option<PathBuf>,
+}
+
+/// How the state is to be shown.
+#[derive(Args, Debug)]
+pub struct StatusFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Write it as a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is collected, and where.
+#[derive(Args, Debug)]
+pub struct FlareFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// A file that is not there yet [default: osquery-remote-tls-flare-HOST-TIME.tar.gz in this directory]
+    #[arg(long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// What is to be done with the logger.
+#[derive(Debug, Subcommand)]
+pub enum LoggerCommand {
+    /// Send a marked status line, and wait until the server has it
+    ///
+    /// It goes by osqueryd and the running extension, as osqueryd's own do, and stands at the server as `osquery-remote-tls logger
+    /// test` with a number. Exit code 0: the server has it, 1: it hasn't, and why.
+    Test(TestFlags),
+}
+
+/// How the logger is tested.
+#[derive(Args, Debug)]
+pub struct TestFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Seconds to wait for it [default: 30 more than logger_tls_period]
+    #[arg(long, value_name = "SECONDS", value_parser = crate::cli::seconds)]
+    pub timeout: Option<Duration>,
+}
+
+/// What is to be done with lines that were set aside.
+#[derive(Debug, Subcommand)]
+pub enum RejectedCommand {
+    /// Show which there are, newest first, each with its name, reason and beginning
+    List(ListFlags),
+
+    /// Show whole lines, as they would have been sent
+    Show(TheseFlags),
+
+    /// Give them to the logger again, and forget them
+    ///
+    /// Those that are refused once more are set aside anew. A line that is not kept whole stays as it is.
+    Retry(TheseFlags),
+
+    /// Forget them
+    Discard(TheseFlags),
+}
+
+/// How a list is to be shown.
+#[derive(Args, Debug)]
+pub struct ListFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Write it as a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Lines that were set aside.
+#[derive(Args, Debug)]
+pub struct TheseFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The lines' names, as `rejected list` shows them
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<String>,
+
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// What is to be done with lines that wait.
+#[derive(Debug, Subcommand)]
+pub enum BufferCommand {
+    /// Show how much waits, in each journal
+    List(ListFlags),
+
+    /// Show the oldest records that wait, masked and cut
+    Show(ShowFlags),
+
+    /// Write all records that wait to a new file, or to the standard output, as they are
+    ///
+    /// They are neither masked nor taken out of the journal. The file is for its owner alone.
+    Export(ExportFlags),
+
+    /// Throw away what waits on the disk
+    ///
+    /// The lines are gone, and counted as dropped. What is on its way to the server may still arrive.
+    Discard(DiscardFlags),
+}
+
+/// A journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stream {
+    /// Result lines
+    Results,
+    /// Status lines
+    Statuses,
+    /// Results of distributed queries
+    Distributed,
+    /// Status calls that no worker has taken
+    Pending,
+}
+
+/// Which records are shown.
+#[derive(Args, Debug)]
+pub struct ShowFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The journal
+    pub stream: Stream,
+
+    /// How many records
+    #[arg(long, value_name = "COUNT", default_value = "10")]
+    pub lines: usize,
+}
+
+/// Where records go.
+#[derive(Args, Debug)]
+pub struct ExportFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The journal
+    pub stream: Stream,
+
+    /// A file that is not there yet [default: the standard output]
+    pub file: Option<PathBuf>,
+}
+
+/// What is thrown away.
+#[derive(Args, Debug)]
+pub struct DiscardFlags {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub target: Target,
+
+    /// The journal
+    #[arg(value_parser = clap::builder::EnumValueParser::<Stream>::new())]
+    pub stream: Stream,
+}

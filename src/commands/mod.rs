@@ -1,0 +1,97 @@
+//! What operators run by hand, but for the doctor. Each command asks the running extension through osqueryd's socket, or
+//! reads what lies on the disk; what changes anything is done by the extension itself, so that it is safe while
+//! everything runs.
+//!
+//! `arguments` is their part of the command line, `table` shows rows on a terminal; the other files are a command each.
+//! Which osqueryd is meant is found as the doctor finds it.
+
+pub mod arguments;
+pub mod buffer;
+pub mod flare;
+pub mod logger;
+pub mod rejected;
+pub mod status;
+mod table;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use self::arguments::Target;
+use crate::chain::chain;
+use crate::cli::DoctorFlags;
+use crate::doctor::subject::Subject;
+use crate::extension::manager::Manager;
+use crate::remote::{enroll_secret, stored_key};
+use crate::secret::redact;
+use crate::settings::SecretSource;
+use crate::shown::one_line;
+
+/// osqueryd and the extension that are meant, and what is known of them.
+fn subject(target: &Target) -> Subject {
+    Subject::find(&doctor_flags(target))
+}
+
+/// The doctor's flags that mean them.
+fn doctor_flags(target: &Target) -> DoctorFlags {
+    DoctorFlags {
+        flagfile: target.flagfile.clone(),
+        socket: target.socket.clone(),
+        own_flagfile: target.own_flagfile.clone(),
+        ..DoctorFlags::default()
+    }
+}
+
+/// Has this process know the host's secrets: of what stands in lines, only what it knows is masked.
+///
+/// # Errors
+/// One of them can't be known, so that words of lines are not to be shown.
+fn know_secrets(subject: &Subject) -> Result<(), String> {
+    let source = &subject.settings.enroll.secret;
+    // A file that can't be read has no secret for the extension either; the environment is osqueryd's.
+    if let (SecretSource::Environment(name), Err(_)) = (source, enroll_secret(source)) {
+        return Err(format!(
+            "the enroll secret is in osqueryd's environment variable {name}, which this command needs too"
+        ));
+    }
+    let unknown =
+        |error: &(dyn std::error::Error + 'static)| format!("osqueryd does not give the node key: {}", chain(error));
+    let running = subject.running.as_ref().map_err(|error| unknown(error))?;
+    stored_key(&running.manager).map(drop).map_err(|error| unknown(&error))
+}
+
+/// What is said where the words of lines are not shown.
+fn unmasked(reason: &str) -> String {
+    format!("words of lines are not shown, since secrets in them could not be masked: {reason}")
+}
+
+/// Prints a text; the exit code says whether that could be done.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Says on one line why it failed.
+fn fail(message: impl Display) -> ExitCode {
+    note(message);
+    ExitCode::FAILURE
+}
+
+/// Says something on a line of the standard error.
+fn note(message: impl Display) {
+    // Nobody to tell if printing fails.
+    let _ = writeln!(io::stderr(), "{}", one_line(&redact(&message.to_string())));
+}
+
+/// osqueryd's manager, where the extension that is to act is there.
+fn manager(subject: &Subject) -> Result<&Manager, String> {
+    let running = subject.running.as_ref().map_err(|error| chain(error).to_string())?;
+    match &running.extension {
+        Ok(Some(_)) => Ok(&running.manager),
+        Ok(None) => Err("osqueryd runs without the extension, which has to do this".to_owned()),
+        Err(error) => Err(chain(error).to_string()),
+    }
+}

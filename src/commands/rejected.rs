@@ -1,0 +1,188 @@
+//! `osquery-remote-tls rejected`: the lines that were set aside since no server takes them. The files are read as they
+//! lie on the disk; whoever adds lines to them, the running extension, takes them out again.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::arguments::{ListFlags, RejectedCommand, TheseFlags};
+use super::status::ago;
+use super::table::{self, Align};
+use super::{fail, know_secrets, manager, note, print, subject, unmasked};
+use crate::chain::chain;
+use crate::doctor::subject::Subject;
+use crate::extension::manager::Manager;
+use crate::journal::inspect::{self, RejectedLine};
+use crate::secret::redact;
+use crate::shown::{one_line, shown};
+use crate::words::counted;
+
+/// Lines of a list, the newest; as the table has them.
+const MOST: usize = 1000;
+
+/// Characters of a reason, and of a line, in a list.
+const REASON: usize = 60;
+const BEGINNING: usize = 60;
+
+/// Names in one call: osqueryd hands it on whole.
+const NAMES: usize = 500;
+
+/// Does what is asked for.
+#[must_use]
+pub fn run(command: &RejectedCommand) -> ExitCode {
+    match command {
+        RejectedCommand::List(flags) => list(flags),
+        RejectedCommand::Show(flags) => show(flags),
+        RejectedCommand::Retry(flags) => retry(flags),
+        RejectedCommand::Discard(flags) => discard(flags),
+    }
+}
+
+fn list(flags: &ListFlags) -> ExitCode {
+    let subject = subject(&flags.target);
+    let lines = match read(&subject, MOST, 4 * BEGINNING) {
+        Ok(lines) => lines,
+        Err(error) => return fail(error),
+    };
+    let known = know_secrets(&subject);
+    let words = |text: &str, most: usize| if known.is_ok() { shown(text, most) } else { "-".to_owned() };
+    let text = if flags.json { json(&lines, &words) } else { text(&lines, &words) };
+    if let Err(reason) = &known {
+        note(unmasked(reason));
+    }
+    print(&text)
+}
+
+/// Masks and cuts words of others.
+type ToWords<'a> = &'a dyn Fn(&str, usize) -> String;
+
+fn json(lines: &[RejectedLine], words: ToWords<'_>) -> String {
+    let row = |line: &RejectedLine| {
+        json!({
+            "name": line.id, "time": line.time, "stream": one_line(&line.stream), "reason": words(&line.reason, usize::MAX),
+            "size": line.size, "whole": line.is_whole, "beginning": words(&line.beginning, BEGINNING),
+        })
+    };
+    format!("{:#}\n", lines.iter().map(row).collect::<serde_json::Value>())
+}
+
+fn text(lines: &[RejectedLine], words: ToWords<'_>) -> String {
+    if lines.is_empty() {
+        return "no line is set aside\n".to_owned();
+    }
+    let heads = [
+        ("name", Align::Left),
+        ("set aside", Align::Left),
+        ("lines of", Align::Left),
+        ("bytes", Align::Right),
+        ("because", Align::Left),
+        ("line", Align::Left),
+    ];
+    let row = |line: &RejectedLine| {
+        [
+            line.id.clone(),
+            ago(line.time),
+            one_line(&line.stream).into_owned(),
+            line.size.to_string(),
+            words(&line.reason, REASON),
+            words(&line.beginning, BEGINNING),
+        ]
+    };
+    table::text(heads, &lines.iter().map(row).collect::<Vec<_>>())
+}
+
+fn show(flags: &TheseFlags) -> ExitCode {
+    let subject = subject(&flags.target);
+    if let Err(reason) = know_secrets(&subject) {
+        return fail(unmasked(&reason));
+    }
+    let lines = match chosen(&subject, flags) {
+        Ok(lines) => lines,
+        Err(error) => return fail(error),
+    };
+    let mut out = io::stdout().lock();
+    let mut show = |line: &RejectedLine| writeln!(out, "{}", one_line(&redact(&line.beginning)));
+    if lines.iter().try_for_each(&mut show).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn discard(flags: &TheseFlags) -> ExitCode {
+    let subject = subject(&flags.target);
+    let discard = || {
+        let manager = manager(&subject)?;
+        if flags.all {
+            return forget(manager, "all");
+        }
+        let lines = chosen(&subject, flags)?;
+        forget_these(manager, lines.into_iter().map(|line| line.id).collect())
+    };
+    match discard() {
+        Ok(count) => print(&format!("{} discarded\n", counted(count, "line"))),
+        Err(error) => fail(error),
+    }
+}
+
+fn retry(flags: &TheseFlags) -> ExitCode {
+    let subject = subject(&flags.target);
+    let (manager, mut lines) = match manager(&subject).and_then(|manager| Ok((manager, chosen(&subject, flags)?))) {
+        Ok(found) => found,
+        Err(error) => return fail(error),
+    };
+    // In the order in which they were made.
+    lines.reverse();
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
+    for line in lines {
+        match retake(manager, &line) {
+            Ok(()) => taken.push(line.id),
+            Err(reason) => left.push(format!("{} stays: {reason}", line.id)),
+        }
+    }
+    let count = taken.len() as u64;
+    let forgotten = forget_these(manager, taken);
+    let code = print(&format!("{} given to the logger again\n", counted(count, "line")));
+    if let Err(error) = forgotten {
+        return fail(format!("they are still set aside: {error}"));
+    }
+    left.into_iter().fold(code, |_, reason| fail(reason))
+}
+
+fn retake(manager: &Manager, line: &RejectedLine) -> Result<(), String> {
+    if !line.is_whole {
+        return Err("it is not kept whole".to_owned());
+    }
+    let asked = match line.stream.as_str() {
+        // The front takes them, as it takes osqueryd's.
+        "results" => manager.ask_logger(&[("string", &line.beginning)]),
+        stream => manager.ask_logger(&[("action", "retake"), ("stream", stream), ("line", &line.beginning)]),
+    };
+    asked.map(drop).map_err(|error| chain(&error).to_string())
+}
+
+/// Has these forgotten: how many it were.
+fn forget_these(manager: &Manager, names: Vec<String>) -> Result<u64, String> {
+    names.chunks(NAMES).map(|names| forget(manager, &names.join(","))).sum()
+}
+
+fn forget(manager: &Manager, names: &str) -> Result<u64, String> {
+    let lines = manager.ask_logger(&[("action", "forget"), ("ids", names)]);
+    Ok(lines.map_err(|error| chain(&error).to_string())?.parse().unwrap_or(0))
+}
+
+/// The lines that are meant, whole; each name must be there.
+fn chosen(subject: &Subject, flags: &TheseFlags) -> Result<Vec<RejectedLine>, String> {
+    let mut lines = read(subject, usize::MAX, usize::MAX)?;
+    if let Some(name) = flags.names.iter().find(|name| !lines.iter().any(|line| line.id == **name)) {
+        return Err(format!("no line that is set aside has the name {name}: see `osquery-remote-tls rejected list`"));
+    }
+    lines.retain(|line| flags.all || flags.names.contains(&line.id));
+    Ok(lines)
+}
+
+fn read(subject: &Subject, most: usize, characters: usize) -> Result<Vec<RejectedLine>, String> {
+    let directory = &subject.settings.buffer_path;
+    let unreadable = |error: io::Error| {
+        let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; run it as root" } else { "" };
+        format!("the lines that were set aside in {} can't be read: {error}{remedy}", directory.display())
+    };
+    inspect::rejected(directory, most, characters).map_err(unreadable)
+}

@@ -1,0 +1,75 @@
+//! What operators have done to lines that are kept: only who reads a journal, or sets lines aside, may throw any away while
+//! everything runs. The commands `buffer` and `rejected` ask for it.
+
+use std::sync::Arc;
+
+use crate::chain::chain;
+use crate::extension::registry::{Reply, StringMap};
+use crate::journal::{Reader, Rejected, Which, Writer};
+use crate::line_count::LineCounter;
+
+/// Throw away what waits in a journal, forget lines that were set aside, take one of them again.
+pub(super) const ACTIONS: [&str; 3] = [DISCARD, FORGET, RETAKE];
+const DISCARD: &str = "discard";
+const FORGET: &str = "forget";
+const RETAKE: &str = "retake";
+
+/// The journals and the lines that were set aside, as this worker has them.
+pub struct Keeping {
+    /// Those that it reads, by their names.
+    pub journals: Vec<Arc<Reader<LineCounter>>>,
+    /// Those that it writes, by their names: the front takes result lines.
+    pub writers: Vec<(&'static str, Arc<Writer<LineCounter>>)>,
+    /// The lines that were set aside.
+    pub rejected: Arc<Rejected>,
+}
+
+impl Keeping {
+    /// Answers `discard`, `forget` or `retake`.
+    #[must_use]
+    pub fn call(&self, request: &StringMap) -> Reply {
+        let text = |name: &str| request.get(name).map_or("", String::as_str);
+        match text("action") {
+            DISCARD => self.discard(text("stream")),
+            FORGET => self.forget(text("ids")),
+            _ => self.retake(text("stream"), text("line")),
+        }
+    }
+
+    fn discard(&self, stream: &str) -> Reply {
+        let Some(journal) = self.journals.iter().find(|journal| journal.name() == stream) else {
+            return Reply::failed(format!("there is no journal {stream:?} that is read here"));
+        };
+        match journal.drop_all() {
+            Ok(lines) => {
+                log::info!("{lines} lines of the {stream} journal are discarded, as an operator asked");
+                Reply::row("lines", lines.to_string())
+            }
+            Err(error) => Reply::failed(chain(&error).to_string()),
+        }
+    }
+
+    fn forget(&self, ids: &str) -> Reply {
+        let which = match ids {
+            "all" => Which::All,
+            ids => Which::These(ids.split(',').map(str::to_owned).collect()),
+        };
+        match self.rejected.forget(&which) {
+            Ok(lines) => {
+                log::info!("{lines} lines that were set aside are forgotten, as an operator asked");
+                Reply::row("lines", lines.to_string())
+            }
+            Err(error) => Reply::failed(format!("the lines that were set aside can't be forgotten: {error}")),
+        }
+    }
+
+    fn retake(&self, stream: &str, line: &str) -> Reply {
+        match self.writers.iter().find(|(name, _)| *name == stream) {
+            Some((_, writer)) => {
+                writer.append(line.as_bytes());
+                Reply::ok()
+            }
+            None => Reply::failed(format!("the journal {stream:?} takes no lines again")),
+        }
+    }
+}
