@@ -72,6 +72,8 @@ pub struct Settings {
     pub identity: HostIdentifier,
     /// `config_tls_max_attempts`, at least 1.
     pub config_max_attempts: u32,
+    /// `config_tls_etag`, osqueryd's and ours: whether configurations that are here already need not be sent.
+    pub config_etag: bool,
     /// `distributed_tls_max_attempts`, at least 1.
     pub distributed_max_attempts: u32,
     /// How lines are kept and sent.
@@ -292,6 +294,7 @@ mod tests {
         assert_eq!(settings.enroll.secret, SecretSource::None);
         assert_eq!((settings.enroll.max_attempts, settings.enroll.max_interval.as_secs()), (Some(12), 600));
         assert_eq!((settings.config_max_attempts, settings.distributed_max_attempts), (3, 3));
+        assert!(settings.config_etag);
         assert_eq!(settings.logger.period, Duration::from_secs(4));
         assert_eq!((settings.logger.max_lines, settings.logger.max_line_bytes), (1024, 1_048_576));
         assert_eq!(settings.logger.backoff_max, Some(Duration::from_secs(3600)));
@@ -536,6 +539,16 @@ mod tests {
             assert_eq!(own::named(flag.name).map(|found| found.help), Some(flag.help));
             assert!(!flag.help.is_empty() && !flag.help.contains(['\n', '|']), "{}", flag.name);
         }
+    }
+
+    #[test]
+    fn osqueryd_s_flag_or_ours_switches_etags_off() {
+        let is_on = |theirs: &str, ours: &str| {
+            let own = OwnFlags::default().with(&own::CONFIG_TLS_ETAG, ours);
+            Settings::new(&options(&[("config_tls_etag", theirs)]), &own).0.config_etag
+        };
+        let cases = [is_on("true", "true"), is_on("false", "true"), is_on("true", "false"), is_on("false", "false")];
+        assert_eq!(cases, [true, false, false, false]);
     }
 
     #[test]

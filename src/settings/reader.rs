@@ -53,6 +53,8 @@ impl Reader<'_> {
             },
             identity: self.identity(),
             config_max_attempts: self.attempts("config_tls_max_attempts"),
+            // osqueryd has such a flag after 5.23. Either can switch it off.
+            config_etag: self.truth("config_tls_etag", true) & self.own(&own::CONFIG_TLS_ETAG),
             distributed_max_attempts: self.attempts("distributed_tls_max_attempts"),
             logger: self.logger(),
             verbose: self.truth("verbose", false),

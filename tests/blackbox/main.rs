@@ -25,6 +25,7 @@ mod doctor;
 mod documentation;
 mod ending;
 mod enroll;
+mod etag;
 mod faults;
 mod front;
 mod isolation;

@@ -164,6 +164,14 @@ table! {
                server's word counts.",
         kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
     };
+    CONFIG_TLS_ETAG: Words<bool> = Flag {
+        name: "config_tls_etag",
+        setter: Setter::Host,
+        help: "Whether the server is told, by an `etag`, which configuration this host has, so that it need not send it again",
+        more: "Servers that don't know this pass it over. osqueryd after 5.23 has a flag of this name; `false` in either \
+               counts. For a server that refuses what it doesn't know.",
+        kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
+    };
     ENROLL_MAX_PER_HOUR: Number = Flag {
         name: "enroll_max_per_hour",
         setter: Setter::Server,
