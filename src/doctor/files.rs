@@ -1,6 +1,7 @@
-//! The files that osqueryd's flags name: trust, client certificate and key. The enroll secret is in `secret_file`.
+//! The files that flags name: trust, client certificate and key, more headers. The enroll secret is in `secret_file`.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use rustls_pki_types::CertificateDer;
 use super::certificates::{Term, describe};
 use super::subject::Subject;
 use super::{Check, Report, secret_file};
-use crate::remote::{TlsConnector, TlsError, bundle, certificates};
+use crate::chain::chain;
+use crate::remote::{Headers, HeadersError, TlsConnector, TlsError, bundle, certificates};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 use crate::words::counted;
 
@@ -17,7 +19,7 @@ const OTHERS_READ: u32 = 0o004;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     if subject.knows_no_flag() {
-        for check in [Check::EnrollSecret, Check::ServerTrust, Check::ClientCertificate] {
+        for check in [Check::EnrollSecret, Check::ServerTrust, Check::ClientCertificate, Check::RequestHeaders] {
             report.skip(check, "no flag is known");
         }
         return;
@@ -25,6 +27,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     secret_file::check(subject, report);
     trust(&subject.settings.tls, report);
     client(subject, report);
+    headers(subject, report);
 }
 
 /// Secrets and keys are for their owner.
@@ -128,4 +131,41 @@ fn pair(client: &ClientIdentity, tls: &TlsSettings, report: &mut Report<'_>) {
     if report.is_clean(CHECK) {
         report.ok_with(CHECK, format!("{shown} and its key belong together"), vec![describe(own)]);
     }
+}
+
+fn headers(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::RequestHeaders;
+    let Some(path) = &subject.settings.headers_file else { return report.ok(CHECK, "none are set") };
+    let shown = path.display();
+    let error = match Headers::of(&subject.settings) {
+        Ok(headers) => {
+            let names: Vec<&str> = headers.names().map(|name| name.as_str()).collect();
+            return match names.as_slice() {
+                [] => report.warn(
+                    CHECK,
+                    format!("{shown} has no header in it"),
+                    "put one in each line, Name: value, or take --tls_headers_file away",
+                ),
+                names => report.ok(CHECK, format!("{shown}: {}", names.join(", "))),
+            };
+        }
+        Err(error) => error,
+    };
+    let remedy = match &error {
+        HeadersError::Line { .. } => "correct the line: Name: value, or a comment that begins with #".to_owned(),
+        HeadersError::File { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => {
+                format!(
+                    "make the file (chmod 0600) with a header in each line, Name: value, or correct the flag in {}",
+                    subject.own_path.display()
+                )
+            }
+            io::ErrorKind::PermissionDenied if source.raw_os_error().is_some() => "run the doctor as root".to_owned(),
+            io::ErrorKind::PermissionDenied => {
+                format!("have it in a directory of osqueryd's user, owned by that user: chmod 0600 {shown}")
+            }
+            _ => "see that --tls_headers_file names a text file".to_owned(),
+        },
+    };
+    report.fail(CHECK, chain(&error).to_string(), remedy);
 }

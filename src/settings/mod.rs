@@ -62,6 +62,8 @@ pub struct Settings {
     pub endpoints: Endpoints,
     /// Trust, client authentication and connection reuse.
     pub tls: TlsSettings,
+    /// Our `tls_headers_file`: more headers for each request.
+    pub headers_file: Option<PathBuf>,
     /// `proxy_hostname`, when set.
     pub proxy: Result<Option<Proxy>, SettingError>,
     /// Enrollment policy.

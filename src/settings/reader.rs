@@ -43,6 +43,7 @@ impl Reader<'_> {
                 distributed_write: self.text("distributed_tls_write_endpoint", ""),
             },
             tls: self.tls(),
+            headers_file: self.own(&own::TLS_HEADERS_FILE),
             proxy: self.proxy(),
             enroll: self.enroll(),
             api: ApiStyle {

@@ -28,6 +28,7 @@ mod enroll;
 mod etag;
 mod faults;
 mod front;
+mod headers;
 mod isolation;
 mod lifecycle;
 mod log;

@@ -187,6 +187,14 @@ table! {
                of a whole fleet ([fleet.md](fleet.md)). 0 is at once. A host that never had a key enrolls at once.",
         kind: Number { unit: Unit::Seconds, range: 0..=86400, default: Reenrollment::WITHIN.as_secs() },
     };
+    TLS_HEADERS_FILE: Place = Flag {
+        name: "tls_headers_file",
+        setter: Setter::Host,
+        help: "A file of headers that every request to the server has besides its own, `Name: value` a line",
+        more: "For an access proxy's tokens. Only its owner, who must be osqueryd's user, may be able to read it (chmod \
+               0600). Its values are masked wherever secrets are ([tls.md](tls.md)).",
+        kind: Place,
+    };
     REQUEST_TIMEOUT: Number = Flag {
         name: "request_timeout",
         setter: Setter::Server,
