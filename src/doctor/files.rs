@@ -11,7 +11,7 @@ use super::certificates::{Term, describe};
 use super::subject::Subject;
 use super::{Check, Report, secret_file};
 use crate::chain::chain;
-use crate::remote::{Headers, HeadersError, TlsConnector, TlsError, bundle, certificates};
+use crate::remote::{Headers, HeadersError, TlsError, bundle, certificates, check_files};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 use crate::words::counted;
 
@@ -46,7 +46,7 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
     let shown = tls.server_certs.display();
     // Without a client certificate: only the trust is looked at here.
     let loaded = bundle(&tls.server_certs).and_then(|bundle| {
-        TlsConnector::new(tls, None).check_files()?;
+        check_files(tls, None)?;
         Ok(bundle)
     });
     let bundle = match loaded {
@@ -73,6 +73,13 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
         for certificate in &bundle {
             warn_of_the_end(CHECK, &format!("{shown}: "), certificate, report);
         }
+    }
+    if tls.pins.as_ref().is_ok_and(|pins| pins.len() == 1) {
+        report.warn(
+            CHECK,
+            "--tls_pins has one key and no spare: when the server's key changes, this host can't reach it any more",
+            "make a spare key, keep it in a safe place, and add its pin; or add that of the authority",
+        );
     }
     if report.is_clean(CHECK) {
         let others = if good == bundle.len() { String::new() } else { format!(", {good} of them valid today") };
@@ -108,7 +115,7 @@ fn pair(client: &ClientIdentity, tls: &TlsSettings, report: &mut Report<'_>) {
         Ok(certificates) => certificates,
         Err(error) => return report.fail(CHECK, error.to_string(), "put the certificate there, in PEM"),
     };
-    match TlsConnector::new(tls, Some(client.clone())).check_files() {
+    match check_files(tls, Some(client.clone())) {
         Err(TlsError::File { flag: "tls_server_certs", .. }) => {
             return report.skip(CHECK, "it can be judged only when the trust can be used");
         }

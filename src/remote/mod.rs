@@ -40,9 +40,9 @@ pub use self::request::{
     Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,
 };
 pub use self::stats::{EndpointStats, Stats};
-pub use self::tls::{Expiries, TlsConnector, TlsError, Traffic, bundle, certificates};
+pub use self::tls::{Expiries, TlsError, Traffic, bundle, certificates, check_files};
 pub use self::transport::{
     Answer, Encoding, HostNotFound, Method, Outgoing, Step, Transport, TransportError, retry_after,
 };
-pub use self::trust::{ServerVerifier, TrustKind, explain};
+pub use self::trust::{NotPinned, ServerVerifier, TrustKind, explain};
 pub use self::url::{Url, same_host_redirect};

@@ -282,7 +282,7 @@ impl Transport {
                 let connector =
                     ().chain(ProxyConnector::new(wanted.proxy.clone(), user_agent))
                         .chain(TcpConnector::default())
-                        .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None))
+                        .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None)?)
                         .chain(CountOpened);
                 let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
                 *agent = Some((wanted, new.clone()));

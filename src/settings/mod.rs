@@ -2,13 +2,14 @@
 //!
 //! An unusable value must not take osqueryd down, so it never ends the process. Where a number or a truth value is
 //! unusable its default stands in and the [`SettingError`] is logged. Where there is no sensible stand-in (which
-//! server, which proxy, which client certificate) the setting itself is the error, and every request that needs it
+//! server, which proxy, which client certificate, whose keys) the setting itself is the error, and every request that needs it
 //! fails with that message, while log lines are kept.
 
 mod address;
 mod front;
 pub mod live;
 pub mod own;
+mod pins;
 mod reader;
 
 use std::borrow::Cow;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use self::address::{HostPort, Proxy, Server};
 pub use self::front::FrontSettings;
 pub use self::own::{ExpandEvents, OwnFlags, REMOTE_PREFIX};
+pub use self::pins::Pin;
 use crate::extension::registry::NAME;
 use crate::journal::Limits;
 pub use crate::logging::LogSettings;
@@ -123,6 +125,8 @@ pub struct TlsSettings {
     pub server_certs: PathBuf,
     /// `tls_client_cert` and `tls_client_key`: both or neither.
     pub client: Result<Option<ClientIdentity>, SettingError>,
+    /// Our `tls_pins`: keys of which one must be in the server's chain; none is any.
+    pub pins: Result<Vec<Pin>, SettingError>,
     /// `tls_session_reuse`: whether connections are kept open.
     pub session_reuse: bool,
     /// `tls_session_timeout`: how old a connection may become that is kept.
@@ -446,7 +450,7 @@ mod tests {
     /// A value that is not the default.
     fn another(flag: &AnyFlag) -> String {
         let candidates = flag.kind.range().map_or_else(
-            || ["error", "true", "false", "/elsewhere"].map(str::to_owned).to_vec(),
+            || ["error", "true", "false", "/elsewhere", &Pin::of(b"").to_string()].map(str::to_owned).to_vec(),
             |range| vec![(range.start() + 2).to_string()],
         );
         let is_another = |text: &String| flag.kind.accepts(text) && flag.kind.default_text().as_ref() != Some(text);
@@ -504,8 +508,13 @@ mod tests {
             let bad = "\u{fffd}";
             let (settings, errors) = with(flag, Setter::Host, bad);
             let allowed = flag.kind.allowed();
-            assert_eq!(errors, [format!("--{}={bad} can't be used: {allowed} is needed", flag.name)]);
-            assert_eq!(settings, defaults, "{}", flag.name);
+            let message = format!("--{}={bad} can't be used: {allowed} is needed", flag.name);
+            assert_eq!(errors, std::slice::from_ref(&message));
+            match &settings.tls.pins {
+                // Nothing stands in for these.
+                Err(error) => assert_eq!((flag.name, error.to_string()), (own::TLS_PINS.name, message)),
+                Ok(_) => assert_eq!(settings, defaults, "{}", flag.name),
+            }
             let (settings, errors) = with(flag, Setter::Server, bad);
             let expected = format!("--{REMOTE_PREFIX}{}={bad} can't be used: {allowed} is needed", flag.name);
             assert_eq!(errors, if flag.setter == Setter::Server { vec![expected] } else { vec![] });

@@ -8,10 +8,10 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::address::without_password;
-use super::own::{self, Flag, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
+use super::own::{self, Flag, Kind, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
 use super::{
     ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, LogSettings,
-    LoggerSettings, Options, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
+    LoggerSettings, Options, Pin, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
 };
 
 /// No flag asks for a longer time than a week.
@@ -82,6 +82,7 @@ impl Reader<'_> {
         TlsSettings {
             server_certs: self.text("tls_server_certs", DEFAULT_SERVER_CERTS).into(),
             client: self.client(),
+            pins: self.pins(),
             session_reuse: self.truth("tls_session_reuse", true),
             session_timeout: self.seconds("tls_session_timeout", 3600),
             accept_gzip: self.truth("tls_accept_gzip", false),
@@ -100,6 +101,16 @@ impl Reader<'_> {
                 Err(SettingError::new("tls_client_cert", cert, "tls_client_key is set: its certificate is needed too"))
             }
         }
+    }
+
+    fn pins(&mut self) -> Result<Vec<Pin>, SettingError> {
+        let flag = &own::TLS_PINS;
+        let given = self.given.text(flag.name).unwrap_or_default();
+        Pin::parse_all(given).map_err(|pin| {
+            let error = SettingError::new(flag.name, pin, format!("{} is needed", flag.kind.allowed()));
+            self.errors.push(error.clone());
+            error
+        })
     }
 
     fn proxy(&self) -> Result<Option<Proxy>, SettingError> {

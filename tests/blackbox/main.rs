@@ -35,6 +35,7 @@ mod log;
 mod logger;
 mod neighbour;
 mod otherwise;
+mod pins;
 mod proxy;
 mod rig;
 mod secrets;

@@ -11,7 +11,7 @@ use log::LevelFilter;
 use crate::policy::Reenrollment;
 
 pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
-pub use self::kinds::{FALSE, Kind, Number, Parse, Place, SystemLog, TRUE, Unit, Words};
+pub use self::kinds::{FALSE, Kind, Number, Parse, Place, PublicKeys, SystemLog, TRUE, Unit, Words};
 
 /// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
 pub const DEFAULT_FLAGFILE: &str =
@@ -194,6 +194,14 @@ table! {
         more: "For an access proxy's tokens. Only its owner, who must be osqueryd's user, may be able to read it (chmod \
                0600). Its values are masked wherever secrets are ([tls.md](tls.md)).",
         kind: Place,
+    };
+    TLS_PINS: PublicKeys = Flag {
+        name: "tls_pins",
+        setter: Setter::Host,
+        help: "Public keys of which the server's certificate, or an issuer of it, must have one, besides all that is asked of \
+               it otherwise",
+        more: "Give a spare one too ([tls.md](tls.md)). Where one can't be used, no request is made.",
+        kind: PublicKeys,
     };
     REQUEST_TIMEOUT: Number = Flag {
         name: "request_timeout",

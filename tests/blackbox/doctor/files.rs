@@ -8,6 +8,7 @@ use testkit::certs::{Authority, default_authority};
 
 use super::{Fault, Host, NO_SUCH, examine, fault, find, own_copy};
 use crate::faults::Tmpfs;
+use crate::pins::pin;
 use crate::rig::mode;
 
 #[rustfmt::skip]
@@ -103,6 +104,11 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("server trust", "warning", "a certificate ended on 2021-01-01: CN=old",
         "replace",
         |host| drop(host.file("ca.pem", &format!("{}{}", default_authority().cert_pem(), expired_authority())))),
+    fault("server trust", "warning", "--tls_pins has one key and no spare",
+        "make a spare key", |host| {
+            let authority = pin(&default_authority().cert_pem());
+            host.file("remote_tls.flags", &format!("--tls_pins={authority}\n"));
+        }),
     fault("client certificate", "failure", "--tls_client_key= can't be used: tls_client_cert is set",
         "set both", |host| host.flag("tls_client_cert", "/c.pem")),
     fault("client certificate", "failure", "--tls_client_cert=/no/such can't be used",
