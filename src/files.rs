@@ -22,6 +22,28 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_all(open(path, OpenOptions::new().read(true), OFlags::empty())?, most)
 }
 
+/// Reads a file that holds secrets of an operator's: of our user, who alone may read it, and no other one can put another
+/// in its place.
+///
+/// # Errors
+/// It isn't, it is no regular file, has more than `most` bytes, or can't be read.
+pub fn read_private(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = open(path, OpenOptions::new().read(true), OFlags::empty())?;
+    let found = file.metadata()?;
+    let refused = |reason: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    if !path.is_absolute() {
+        return refused("its path does not begin with /".to_owned());
+    }
+    if found.mode() & 0o077 != 0 {
+        let mode = found.mode() & 0o7777;
+        return refused(format!("others can read or change it (mode {mode:04o}): chmod 0600 {}", path.display()));
+    }
+    if let Some(reason) = distrust(path) {
+        return refused(format!("not to be trusted: {reason}"));
+    }
+    read_all(file, most)
+}
+
 /// Reads a text file that we have made: no other user's, and not through a link.
 ///
 /// # Errors

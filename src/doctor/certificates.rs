@@ -7,6 +7,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::clock::unix_time;
+use crate::settings::Pin;
 
 /// A certificate that ends within so many days is worth a warning.
 const SOON_DAYS: i64 = 30;
@@ -83,6 +84,12 @@ pub(super) fn common_name(certificate: &CertificateDer<'static>) -> String {
 /// Who has issued it.
 pub(super) fn issuer(certificate: &CertificateDer<'static>) -> String {
     X509Certificate::from_der(certificate).map_or_else(|_| "?".to_owned(), |(_, parsed)| parsed.issuer().to_string())
+}
+
+/// Its key, as `tls_pins` names it; `None` for what can't be parsed.
+pub(super) fn pin(certificate: &CertificateDer<'_>) -> Option<Pin> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(Pin::of(parsed.public_key().raw))
 }
 
 /// Subject, issuer, names and end on one line.

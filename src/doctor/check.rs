@@ -35,6 +35,8 @@ pub enum Check {
     ServerTrust,
     /// The client certificate and its key.
     ClientCertificate,
+    /// More headers of requests.
+    RequestHeaders,
     /// The server's name has addresses, or the proxy's.
     NameResolution,
     /// The proxy makes a connection.
@@ -65,7 +67,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::FlagFile,
         Self::FlagNames,
         Self::FlagValues,
@@ -81,6 +83,7 @@ impl Check {
         Self::EnrollSecret,
         Self::ServerTrust,
         Self::ClientCertificate,
+        Self::RequestHeaders,
         Self::NameResolution,
         Self::Proxy,
         Self::TcpConnection,
@@ -125,6 +128,7 @@ impl Check {
             Self::EnrollSecret => ("enroll secret", "the secret can be read and looks like one"),
             Self::ServerTrust => ("server trust", "tls_server_certs holds certificates that are valid today"),
             Self::ClientCertificate => ("client certificate", "certificate and key belong together"),
+            Self::RequestHeaders => ("request headers", "the headers that every request is to have can be used"),
             Self::NameResolution => ("name resolution", "the server's name has an address, or the proxy's"),
             Self::Proxy => ("proxy", "the proxy makes a connection"),
             Self::TcpConnection => ("tcp connection", "the server's port is open"),

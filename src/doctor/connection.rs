@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustls::{AlertDescription as Alert, CertificateError as Cert, Error};
+use rustls_pki_types::CertificateDer;
 
-use super::certificates::{Term, common_name, describe};
+use super::certificates::{Term, common_name, describe, pin};
 use super::fault::PROXY_CREDENTIALS;
 use super::handshake::Facts;
 use super::subject::Subject;
@@ -28,6 +29,10 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) -> Option<Look> 
         skip(&STEPS, "--tls_hostname or --proxy_hostname can't be used", report);
         return None;
     };
+    if subject.settings.tls.pins.is_err() {
+        skip(&STEPS, "--tls_pins can't be used: see own flags", report);
+        return None;
+    }
     let server = &server.address;
     let first = proxy.as_ref().map_or(server, |proxy| &proxy.address);
     if !resolve(first, proxy.is_some(), subject.left(RESOLVER_LIMIT), report) {
@@ -139,7 +144,7 @@ fn connected(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
 
 fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Report<'_>) {
     const CHECK: Check = Check::TlsHandshake;
-    let presented: Vec<String> = look.chain.iter().map(describe).collect();
+    let presented = presented(subject, look);
     if let Some(error) = &look.error {
         let word = facts(subject, server, look, error, &authorities(subject)).word();
         let colon = if look.chain.is_empty() { "" } else { "; it presents:" };
@@ -160,8 +165,31 @@ fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
             "renew it on the server",
             presented,
         ),
-        None => report.ok_with(CHECK, format!("{agreed}; the server's certificate is trusted:"), presented),
+        None => {
+            let pinned = subject.settings.tls.pins.as_ref().is_ok_and(|pins| !pins.is_empty());
+            let and_pinned = if pinned { ", and a key of its chain is pinned" } else { "" };
+            report.ok_with(CHECK, format!("{agreed}; the server's certificate is trusted{and_pinned}:"), presented);
+        }
     }
+}
+
+/// What the server presents, each certificate with its key's pin; and what else is pinned that there is.
+fn presented(subject: &Subject, look: &Look) -> Vec<String> {
+    let pinned = subject.settings.tls.pins.as_deref().unwrap_or_default();
+    let line = |certificate: &CertificateDer<'_>| {
+        let pin = pin(certificate)?;
+        Some(format!("its key's pin: {pin}{}", if pinned.contains(&pin) { ", which is in --tls_pins" } else { "" }))
+    };
+    let mut lines: Vec<String> =
+        look.chain.iter().flat_map(|certificate| [Some(describe(certificate)), line(certificate)]).flatten().collect();
+    if !pinned.is_empty() {
+        let is_pinned = |one: &&CertificateDer<'static>| pin(one).is_some_and(|pin| pinned.contains(&pin));
+        let bundle = bundle(&subject.settings.tls.server_certs).unwrap_or_default();
+        for authority in bundle.iter().filter(is_pinned).filter(|authority| !look.chain.contains(authority)) {
+            lines.push(format!("pinned, in --tls_server_certs: {}", describe(authority)));
+        }
+    }
+    lines
 }
 
 /// The names of those who are trusted, as many as a reader takes in.

@@ -36,9 +36,14 @@ const ENDPOINTS: [(Endpoint, Check); 5] = [
 ];
 
 pub(super) fn check(subject: &Subject, look: Option<&Look>, report: &mut Report<'_>) {
-    let (Some(look), true) = (look, report.is_well(Check::TlsHandshake)) else {
+    let has_headers = !report.has_failed(Check::RequestHeaders);
+    let (Some(look), true, true) = (look, report.is_well(Check::TlsHandshake), has_headers) else {
+        let reason = match has_headers {
+            true => "there is no connection to the server",
+            false => "no request can be made: see request headers",
+        };
         for check in [Check::ServerAnswer, Check::Clock].into_iter().chain(ENDPOINTS.map(|(_, check)| check)) {
-            report.skip(check, "there is no connection to the server");
+            report.skip(check, reason);
         }
         return;
     };

@@ -1,6 +1,7 @@
-//! The files that osqueryd's flags name: trust, client certificate and key. The enroll secret is in `secret_file`.
+//! The files that flags name: trust, client certificate and key, more headers. The enroll secret is in `secret_file`.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use rustls_pki_types::CertificateDer;
 use super::certificates::{Term, describe};
 use super::subject::Subject;
 use super::{Check, Report, secret_file};
-use crate::remote::{TlsConnector, TlsError, bundle, certificates};
+use crate::chain::chain;
+use crate::remote::{Headers, HeadersError, TlsError, bundle, certificates, check_files};
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
 use crate::words::counted;
 
@@ -17,7 +19,7 @@ const OTHERS_READ: u32 = 0o004;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     if subject.knows_no_flag() {
-        for check in [Check::EnrollSecret, Check::ServerTrust, Check::ClientCertificate] {
+        for check in [Check::EnrollSecret, Check::ServerTrust, Check::ClientCertificate, Check::RequestHeaders] {
             report.skip(check, "no flag is known");
         }
         return;
@@ -25,6 +27,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     secret_file::check(subject, report);
     trust(&subject.settings.tls, report);
     client(subject, report);
+    headers(subject, report);
 }
 
 /// Secrets and keys are for their owner.
@@ -43,7 +46,7 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
     let shown = tls.server_certs.display();
     // Without a client certificate: only the trust is looked at here.
     let loaded = bundle(&tls.server_certs).and_then(|bundle| {
-        TlsConnector::new(tls, None).check_files()?;
+        check_files(tls, None)?;
         Ok(bundle)
     });
     let bundle = match loaded {
@@ -70,6 +73,13 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
         for certificate in &bundle {
             warn_of_the_end(CHECK, &format!("{shown}: "), certificate, report);
         }
+    }
+    if tls.pins.as_ref().is_ok_and(|pins| pins.len() == 1) {
+        report.warn(
+            CHECK,
+            "--tls_pins has one key and no spare: when the server's key changes, this host can't reach it any more",
+            "make a spare key, keep it in a safe place, and add its pin; or add that of the authority",
+        );
     }
     if report.is_clean(CHECK) {
         let others = if good == bundle.len() { String::new() } else { format!(", {good} of them valid today") };
@@ -105,7 +115,7 @@ fn pair(client: &ClientIdentity, tls: &TlsSettings, report: &mut Report<'_>) {
         Ok(certificates) => certificates,
         Err(error) => return report.fail(CHECK, error.to_string(), "put the certificate there, in PEM"),
     };
-    match TlsConnector::new(tls, Some(client.clone())).check_files() {
+    match check_files(tls, Some(client.clone())) {
         Err(TlsError::File { flag: "tls_server_certs", .. }) => {
             return report.skip(CHECK, "it can be judged only when the trust can be used");
         }
@@ -128,4 +138,41 @@ fn pair(client: &ClientIdentity, tls: &TlsSettings, report: &mut Report<'_>) {
     if report.is_clean(CHECK) {
         report.ok_with(CHECK, format!("{shown} and its key belong together"), vec![describe(own)]);
     }
+}
+
+fn headers(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::RequestHeaders;
+    let Some(path) = &subject.settings.headers_file else { return report.ok(CHECK, "none are set") };
+    let shown = path.display();
+    let error = match Headers::of(&subject.settings) {
+        Ok(headers) => {
+            let names: Vec<&str> = headers.names().map(|name| name.as_str()).collect();
+            return match names.as_slice() {
+                [] => report.warn(
+                    CHECK,
+                    format!("{shown} has no header in it"),
+                    "put one in each line, Name: value, or take --tls_headers_file away",
+                ),
+                names => report.ok(CHECK, format!("{shown}: {}", names.join(", "))),
+            };
+        }
+        Err(error) => error,
+    };
+    let remedy = match &error {
+        HeadersError::Line { .. } => "correct the line: Name: value, or a comment that begins with #".to_owned(),
+        HeadersError::File { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => {
+                format!(
+                    "make the file (chmod 0600) with a header in each line, Name: value, or correct the flag in {}",
+                    subject.own_path.display()
+                )
+            }
+            io::ErrorKind::PermissionDenied if source.raw_os_error().is_some() => "run the doctor as root".to_owned(),
+            io::ErrorKind::PermissionDenied => {
+                format!("have it in a directory of osqueryd's user, owned by that user: chmod 0600 {shown}")
+            }
+            _ => "see that --tls_headers_file names a text file".to_owned(),
+        },
+    };
+    report.fail(CHECK, chain(&error).to_string(), remedy);
 }

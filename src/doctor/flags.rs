@@ -351,6 +351,7 @@ fn own(subject: &Subject, report: &mut Report<'_>) {
     for error in &subject.setting_errors {
         let name = error.flag.strip_prefix(REMOTE_PREFIX).unwrap_or(&error.flag);
         let Some(flag) = own::named(name) else { continue };
+        let is_pins = flag.name == own::TLS_PINS.name;
         let place = match subject.own.get(flag) {
             Some(given) if name == error.flag => format!("in {}", given.origin),
             _ => "in the server's configuration".to_owned(),
@@ -358,7 +359,10 @@ fn own(subject: &Subject, report: &mut Report<'_>) {
         report.fail(
             CHECK,
             error.to_string(),
-            format!("correct the value {place}: until then the flag has its default"),
+            format!(
+                "correct the value {place}: until then {}",
+                if is_pins { "no request is made" } else { "the flag has its default" }
+            ),
         );
     }
     if report.is_clean(CHECK) {

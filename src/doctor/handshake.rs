@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use super::certificates::{Validity, common_name, date, issuer, names};
 use super::fault::CLIENT_CERTIFICATE;
 use crate::chain::chain;
-use crate::remote::{TlsError, TransportError};
+use crate::remote::{NotPinned, TlsError, TransportError};
 use crate::settings::HostPort;
 
 const DAY: i64 = 24 * 3600;
@@ -103,6 +103,11 @@ impl Facts<'_> {
             }
             Cert::NotValidForName | Cert::NotValidForNameContext { .. } => self.wrong_name(),
             Cert::UnknownIssuer => self.unknown_issuer(),
+            other if NotPinned::is(other) => word(
+                TlsError::Handshake(error.clone()).to_string(),
+                "if its key was changed on purpose, add its pin to --tls_pins; else find out who answers in the server's place"
+                    .to_owned(),
+            ),
             _ => word(
                 TlsError::Handshake(error.clone()).to_string(),
                 "issue another certificate for the server (docs/tls.md says what is taken)".to_owned(),

@@ -39,7 +39,7 @@ pub enum Refused {
 /// What is in a text that osqueryd takes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outline {
-    /// Whether it has any member but `node_invalid`.
+    /// Whether it has any member but `node_invalid` and `etag`, which say something of it.
     pub has_members: bool,
 }
 
@@ -87,7 +87,7 @@ struct Parser<'a> {
     at: usize,
     /// How deep the deepest value stands.
     levels: usize,
-    /// Whether the outermost object has any member but `node_invalid`.
+    /// Whether the outermost object has any member but `node_invalid` and `etag`.
     has_members: bool,
 }
 
@@ -163,7 +163,7 @@ impl Parser<'_> {
         self.string()?;
         if depth == 1 {
             let name = self.text.get(start..self.at - 1).unwrap_or_default();
-            self.has_members |= name != b"node_invalid";
+            self.has_members |= name != b"node_invalid" && name != b"etag";
         }
         self.blanks();
         self.expects(b':')

@@ -3,7 +3,7 @@
 //! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (bodies and answers) and
 //! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
 //! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP) below `request` (built, sent,
-//! judged, noted in `stats`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
+//! judged, noted in `stats`; an operator's `headers`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake, and so does `old_tls`.
 
 mod algorithms;
@@ -12,6 +12,7 @@ pub mod configuration;
 mod deadline;
 mod endpoint;
 mod enroll;
+mod headers;
 mod host;
 mod node;
 mod node_key;
@@ -29,6 +30,7 @@ mod url;
 
 pub use self::endpoint::Endpoint;
 pub use self::enroll::{EnrollError, Enrollment, Standing, stored_key};
+pub use self::headers::{Headers, HeadersError};
 pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};
 pub use self::old_tls::old_version;
@@ -38,9 +40,9 @@ pub use self::request::{
     Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,
 };
 pub use self::stats::{EndpointStats, Stats};
-pub use self::tls::{Expiries, TlsConnector, TlsError, Traffic, bundle, certificates};
+pub use self::tls::{Expiries, TlsError, Traffic, bundle, certificates, check_files};
 pub use self::transport::{
     Answer, Encoding, HostNotFound, Method, Outgoing, Step, Transport, TransportError, retry_after,
 };
-pub use self::trust::{ServerVerifier, TrustKind, explain};
+pub use self::trust::{NotPinned, ServerVerifier, TrustKind, explain};
 pub use self::url::{Url, same_host_redirect};

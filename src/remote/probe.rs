@@ -61,7 +61,7 @@ fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportE
         ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
             .chain(TcpConnector::default())
             .chain(Connected(Arc::clone(witness)))
-            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)))
+            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch))?)
             .chain(Agreed(Arc::clone(witness)));
     let agent = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
     // The last connector ends it before there is anything to send.
@@ -79,7 +79,7 @@ pub fn server_date(settings: &Settings) -> Option<SystemTime> {
     let connector =
         ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
             .chain(TcpConnector::default())
-            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)));
+            .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)).ok()?);
     let agent = Agent::with_parts(config(&wanted).ok()?, connector, NamingResolver::default());
     let path = if settings.endpoints.enroll.starts_with('/') { &settings.endpoints.enroll } else { "/" };
     let response = agent.get(format!("https://{server}{path}")).call().ok()?;

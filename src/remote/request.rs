@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::api::{self, AnswerError, KeyPlace, Payload};
 use super::endpoint::Endpoint;
+use super::headers::{Headers, HeadersError};
 use super::host::Host;
 use super::stats::{Measured, Stats};
 use super::tls::traffic;
@@ -35,6 +36,9 @@ pub enum RequestError {
     /// The enroll secret can't be had.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// An operator's headers can't be had.
+    #[error(transparent)]
+    Headers(#[from] HeadersError),
     /// No answer was got.
     #[error("{endpoint} ({url})")]
     Transport {
@@ -120,7 +124,7 @@ impl RequestError {
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Setting(_) | Self::Secret(_) => Blame::Nothing,
+            Self::Setting(_) | Self::Secret(_) | Self::Headers(_) => Blame::Nothing,
             Self::Transport { source, .. } => match source {
                 TransportError::Timeout(step) if !step.is_connecting() => Blame::Size,
                 TransportError::Broken(_)
@@ -172,6 +176,7 @@ pub struct Request {
     url: Url,
     body: String,
     node_key: Option<Secret>,
+    headers: Headers,
 }
 
 /// Who asks to be enrolled.
@@ -199,7 +204,8 @@ impl Request {
         };
         let key_in_url = (place == KeyPlace::Url).then_some(key);
         let url = url(settings, endpoint, key_in_url, url_secret(settings)?.as_ref())?;
-        Ok(Self { endpoint, method, url, body: api::body(payload, key, place), node_key: Some(key.clone()) })
+        let (body, headers) = (api::body(payload, key, place), Headers::of(settings)?);
+        Ok(Self { endpoint, method, url, body, node_key: Some(key.clone()), headers })
     }
 
     /// An enrollment.
@@ -213,6 +219,7 @@ impl Request {
             url: url(settings, Endpoint::Enroll, None, in_url)?,
             body: api::enroll_body(&settings.api.secret_name, &secret, &identifier, &platform_type, details),
             node_key: None,
+            headers: Headers::of(settings)?,
         })
     }
 
@@ -220,15 +227,16 @@ impl Request {
     /// there.
     pub fn presence(settings: &Settings, endpoint: Endpoint) -> Result<Self, RequestError> {
         let url = url(settings, endpoint, None, None)?;
-        Ok(Self { endpoint, method: Method::Get, url, body: String::new(), node_key: None })
+        let headers = Headers::of(settings)?;
+        Ok(Self { endpoint, method: Method::Get, url, body: String::new(), node_key: None, headers })
     }
 
     /// As the transport sends it.
     #[must_use]
     pub fn outgoing<'a>(&'a self, encoding: Encoding, user_agent: &'a str) -> Outgoing<'a> {
-        let Self { endpoint, method, url, body, node_key } = self;
+        let Self { endpoint, method, url, body, node_key, headers } = self;
         let (node_key, largest_answer) = (node_key.as_ref(), endpoint.largest_answer());
-        Outgoing { method: *method, url, body, encoding, user_agent, node_key, largest_answer }
+        Outgoing { method: *method, url, body, encoding, user_agent, node_key, headers, largest_answer }
     }
 }
 

@@ -7,6 +7,8 @@ use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{FromDer, X509Version};
 
+use crate::settings::Pin;
+
 /// The authorities of a bundle.
 #[derive(Debug)]
 pub(super) struct Roots(Vec<Root>);
@@ -14,6 +16,7 @@ pub(super) struct Roots(Vec<Root>);
 #[derive(Debug)]
 struct Root {
     anchor: TrustAnchor<'static>,
+    pin: Pin,
     subject: String,
     /// Its time, in Unix seconds.
     begin: i64,
@@ -43,6 +46,11 @@ impl Roots {
         self.0.is_empty()
     }
 
+    /// The pin of one of them.
+    pub(super) fn pin(&self, anchor: &TrustAnchor<'_>) -> Option<Pin> {
+        self.0.iter().find(|root| root.anchor == *anchor).map(|root| root.pin)
+    }
+
     /// Those that are in their time.
     pub(super) fn valid(&self, now: UnixTime) -> RootCertStore {
         let now = seconds(now);
@@ -70,6 +78,7 @@ impl Root {
         let validity = parsed.validity();
         Some(Self {
             anchor: webpki::anchor_from_trusted_cert(certificate).ok()?.to_owned(),
+            pin: Pin::of(parsed.public_key().raw),
             subject: parsed.subject().to_string(),
             begin: validity.not_before.timestamp(),
             end: validity.not_after.timestamp(),

@@ -27,7 +27,7 @@ use super::deadline::Deadline;
 use super::pem;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
 use crate::lock::Mutex;
-use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
+use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, Pin, SettingError, TlsSettings};
 
 /// Why no TLS connection could be made.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
@@ -95,7 +95,7 @@ pub(super) fn traffic() -> Traffic {
 }
 
 /// Wraps a connection in TLS, as the [`TlsSettings`] say.
-pub struct TlsConnector {
+pub(super) struct TlsConnector {
     trust: Arc<Trust>,
     max_age: Duration,
 }
@@ -119,6 +119,7 @@ pub(super) trait Watch: Send + Sync {
 struct Files {
     server_certs: PathBuf,
     client: Option<ClientIdentity>,
+    pins: Vec<Pin>,
     expiries: Arc<Expiries>,
     watch: Option<Box<dyn Watch>>,
 }
@@ -138,30 +139,31 @@ struct Stamp {
 }
 
 impl TlsConnector {
-    /// A connector for these settings; the files are read at the first connection.
-    #[must_use]
-    pub fn new(settings: &TlsSettings, client: Option<ClientIdentity>) -> Self {
-        Self::with(settings, client, Arc::default(), None)
-    }
-
-    /// The same, which tells when certificates expire; `watch` puts a verifier around ours that sees the chain which
-    /// the server presents before it is judged.
-    #[must_use]
+    /// A connector for these settings; the files are read at the first connection. It tells when certificates expire; `watch`
+    /// puts a verifier around ours that sees the chain which the server presents before it is judged.
+    ///
+    /// # Errors
+    /// `tls_pins` can't be used.
     pub(super) fn with(
         settings: &TlsSettings,
         client: Option<ClientIdentity>,
         expiries: Arc<Expiries>,
         watch: Option<Box<dyn Watch>>,
-    ) -> Self {
-        let files = Files { server_certs: settings.server_certs.clone(), client, expiries, watch };
+    ) -> Result<Self, SettingError> {
+        let (server_certs, pins) = (settings.server_certs.clone(), settings.pins.clone()?);
+        let files = Files { server_certs, client, pins, expiries, watch };
         let trust = Arc::new(Trust { files, loaded: Mutex::new(None) });
-        Self { trust, max_age: settings.session_timeout }
+        Ok(Self { trust, max_age: settings.session_timeout })
     }
+}
 
-    /// Whether a connection can be tried with the files as they are.
-    pub fn check_files(&self) -> Result<(), TlsError> {
-        self.trust.config().map(drop)
-    }
+/// Whether a connection can be tried with the files as they are.
+///
+/// # Errors
+/// One can't be used.
+pub fn check_files(settings: &TlsSettings, client: Option<ClientIdentity>) -> Result<(), TlsError> {
+    let server_certs = settings.server_certs.clone();
+    Files { server_certs, client, pins: Vec::new(), expiries: Arc::default(), watch: None }.load().map(drop)
 }
 
 impl Trust {
@@ -233,7 +235,8 @@ impl Files {
         let path = &self.server_certs;
         let bundle = bundle(path)?;
         let kind = if path == Path::new(DEFAULT_SERVER_CERTS) { TrustKind::Default } else { TrustKind::Explicit };
-        ServerVerifier::new(bundle, kind).map_err(|reason| unusable(FLAG, path, &reason))
+        let verifier = ServerVerifier::new(bundle, kind).map_err(|reason| unusable(FLAG, path, &reason))?;
+        Ok(verifier.pinned(self.pins.clone()))
     }
 
     fn stamp(&self) -> Vec<Stamp> {
@@ -356,7 +359,7 @@ fn broken(error: io::Error, connection: &mut ClientConnection, socket: &mut Tran
 }
 
 /// A connection within TLS.
-pub struct TlsTransport {
+pub(super) struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,
     /// The server has answered and gone before it had the whole request: what was received is all that there is.

@@ -19,6 +19,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, TcpConnector};
 use ureq::{Agent, Body};
 
+use super::headers::Headers;
 use super::proxy::{ProxyConnector, ProxyError};
 use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
 use super::url::{Url, same_host_redirect};
@@ -162,6 +163,8 @@ pub struct Outgoing<'a> {
     pub user_agent: &'a str,
     /// For the `Authorization` header.
     pub node_key: Option<&'a Secret>,
+    /// An operator's, which take the place of ours.
+    pub headers: &'a Headers,
     /// The largest answer that is read, in bytes after decompression.
     pub largest_answer: u64,
 }
@@ -279,7 +282,7 @@ impl Transport {
                 let connector =
                     ().chain(ProxyConnector::new(wanted.proxy.clone(), user_agent))
                         .chain(TcpConnector::default())
-                        .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None))
+                        .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None)?)
                         .chain(CountOpened);
                 let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
                 *agent = Some((wanted, new.clone()));
@@ -393,6 +396,9 @@ fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>, accept_gzip: boo
     }
     if request.encoding == Encoding::Gzip && request.method == Method::Post {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    for (name, value) in request.headers.each() {
+        headers.insert(name, value.clone());
     }
 }
 

@@ -12,6 +12,10 @@
 //!
 //! Everywhere, as OpenSSL and unlike webpki: an authority of the bundle counts while it is in its time (`roots`), and
 //! an issuer of certificates must be meant to be one (keyUsage).
+//!
+//! Pins come on top of all that: one of the keys must be in the chain as it was verified, from the server's own certificate
+//! to the authority in the bundle. What a server sends along besides counts for nothing: anybody can send a certificate of
+//! somebody else's.
 
 use std::sync::Arc;
 
@@ -21,7 +25,7 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::EndEntityCert;
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::asn1_rs::Any;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -31,6 +35,7 @@ use x509_parser::prelude::FromDer;
 use super::algorithms::{ALGORITHMS, verify_by_pss_key};
 use super::pem::elements;
 use super::roots::{OutOfTime, Roots, is_for_servers, may_sign, seconds};
+use crate::settings::Pin;
 
 /// How the trust came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +55,27 @@ pub struct ServerVerifier {
     kind: TrustKind,
     /// The bundle's certificates as themselves.
     bundle: Vec<CertificateDer<'static>>,
+    /// The keys of which one must be in the chain; none is any.
+    pins: Vec<Pin>,
 }
 
 /// An intermediate certificate that would make the chain whole, if it were meant to sign others.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("an intermediate certificate of the server's is not meant to sign others (keyUsage)")]
 struct MayNotSign;
+
+/// The server's certificate is trusted, and its keys are not the ones that are pinned.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("neither the server's key nor that of an issuer is one of tls_pins")]
+pub struct NotPinned;
+
+impl NotPinned {
+    /// Whether that is what is wrong with a certificate.
+    #[must_use]
+    pub fn is(error: &CertificateError) -> bool {
+        matches!(error, CertificateError::Other(OtherError(inner)) if inner.is::<Self>())
+    }
+}
 
 impl ServerVerifier {
     /// Trusts `bundle`; fails when none of its certificates is of use.
@@ -68,7 +88,13 @@ impl ServerVerifier {
                 "it holds no certificate of an authority (CA:TRUE, and meant to sign those of servers)".to_owned()
             );
         }
-        Ok(Self { roots, kind, bundle })
+        Ok(Self { roots, kind, bundle, pins: Vec::new() })
+    }
+
+    /// One that wants one of these keys in the chain, too; none is any.
+    #[must_use]
+    pub fn pinned(self, pins: Vec<Pin>) -> Self {
+        Self { pins, ..self }
     }
 
     fn verify(
@@ -80,12 +106,50 @@ impl ServerVerifier {
     ) -> Result<(), rustls::Error> {
         if self.kind == TrustKind::Explicit && self.bundle.contains(certificate) && is_self_signed(certificate)? {
             verify_pinned(certificate, now)?;
-            return verify_name(certificate, name, || true);
+            verify_name(certificate, name, || true)?;
+            return self.verify_pins(certificate, None);
         }
         self.verify_chain(&ParsedCertificate::try_from(certificate)?, intermediates, now)?;
         // Asked for only where there is no DNS name: it reads the whole bundle.
         let common_name_counts = || self.kind == TrustKind::Explicit && !self.has_name_constraints(intermediates);
-        verify_name(certificate, name, common_name_counts)
+        verify_name(certificate, name, common_name_counts)?;
+        self.verify_pins(certificate, Some((intermediates, now)))
+    }
+
+    /// That a pinned key is in the chain, where any is pinned: the certificate's own, or one of a chain that makes it
+    /// trusted.
+    fn verify_pins(
+        &self,
+        certificate: &CertificateDer<'_>,
+        issuers: Option<(&[CertificateDer<'_>], UnixTime)>,
+    ) -> Result<(), rustls::Error> {
+        if self.pins.is_empty() || self.pins.contains(&pin_of(certificate)?) {
+            return Ok(());
+        }
+        let has_one =
+            issuers.is_some_and(|(intermediates, now)| self.has_pinned_issuer(certificate, intermediates, now));
+        if has_one { Ok(()) } else { Err(CertificateError::Other(OtherError(Arc::new(NotPinned))).into()) }
+    }
+
+    /// Whether there is a chain with a pinned key in it, among those that there are.
+    fn has_pinned_issuer(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> bool {
+        let is_pinned = |path: &VerifiedPath<'_>| {
+            let sent = path.intermediate_certificates().map(|issuer| Pin::of(&issuer.subject_public_key_info()));
+            let mut keys = sent.chain(self.roots.pin(path.anchor()));
+            if keys.any(|key| self.pins.contains(&key)) { Ok(()) } else { Err(webpki::Error::UnknownIssuer) }
+        };
+        let (signers, valid) = (signers(intermediates), self.roots.valid(now));
+        let usage = KeyUsage::server_auth();
+        EndEntityCert::try_from(certificate).is_ok_and(|certificate| {
+            certificate
+                .verify_for_usage(ALGORITHMS.all, &valid.roots, &signers, now, usage, None, Some(&is_pinned))
+                .is_ok()
+        })
     }
 
     fn verify_chain(
@@ -97,7 +161,7 @@ impl ServerVerifier {
         let judge = |roots: &RootCertStore, intermediates: &[CertificateDer<'_>]| {
             verify_server_cert_signed_by_trust_anchor(certificate, roots, intermediates, now, ALGORITHMS.all)
         };
-        let signers: Vec<_> = intermediates.iter().filter(|certificate| is_signer(certificate)).cloned().collect();
+        let signers = signers(intermediates);
         let valid = self.roots.valid(now);
         let error = match judge(&valid, &signers) {
             Err(error @ rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => error,
@@ -251,6 +315,16 @@ fn has_extension(certificate: &X509Certificate<'_>, identifier: &Oid<'_>) -> boo
     certificate.extensions().iter().any(|extension| extension.oid == *identifier)
 }
 
+/// A certificate's key.
+fn pin_of(certificate: &CertificateDer<'_>) -> Result<Pin, rustls::Error> {
+    Ok(Pin::of(parse(certificate)?.public_key().raw))
+}
+
+/// Those of a server's intermediate certificates that may have signed others.
+fn signers<'a>(intermediates: &[CertificateDer<'a>]) -> Vec<CertificateDer<'a>> {
+    intermediates.iter().filter(|certificate| is_signer(certificate)).cloned().collect()
+}
+
 /// Whether a server's intermediate certificate may have signed another one.
 fn is_signer(certificate: &CertificateDer<'_>) -> bool {
     parse(certificate).is_ok_and(|parsed| may_sign(&parsed))
@@ -292,7 +366,11 @@ pub fn explain(error: &rustls::Error) -> String {
              (RSA of 2048 bits and more, ECDSA P-256, P-384 and P-521, Ed25519, with SHA-256 and better)"
                 .to_owned()
         }
-        Cert::Other(OtherError(inner)) if inner.is::<OutOfTime>() || inner.is::<MayNotSign>() => inner.to_string(),
+        Cert::Other(OtherError(inner))
+            if inner.is::<OutOfTime>() || inner.is::<MayNotSign>() || inner.is::<NotPinned>() =>
+        {
+            inner.to_string()
+        }
         Cert::Other(OtherError(inner)) => match inner.downcast_ref::<webpki::Error>() {
             Some(webpki::Error::UnsupportedCertVersion) => {
                 "the server's certificate is of X.509 version 1, which is not supported: issue one of version 3"

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::extension::manager::Manager;
 use crate::lock::{Mutex, MutexGuard};
 use crate::logging::{self, Verbosity};
-use crate::settings::{Options, OwnFlags, Settings};
+use crate::settings::{Options, OwnFlags, Settings, own};
 
 /// Settings read so recently are fresh: one flush or one call of osqueryd asks for them several times.
 const FRESH: Duration = Duration::from_secs(1);
@@ -98,6 +98,11 @@ fn settings(options: &Options, own: &OwnFlags, verbose: Verbosity, said: &mut BT
     let (settings, errors) = Settings::new(options, own);
     logging::configure(&settings.log, verbose);
     let unusable = [settings.server.as_ref().err(), settings.proxy.as_ref().err(), settings.tls.client.as_ref().err()];
+    if settings.tls.pins.as_ref().is_ok_and(|pins| pins.len() == 1) && said.insert(own::TLS_PINS.name.to_owned()) {
+        log::warn!(
+            "tls_pins has one key and no spare: when the server's key changes, this host can't be reached any more"
+        );
+    }
     for error in errors.iter().chain(unusable.into_iter().flatten()) {
         let message = error.to_string();
         if said.insert(message.clone()) {

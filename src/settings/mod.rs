@@ -2,13 +2,14 @@
 //!
 //! An unusable value must not take osqueryd down, so it never ends the process. Where a number or a truth value is
 //! unusable its default stands in and the [`SettingError`] is logged. Where there is no sensible stand-in (which
-//! server, which proxy, which client certificate) the setting itself is the error, and every request that needs it
+//! server, which proxy, which client certificate, whose keys) the setting itself is the error, and every request that needs it
 //! fails with that message, while log lines are kept.
 
 mod address;
 mod front;
 pub mod live;
 pub mod own;
+mod pins;
 mod reader;
 
 use std::borrow::Cow;
@@ -20,6 +21,7 @@ pub(crate) use self::address::without_password;
 pub use self::address::{HostPort, Proxy, Server};
 pub use self::front::FrontSettings;
 pub use self::own::{ExpandEvents, OwnFlags, REMOTE_PREFIX};
+pub use self::pins::Pin;
 use crate::extension::registry::NAME;
 use crate::journal::Limits;
 pub use crate::logging::LogSettings;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub endpoints: Endpoints,
     /// Trust, client authentication and connection reuse.
     pub tls: TlsSettings,
+    /// Our `tls_headers_file`: more headers for each request.
+    pub headers_file: Option<PathBuf>,
     /// `proxy_hostname`, when set.
     pub proxy: Result<Option<Proxy>, SettingError>,
     /// Enrollment policy.
@@ -73,6 +77,8 @@ pub struct Settings {
     pub identity: HostIdentifier,
     /// `config_tls_max_attempts`, at least 1.
     pub config_max_attempts: u32,
+    /// `config_tls_etag`, osqueryd's and ours: whether configurations that are here already need not be sent.
+    pub config_etag: bool,
     /// `distributed_tls_max_attempts`, at least 1.
     pub distributed_max_attempts: u32,
     /// How lines are kept and sent.
@@ -122,6 +128,8 @@ pub struct TlsSettings {
     pub server_certs: PathBuf,
     /// `tls_client_cert` and `tls_client_key`: both or neither.
     pub client: Result<Option<ClientIdentity>, SettingError>,
+    /// Our `tls_pins`: keys of which one must be in the server's chain; none is any.
+    pub pins: Result<Vec<Pin>, SettingError>,
     /// `tls_session_reuse`: whether connections are kept open.
     pub session_reuse: bool,
     /// `tls_session_timeout`: how old a connection may become that is kept.
@@ -295,6 +303,7 @@ mod tests {
         assert_eq!(settings.enroll.secret, SecretSource::None);
         assert_eq!((settings.enroll.max_attempts, settings.enroll.max_interval.as_secs()), (Some(12), 600));
         assert_eq!((settings.config_max_attempts, settings.distributed_max_attempts), (3, 3));
+        assert!(settings.config_etag);
         assert_eq!(settings.logger.period, Duration::from_secs(4));
         assert_eq!((settings.logger.max_lines, settings.logger.max_line_bytes), (1024, 1_048_576));
         assert_eq!(settings.logger.backoff_max, Some(Duration::from_secs(3600)));
@@ -444,7 +453,7 @@ mod tests {
     /// A value that is not the default.
     fn another(flag: &AnyFlag) -> String {
         let candidates = flag.kind.range().map_or_else(
-            || ["error", "true", "false", "/elsewhere"].map(str::to_owned).to_vec(),
+            || ["error", "true", "false", "/elsewhere", &Pin::of(b"").to_string()].map(str::to_owned).to_vec(),
             |range| vec![(range.start() + 2).to_string()],
         );
         let is_another = |text: &String| flag.kind.accepts(text) && flag.kind.default_text().as_ref() != Some(text);
@@ -502,8 +511,13 @@ mod tests {
             let bad = "\u{fffd}";
             let (settings, errors) = with(flag, Setter::Host, bad);
             let allowed = flag.kind.allowed();
-            assert_eq!(errors, [format!("--{}={bad} can't be used: {allowed} is needed", flag.name)]);
-            assert_eq!(settings, defaults, "{}", flag.name);
+            let message = format!("--{}={bad} can't be used: {allowed} is needed", flag.name);
+            assert_eq!(errors, std::slice::from_ref(&message));
+            match &settings.tls.pins {
+                // Nothing stands in for these.
+                Err(error) => assert_eq!((flag.name, error.to_string()), (own::TLS_PINS.name, message)),
+                Ok(_) => assert_eq!(settings, defaults, "{}", flag.name),
+            }
             let (settings, errors) = with(flag, Setter::Server, bad);
             let expected = format!("--{REMOTE_PREFIX}{}={bad} can't be used: {allowed} is needed", flag.name);
             assert_eq!(errors, if flag.setter == Setter::Server { vec![expected] } else { vec![] });
@@ -539,6 +553,16 @@ mod tests {
             assert_eq!(own::named(flag.name).map(|found| found.help), Some(flag.help));
             assert!(!flag.help.is_empty() && !flag.help.contains(['\n', '|']), "{}", flag.name);
         }
+    }
+
+    #[test]
+    fn osqueryd_s_flag_or_ours_switches_etags_off() {
+        let is_on = |theirs: &str, ours: &str| {
+            let own = OwnFlags::default().with(&own::CONFIG_TLS_ETAG, ours);
+            Settings::new(&options(&[("config_tls_etag", theirs)]), &own).0.config_etag
+        };
+        let cases = [is_on("true", "true"), is_on("false", "true"), is_on("true", "false"), is_on("false", "false")];
+        assert_eq!(cases, [true, false, false, false]);
     }
 
     #[test]

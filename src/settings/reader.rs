@@ -8,10 +8,10 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::address::without_password;
-use super::own::{self, Flag, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
+use super::own::{self, Flag, Kind, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
 use super::{
     ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, LogSettings,
-    LoggerSettings, Options, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
+    LoggerSettings, Options, Pin, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
 };
 
 /// No flag asks for a longer time than a week.
@@ -43,6 +43,7 @@ impl Reader<'_> {
                 distributed_write: self.text("distributed_tls_write_endpoint", ""),
             },
             tls: self.tls(),
+            headers_file: self.own(&own::TLS_HEADERS_FILE),
             proxy: self.proxy(),
             enroll: self.enroll(),
             api: ApiStyle {
@@ -53,6 +54,8 @@ impl Reader<'_> {
             },
             identity: self.identity(),
             config_max_attempts: self.attempts("config_tls_max_attempts"),
+            // osqueryd has such a flag after 5.23. Either can switch it off.
+            config_etag: self.truth("config_tls_etag", true) & self.own(&own::CONFIG_TLS_ETAG),
             distributed_max_attempts: self.attempts("distributed_tls_max_attempts"),
             logger: self.logger(),
             verbose: self.truth("verbose", false),
@@ -80,6 +83,7 @@ impl Reader<'_> {
         TlsSettings {
             server_certs: self.text("tls_server_certs", DEFAULT_SERVER_CERTS).into(),
             client: self.client(),
+            pins: self.pins(),
             session_reuse: self.truth("tls_session_reuse", true),
             session_timeout: self.seconds("tls_session_timeout", 3600),
             accept_gzip: self.truth("tls_accept_gzip", false),
@@ -98,6 +102,16 @@ impl Reader<'_> {
                 Err(SettingError::new("tls_client_cert", cert, "tls_client_key is set: its certificate is needed too"))
             }
         }
+    }
+
+    fn pins(&mut self) -> Result<Vec<Pin>, SettingError> {
+        let flag = &own::TLS_PINS;
+        let given = self.given.text(flag.name).unwrap_or_default();
+        Pin::parse_all(given).map_err(|pin| {
+            let error = SettingError::new(flag.name, pin, format!("{} is needed", flag.kind.allowed()));
+            self.errors.push(error.clone());
+            error
+        })
     }
 
     fn proxy(&self) -> Result<Option<Proxy>, SettingError> {

@@ -371,7 +371,7 @@ fn enrollment_can_be_disabled() {
     rig.server.always(Endpoint::Config, Some(Answer::json(json!({"schedule": {}}))));
     rig.config();
     let request = rig.server.requests_to(Endpoint::Config).remove(0);
-    assert_eq!(request.json.as_ref().unwrap(), &json!({"node_key": ""}));
+    assert_eq!(request.json.as_ref().unwrap(), &json!({"etag": "", "node_key": ""}));
     assert_eq!(request.header("authorization"), None);
     assert_eq!(enrollments(&rig).len(), 0);
 }
@@ -409,7 +409,7 @@ fn with_a_client_certificate_a_blank_key_is_a_success() {
     rig.config();
     assert_eq!(enrollments(&rig).len(), 1);
     let request = rig.server.requests_to(Endpoint::Config).remove(0);
-    assert_eq!(request.json.as_ref().unwrap(), &json!({"node_key": ""}));
+    assert_eq!(request.json.as_ref().unwrap(), &json!({"etag": "", "node_key": ""}));
 }
 
 #[test]

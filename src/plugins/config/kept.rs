@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 
 use log::Level;
 
+use super::conditional::Received;
 use crate::files;
 use crate::logging::Streak;
 
 /// Its name in the directory of the buffers.
 pub const FILE: &str = "config.json";
+
+/// Beside it: the URL that it came from. Without this its etag is worth nothing.
+const ORIGIN: &str = "config.origin";
 
 /// No configuration is larger.
 const LARGEST: u64 = 4 << 20;
@@ -31,16 +35,17 @@ pub fn kept(path: &Path) -> Option<String> {
     }
 }
 
-/// The file.
+/// The file, and the one beside it.
 pub(super) struct Kept {
     path: PathBuf,
+    origin: PathBuf,
     failures: Streak,
 }
 
 impl Kept {
     /// In this directory.
     pub(super) fn new(directory: &Path) -> Self {
-        Self { path: directory.join(FILE), failures: Streak::default() }
+        Self { path: directory.join(FILE), origin: directory.join(ORIGIN), failures: Streak::default() }
     }
 
     /// What is kept; whether that is still a configuration is not known.
@@ -48,9 +53,14 @@ impl Kept {
         kept(&self.path)
     }
 
+    /// Where that came from.
+    pub(super) fn origin(&self) -> Option<String> {
+        kept(&self.origin)
+    }
+
     /// Keeps a configuration; a failure is said, and is none for the caller.
-    pub(super) fn keep(&self, document: &str) {
-        match self.write(document) {
+    pub(super) fn keep(&self, received: &Received) {
+        match self.write(received) {
             Ok(()) => {
                 if let Some(failures) = self.failures.succeeded() {
                     log::info!("the configuration can be kept again, {failures}");
@@ -63,9 +73,9 @@ impl Kept {
         }
     }
 
-    /// All or nothing: written aside, then renamed.
-    fn write(&self, document: &str) -> io::Result<()> {
-        if self.read().is_some_and(|kept| kept == document) {
+    fn write(&self, received: &Received) -> io::Result<()> {
+        let is = |kept: Option<String>, text: &str| kept.is_some_and(|kept| kept == text);
+        if is(self.read(), &received.document) && is(self.origin(), &received.from) {
             return Ok(());
         }
         if let Some(directory) = self.path.parent() {
@@ -74,15 +84,27 @@ impl Kept {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             files::trust_in(directory)?;
         }
-        let aside = self.path.with_extension("new");
-        // A new one: what was left there, or put there, is not written into.
-        match fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = files::open_ours(&aside, OpenOptions::new().create_new(true).write(true))?;
-        file.write_all(document.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&aside, &self.path)
+        // Whatever happens in between, none is said to come from where it doesn't.
+        remove(&self.origin)?;
+        replace(&self.path, &received.document)?;
+        replace(&self.origin, &received.from)
+    }
+}
+
+/// All or nothing: written aside, then renamed.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    // A new one: what was left there, or put there, is not written into.
+    remove(&aside)?;
+    let mut file = files::open_ours(&aside, OpenOptions::new().create_new(true).write(true))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&aside, path)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }

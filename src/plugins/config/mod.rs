@@ -8,6 +8,7 @@
 //! `config_accelerated_refresh`; then only what is new is pushed.
 
 mod active_plugins;
+mod conditional;
 mod kept;
 mod operator;
 mod options;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 pub use self::active_plugins::ActivePlugins;
+use self::conditional::{Condition, Received, received};
 use self::kept::Kept;
 pub use self::kept::{FILE, kept};
 pub use self::operator::arguments_of;
@@ -33,7 +35,7 @@ use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
 use crate::policy::{Backoff, Chance};
 use crate::remote::api::{self, ConfigLimits, Payload};
-use crate::remote::{Endpoint, Node, RemoteError, key_place};
+use crate::remote::{Endpoint, Node, RemoteError};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
 use crate::words::Span;
@@ -89,7 +91,7 @@ struct State {
     delivered: Option<Arc<str>>,
     /// A genConfig was answered without one, or an operator wants it now: what comes later is pushed.
     owed: bool,
-    /// An operator wants it now: the next request is made however the server is.
+    /// An operator wants it now: the next request is made however the server is, and names no configuration that is here.
     is_pressing: bool,
 }
 
@@ -129,7 +131,7 @@ impl Config {
 
     /// Fetches the configuration now, and pushes it.
     pub fn refresh(&self) {
-        *self.state() = State { delivered: None, owed: true, ..State::default() };
+        *self.state() = State { delivered: None, owed: true, is_pressing: true };
         self.fetching.ask();
     }
 
@@ -137,6 +139,7 @@ impl Config {
     pub fn run(&self) {
         let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
         let mut retry_at: Option<Instant> = None;
+        let mut last = None;
         loop {
             let owed = self.state().owed;
             let ticket = match (self.fetching.next(retry_at.filter(|_| owed)), retry_at) {
@@ -151,7 +154,7 @@ impl Config {
                     continue;
                 }
             };
-            retry_at = match self.fetch_for(ticket) {
+            retry_at = match self.fetch_for(ticket, &mut last) {
                 Owed::Nothing => {
                     backoff.succeeded();
                     None
@@ -161,12 +164,13 @@ impl Config {
         }
     }
 
-    /// Fetches for all up to this ticket, and pushes what no call waits for any longer.
-    fn fetch_for(&self, ticket: Ticket) -> Owed {
-        let fetched = self.fetch();
-        if let Ok(document) = &fetched {
-            self.kept.keep(document);
-        }
+    /// Fetches for all up to this ticket, and pushes what no call waits for any longer. `last` is the last one that could
+    /// be used.
+    fn fetch_for(&self, ticket: Ticket, last: &mut Option<Received>) -> Owed {
+        let fetched = self.fetch(last).map(|received| {
+            self.kept.keep(&received);
+            Arc::clone(&last.insert(received).document)
+        });
         let taken = self.fetching.done(ticket, fetched.clone());
         match fetched {
             _ if !self.state().owed => Owed::Nothing,
@@ -280,22 +284,27 @@ impl Config {
         }
     }
 
-    fn fetch(&self) -> Fetched {
-        let judge = |settings: &Settings, answer| api::configuration(answer, key_place(settings), self.limits());
+    fn fetch(&self, last: &Option<Received>) -> Result<Received, Arc<RemoteError>> {
+        let is_pressing = std::mem::take(&mut self.state().is_pressing);
+        // An operator's is the way out where a server's etags are wrong.
+        let known = if is_pressing { None } else { last.clone().or_else(|| self.kept_received()) };
+        let condition = Condition::new(&self.node.flags.fresh(), known.as_ref());
+        let body = condition.as_ref().map(Condition::body);
+        let payload = body.as_deref().map_or(Payload::None, Payload::Object);
+        let judge = |settings: &Settings, answer| received(settings, answer, self.limits(), condition.as_ref());
         // osqueryd's start waits for its first configuration, an operator for any; at its intervals osqueryd asks again
         // anyway.
-        let is_pressing = std::mem::take(&mut self.state().is_pressing);
         let answer = if self.is_delivered() && !is_pressing {
-            self.node.ask(Endpoint::Config, Payload::None, judge)
+            self.node.ask(Endpoint::Config, payload, judge)
         } else {
-            self.node.send_with_attempts(Endpoint::Config, Payload::None, judge)
+            self.node.send_with_attempts(Endpoint::Config, payload, judge)
         };
         match answer {
-            Ok(document) => {
+            Ok(received) => {
                 if let Some(failures) = self.streaks.unusable.succeeded() {
                     log::info!("the server gives a usable configuration again, {failures}");
                 }
-                Ok(document.into())
+                Ok(received)
             }
             Err(error) => {
                 if error.is_unusable_configuration() {
@@ -318,6 +327,12 @@ impl Config {
     /// What lies on the disk is no more to be trusted than what comes over the network.
     fn kept_configuration(&self) -> Option<String> {
         api::configuration(self.kept.read()?, api::KeyPlace::Body, self.limits()).ok()
+    }
+
+    /// The same, where it is known where it came from.
+    fn kept_received(&self) -> Option<Received> {
+        let from = self.kept.origin()?;
+        Some(Received { document: self.kept_configuration()?.into(), from })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,9 +1,10 @@
-//! What a flag of ours can be: a number in a range, one of a few words, a path, the system's log.
+//! What a flag of ours can be: a number in a range, one of a few words, a path, public keys, the system's log.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::SYSLOG_SOCKET;
+use crate::settings::Pin;
 
 /// What gflags, and so osquery, reads as true; the first is shown.
 pub const TRUE: &[&str] = &["true", "1", "t", "yes", "y"];
@@ -191,6 +192,28 @@ impl Parse for Place {
 
     fn default(&self) -> Option<PathBuf> {
         None
+    }
+}
+
+/// [Pins](Pin); none by default, and when it is empty.
+#[derive(Debug)]
+pub struct PublicKeys;
+
+impl Kind for PublicKeys {
+    fn placeholder(&self) -> &'static str {
+        "PIN,PIN"
+    }
+
+    fn default_text(&self) -> Option<String> {
+        None
+    }
+
+    fn allowed(&self) -> String {
+        "a list of public keys' SHA-256 in base64 (44 characters each) with commas between".to_owned()
+    }
+
+    fn accepts(&self, text: &str) -> bool {
+        Pin::parse_all(text).is_ok()
     }
 }
 

@@ -11,7 +11,7 @@ use log::LevelFilter;
 use crate::policy::Reenrollment;
 
 pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
-pub use self::kinds::{FALSE, Kind, Number, Parse, Place, SystemLog, TRUE, Unit, Words};
+pub use self::kinds::{FALSE, Kind, Number, Parse, Place, PublicKeys, SystemLog, TRUE, Unit, Words};
 
 /// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
 pub const DEFAULT_FLAGFILE: &str =
@@ -164,6 +164,14 @@ table! {
                server's word counts.",
         kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
     };
+    CONFIG_TLS_ETAG: Words<bool> = Flag {
+        name: "config_tls_etag",
+        setter: Setter::Host,
+        help: "Whether the server is told, by an `etag`, which configuration this host has, so that it need not send it again",
+        more: "Servers that don't know this pass it over. osqueryd after 5.23 has a flag of this name; `false` in either \
+               counts. For a server that refuses what it doesn't know.",
+        kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
+    };
     ENROLL_MAX_PER_HOUR: Number = Flag {
         name: "enroll_max_per_hour",
         setter: Setter::Server,
@@ -178,6 +186,22 @@ table! {
         more: "Each host waits for a part of it that chance decides, since a server that has lost one key may have lost those \
                of a whole fleet ([fleet.md](fleet.md)). 0 is at once. A host that never had a key enrolls at once.",
         kind: Number { unit: Unit::Seconds, range: 0..=86400, default: Reenrollment::WITHIN.as_secs() },
+    };
+    TLS_HEADERS_FILE: Place = Flag {
+        name: "tls_headers_file",
+        setter: Setter::Host,
+        help: "A file of headers that every request to the server has besides its own, `Name: value` a line",
+        more: "For an access proxy's tokens. Only its owner, who must be osqueryd's user, may be able to read it (chmod \
+               0600). Its values are masked wherever secrets are ([tls.md](tls.md)).",
+        kind: Place,
+    };
+    TLS_PINS: PublicKeys = Flag {
+        name: "tls_pins",
+        setter: Setter::Host,
+        help: "Public keys of which the server's certificate, or an issuer of it, must have one, besides all that is asked of \
+               it otherwise",
+        more: "Give a spare one too ([tls.md](tls.md)). Where one can't be used, no request is made.",
+        kind: PublicKeys,
     };
     REQUEST_TIMEOUT: Number = Flag {
         name: "request_timeout",

@@ -11,6 +11,7 @@ use testkit::server::{self, Answer, Endpoint};
 
 use super::files::client;
 use super::{Fault, Host, fault, find, look};
+use crate::pins::{SPARE, pin};
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[
@@ -54,6 +55,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "renew it on the server", |host| *host = showing(CertificateKind::Expired)),
     fault("tls handshake", "failure", "the server's certificate is not valid yet: it begins on 2900-01-01, in ",
         "set this host's clock if it is behind", |host| *host = showing(CertificateKind::NotYetValid)),
+    fault("tls handshake", "failure", "neither the server's key nor that of an issuer is one of tls_pins; it presents:",
+        "add its pin to --tls_pins", |host| pins(host, &[SPARE, SPARE])),
     fault("tls handshake", "failure", "is issued by \"CN=another authority\", which --tls_server_certs=",
         "put the certificate of \"CN=another authority\" into", |host| *host = showing(CertificateKind::OtherIssuer)),
     fault("tls handshake", "failure", "is issued by \"CN=localhost\", which --tls_server_certs=",
@@ -146,6 +149,29 @@ fn old_tls(greeting: &[u8]) -> Option<Vec<u8>> {
     } else {
         vec![0x15, 3, 2, 0, 2, 2, 70]
     })
+}
+
+fn pins(host: &mut Host, pins: &[&str]) {
+    host.file("remote_tls.flags", &format!("--tls_pins={}\n", pins.join(",")));
+}
+
+#[test]
+fn the_pins_of_the_server_s_chain_are_shown_and_which_of_them_count() {
+    let mut host = Host::new();
+    let authority = pin(&default_authority().cert_pem());
+    let shown = "its key's pin: ";
+    let examined = host.examine(&[]);
+    examined.must_say("tls handshake", "ok", "the server's certificate is trusted:", "");
+    let key = examined.text.split(shown).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    assert!(!examined.text.contains("which is in --tls_pins"), "{}", examined.text);
+    pins(&mut host, &[&key, SPARE]);
+    let examined = host.examine(&[]);
+    examined.must_say("tls handshake", "ok", "trusted, and a key of its chain is pinned:", "");
+    assert!(examined.text.contains(&format!("{shown}{key}, which is in --tls_pins")), "{}", examined.text);
+    pins(&mut host, &[SPARE, &authority]);
+    let examined = host.examine(&[]);
+    examined.must_say("tls handshake", "ok", "trusted, and a key of its chain is pinned:", "");
+    assert!(examined.text.contains("pinned, in --tls_server_certs: CN=testkit authority"), "{}", examined.text);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use testkit::certs::{Authority, default_authority};
 
 use super::{Fault, Host, NO_SUCH, examine, fault, find, own_copy};
 use crate::faults::Tmpfs;
+use crate::pins::pin;
 use crate::rig::mode;
 
 #[rustfmt::skip]
@@ -103,6 +104,11 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("server trust", "warning", "a certificate ended on 2021-01-01: CN=old",
         "replace",
         |host| drop(host.file("ca.pem", &format!("{}{}", default_authority().cert_pem(), expired_authority())))),
+    fault("server trust", "warning", "--tls_pins has one key and no spare",
+        "make a spare key", |host| {
+            let authority = pin(&default_authority().cert_pem());
+            host.file("remote_tls.flags", &format!("--tls_pins={authority}\n"));
+        }),
     fault("client certificate", "failure", "--tls_client_key= can't be used: tls_client_cert is set",
         "set both", |host| host.flag("tls_client_cert", "/c.pem")),
     fault("client certificate", "failure", "--tls_client_cert=/no/such can't be used",
@@ -114,7 +120,45 @@ pub(super) const FAULTS: &[Fault] = &[
         "its own key", |host| client(host, |cert, _| (cert, Authority::new("x").issue_client("y").key_pem))),
     fault("client certificate", "warning", "client.key is readable by everybody",
         "chmod o-r ", |host| { client(host, |cert, key| (cert, key)); mode(&host.path("client.key"), 0o644); }),
+    fault("request headers", "failure", "headers can't be used: No such file",
+        "make the file (chmod 0600)", |host| headers(host, None)),
+    fault("request headers", "failure", "headers can't be used: others can read or change it (mode 0640)",
+        "chmod 0600 ", |host| { headers(host, Some("X-A: b\n")); mode(&host.path("headers"), 0o640); }),
+    fault("request headers", "failure", "headers can't be used: not to be trusted: ",
+        "of osqueryd's user", |host| { headers(host, Some("X-A: b\n")); chown(host.path("headers"), Some(65534), None).unwrap(); }),
+    fault("request headers", "failure", "no \"Name: value\" in line 2",
+        "correct the line", |host| headers(host, Some("X-A: b\nhunter2\n"))),
+    fault("request headers", "failure", "the header host, which is the extension's own to set, in line 1",
+        "correct the line", |host| headers(host, Some("Host: b\n"))),
+    fault("request headers", "warning", "headers has no header in it",
+        "Name: value", |host| headers(host, Some("# X-A: b\n"))),
 ];
+
+/// Sets a file of headers, which is there when it has a text.
+fn headers(host: &mut Host, text: Option<&str>) {
+    if let Some(text) = text {
+        host.file("headers", text);
+    }
+    host.file("remote_tls.flags", &format!("--tls_headers_file={}\n", host.path("headers").display()));
+}
+
+/// The doctor's own requests have them too.
+#[test]
+fn what_every_request_has_the_doctor_s_have() {
+    let mut host = Host::new();
+    headers(&mut host, Some("X-Access-Token: t0ken-1\nX-Access-Id: 7\n"));
+    let examined = host.examine(&["--deep", "--enroll"]);
+    examined.must_say("request headers", "ok", "headers: x-access-token, x-access-id", "");
+    assert!(!examined.text.contains("t0ken-1"), "{}", examined.text);
+    let requests = host.server.requests();
+    assert!(requests.len() >= 5, "{}", host.server.transcript());
+    assert!(requests.iter().all(|request| request.header("x-access-token") == Some("t0ken-1")));
+    host.file("headers", "hunter2\n");
+    host.server.forget_requests();
+    let examined = host.examine(&["--deep"]);
+    examined.must_say("server answer", "skipped", "no request can be made: see request headers", "");
+    assert!(!examined.text.contains("hunter2") && host.server.requests().is_empty(), "{}", examined.text);
+}
 
 /// Gives a host a client certificate and a key after `change`.
 pub(super) fn client(host: &mut Host, change: fn(String, String) -> (String, String)) {

@@ -74,6 +74,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "correct the line", |host| drop(host.file("remote_tls.flags", "--no_such=1\n"))),
     fault("own flags", "failure", "--request_timeout=0 can't be used",
         "correct the value", |host| drop(host.file("remote_tls.flags", "--request_timeout=0\n"))),
+    fault("own flags", "failure", "--tls_pins=x can't be used",
+        "until then no request is made", |host| drop(host.file("remote_tls.flags", "--tls_pins=x\n"))),
 ];
 
 #[test]

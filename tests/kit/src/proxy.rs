@@ -35,6 +35,8 @@ pub struct Connect {
     pub authorization: Option<String>,
     /// The `User-Agent` header.
     pub user_agent: Option<String>,
+    /// The names of all its headers, in small letters.
+    pub names: Vec<String>,
 }
 
 /// A running proxy on 127.0.0.1. Dropping it ends it and its tunnels.
@@ -152,7 +154,7 @@ impl Shared {
 
 /// Reads a request's head up to the blank line.
 fn read_head(reader: &mut impl BufRead) -> io::Result<Connect> {
-    let mut connect = Connect { target: String::new(), authorization: None, user_agent: None };
+    let mut connect = Connect { target: String::new(), authorization: None, user_agent: None, names: Vec::new() };
     for line in reader.lines() {
         let line = line?;
         if line.is_empty() {
@@ -162,7 +164,9 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Connect> {
             connect.target = rest.split(' ').next().unwrap_or_default().to_owned();
         }
         if let Some((name, value)) = line.split_once(':') {
-            let header = match name.to_ascii_lowercase().as_str() {
+            let name = name.to_ascii_lowercase();
+            connect.names.push(name.clone());
+            let header = match name.as_str() {
                 "proxy-authorization" => &mut connect.authorization,
                 "user-agent" => &mut connect.user_agent,
                 _ => continue,

@@ -59,6 +59,9 @@ struct Args {
     /// Refuse log requests that aren't compressed by gzip
     #[arg(long)]
     require_gzip: bool,
+    /// Answer a config request shortly where its etag says that nothing has changed
+    #[arg(long)]
+    etags: bool,
     /// Show secrets and node keys
     #[arg(long)]
     show_secrets: bool,
@@ -128,6 +131,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         keep_alive: args.persist,
         require_gzip: args.require_gzip,
         invalid_every: Some(3),
+        etags: args.etags,
         config: example_config(),
         tls: args.tls,
         observer: Some(printer(args.show_secrets)),

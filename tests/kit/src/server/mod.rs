@@ -92,6 +92,7 @@ impl Server {
                 secret_name: options.secret_name,
                 require_gzip: options.require_gzip,
                 invalid_every: options.invalid_every,
+                etags: options.etags,
                 drain: options.drain,
             },
             keep_alive: options.keep_alive,

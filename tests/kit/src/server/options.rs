@@ -45,6 +45,8 @@ pub struct Options {
     pub require_gzip: bool,
     /// `Some(3)`: every third config request with a valid key is answered `node_invalid`, and the key forgotten.
     pub invalid_every: Option<u32>,
+    /// Whether a config request with an `etag` is answered with one, and shortly where it is still right, as new servers do.
+    pub etags: bool,
     /// The versions of TLS it speaks.
     pub tls_versions: TlsVersions,
     /// The configuration it serves.
@@ -69,6 +71,7 @@ impl Default for Options {
             keep_alive: true,
             require_gzip: false,
             invalid_every: None,
+            etags: false,
             tls_versions: TlsVersions::Both,
             config: example_config(),
             tls: true,

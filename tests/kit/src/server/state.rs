@@ -1,6 +1,7 @@
 //! What the server knows, and what it answers when no test has told it otherwise.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::{Value, json};
 
@@ -14,6 +15,7 @@ pub(super) struct Rules {
     pub(super) secret_name: String,
     pub(super) require_gzip: bool,
     pub(super) invalid_every: Option<u32>,
+    pub(super) etags: bool,
     /// What is accepted goes here, when there is one, and nowhere else.
     pub(super) drain: Option<Drain>,
 }
@@ -83,7 +85,7 @@ impl State {
         }
         let Some(node_key) = request.node_key().filter(|key| self.known.contains(key)) else { return invalid() };
         match request.endpoint {
-            Endpoint::Config => self.config(rules, &node_key, get),
+            Endpoint::Config => self.config(rules, &node_key, request, get),
             Endpoint::Log => self.log(rules, request),
             Endpoint::DistributedRead => self.distributed_read(),
             _ => self.distributed_write(rules, request),
@@ -104,13 +106,25 @@ impl State {
         ok(&json!({"node_key": key}))
     }
 
-    fn config(&mut self, rules: &Rules, node_key: &str, as_text: bool) -> Reply {
+    fn config(&mut self, rules: &Rules, node_key: &str, request: &Recorded, as_text: bool) -> Reply {
         self.configs_asked += 1;
         if rules.invalid_every.is_some_and(|every| self.configs_asked.is_multiple_of(every.max(1))) {
             self.known.remove(node_key);
             return invalid();
         }
-        if as_text { ok(&json!({"config": self.config.to_string()})) } else { ok(&self.config) }
+        match member(request, "etag").filter(|_| rules.etags) {
+            _ if as_text => ok(&json!({"config": self.config.to_string()})),
+            None => ok(&self.config),
+            Some(known) => {
+                let etag = etag(&self.config);
+                if *known == etag {
+                    return ok(&json!({"etag": "ok"}));
+                }
+                let mut config = self.config.clone();
+                config["etag"] = etag.into();
+                ok(&config)
+            }
+        }
     }
 
     fn log(&mut self, rules: &Rules, request: &Recorded) -> Reply {
@@ -143,6 +157,13 @@ impl State {
             (None, Taken::Written(body)) => self.written.push(body.clone()),
         }
     }
+}
+
+/// What a configuration is known by: the same for the same text.
+pub(super) fn etag(config: &Value) -> String {
+    let mut hasher = DefaultHasher::new();
+    config.to_string().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 /// Whether the body came compressed by gzip.

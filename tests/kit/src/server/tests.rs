@@ -85,6 +85,26 @@ fn a_node_enrolls_asks_and_logs_on_one_connection() {
 }
 
 #[test]
+fn a_configuration_that_is_known_is_answered_shortly() {
+    let server =
+        Server::start(Options { tls: false, etags: true, config: json!({"a": 1}), ..Options::default() }).unwrap();
+    let mut stream = connect(&server);
+    send(&mut stream, "/enroll", &json!({}));
+    until(&mut stream, "node-key-1\"}");
+    let mut ask = |etag: Value, end: &str| {
+        send(&mut stream, "/config", &json!({"node_key": "node-key-1", "etag": etag}));
+        until(&mut stream, end)
+    };
+    let etag = state::etag(&json!({"a": 1}));
+    let whole = format!("{{\"a\":1,\"etag\":\"{etag}\"}}");
+    ask(json!(""), &whole);
+    ask(json!("another"), &whole);
+    ask(json!(etag), r#"{"etag":"ok"}"#);
+    send(&mut stream, "/config", &json!({"node_key": "node-key-1"}));
+    until(&mut stream, "\r\n\r\n{\"a\":1}");
+}
+
+#[test]
 fn the_node_api_finds_its_key_in_the_path() {
     let server = plain();
     server.set_next_node_key("a/b+c");
