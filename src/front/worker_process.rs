@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -87,10 +87,13 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    /// Where the system lets an open file be run, it is that one, whatever has its name by then.
+    /// Where the system lets an open file be run, it is that one, whatever has its name by then. A script's interpreter is
+    /// given the name, and the descriptor is closed by then.
     fn new(path: &Path, file: File) -> Self {
         let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let can_be_named = cfg!(target_os = "linux") && by_descriptor.exists();
+        let mut head = [0; 2];
+        let is_script = file.read_exact_at(&mut head, 0).is_ok() && head == *b"#!";
+        let can_be_named = cfg!(target_os = "linux") && !is_script && by_descriptor.exists();
         Self { path: if can_be_named { by_descriptor } else { path.to_owned() }, _file: Some(file) }
     }
 }

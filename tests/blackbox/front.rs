@@ -342,7 +342,8 @@ fn an_osqueryd_that_hangs_does_not_delay_the_end() {
     let exit =
         rig.osqueryd.wait("the end", LIMIT, || rig.osqueryd.exits().into_iter().find(|exit| exit.pid == process));
     assert_eq!(exit.status.code(), Some(0), "{exit:?}");
-    assert!(exit.at.duration_since(asked) < Duration::from_secs(3), "{exit:?}");
+    // Waiting for its answer would take 10 s; ending takes 2 s, and a busy machine its time.
+    assert!(exit.at.duration_since(asked) < Duration::from_secs(8), "{exit:?}");
     rig.osqueryd.hang(false);
 }
 

@@ -147,7 +147,7 @@ fn a_file_that_others_can_read_or_replace_is_refused_and_nothing_is_sent() {
             fs::rename(file, open.join("headers")).unwrap();
             symlink(open.join("headers"), file).unwrap();
         },
-        "not to be trusted: anybody may write in ",
+        "not to be trusted: others may write in ",
     );
     refused(|file| fs::remove_file(file).unwrap(), "No such file");
 }
