@@ -16,7 +16,7 @@ mod window;
 use std::sync::Arc;
 
 pub(crate) use self::bundle::{Batches, Bundler, Room};
-pub use self::decorations::{Decorations, ROUND_LIMIT};
+pub use self::decorations::{Decorations, LARGEST_FINDING, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
 pub use self::pending::Pending;
 pub use self::status_line::{Decoration, StatusLine};
