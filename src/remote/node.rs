@@ -291,8 +291,8 @@ impl Node {
             .inspect_err(|error| self.requests.note_unsent(endpoint, error))?;
         let send = |encoding| {
             let accepted = Cell::new(false);
-            let judged = |answer: &Answer| {
-                let text = api::judge(endpoint, answer.status, answer.retry_after, &answer.body)?;
+            let judged = |answer: Answer| {
+                let text = api::judge(endpoint, answer.status, answer.retry_after, answer.body)?;
                 accepted.set(true);
                 judge(settings, text)
             };
