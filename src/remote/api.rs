@@ -420,8 +420,17 @@ pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String 
 }
 
 fn log_body(log_type: LogType, lines: &str, key: &str) -> String {
-    let head = format!("{{\"node_key\":{key},\"log_type\":\"{}\",\"data\":[", log_type.as_str());
+    let head = format!("{{\"node_key\":{key},\"log_type\":\"{}\",{LINES_BEGIN}", log_type.as_str());
     [&head, lines, "]}"].concat()
+}
+
+/// Stands between a log request's node key and its lines, and can't be within the key: quotes are escaped there.
+const LINES_BEGIN: &str = "\"data\":[";
+
+/// The length of a request's beginning with the node key in it; without lines, that is all of it.
+#[must_use]
+pub fn head_length(body: &str) -> usize {
+    body.find(LINES_BEGIN).map_or(body.len(), |at| at + LINES_BEGIN.len())
 }
 
 /// How many bytes a log request has apart from its lines and the commas between them, at most: for a node key of

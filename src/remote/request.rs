@@ -235,7 +235,8 @@ impl Request {
     pub fn outgoing<'a>(&'a self, encoding: Encoding, user_agent: &'a str) -> Outgoing<'a> {
         let Self { endpoint, method, url, body, node_key } = self;
         let (node_key, largest_answer) = (node_key.as_ref(), endpoint.largest_answer());
-        Outgoing { method: *method, url, body, encoding, user_agent, node_key, largest_answer }
+        let as_is = api::head_length(body);
+        Outgoing { method: *method, url, body, encoding, as_is, user_agent, node_key, largest_answer }
     }
 }
 

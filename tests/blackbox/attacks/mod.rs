@@ -3,6 +3,7 @@
 
 mod answers;
 mod clients;
+mod compression;
 mod decorations;
 mod keys;
 mod places;
