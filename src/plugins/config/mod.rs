@@ -285,7 +285,9 @@ impl Config {
         // osqueryd's start waits for its first configuration, an operator for any; at its intervals osqueryd asks again
         // anyway.
         let is_pressing = std::mem::take(&mut self.state().is_pressing);
-        let answer = if self.is_delivered() && !is_pressing {
+        let answer = if is_pressing {
+            self.node.send_at_once(Endpoint::Config, Payload::None, judge)
+        } else if self.is_delivered() {
             self.node.ask(Endpoint::Config, Payload::None, judge)
         } else {
             self.node.send_with_attempts(Endpoint::Config, Payload::None, judge)
