@@ -280,7 +280,7 @@ impl Judge<'_> {
         const CHECK: Check = Check::ConfigEndpoint;
         let (url, settings) = (self.asker.shown(Endpoint::Config), &self.subject.settings);
         let limits = ConfigLimits::of_version(self.asker.version.as_deref());
-        let judged = api::judge(Endpoint::Config, answer.status, answer.retry_after, &answer.body)
+        let judged = api::judge(Endpoint::Config, answer.status, answer.retry_after, answer.body.as_slice())
             .and_then(|answer| api::configuration(answer, key_place(settings), limits));
         match judged {
             Ok(document) => report.ok(CHECK, format!("{url}: a configuration of {} bytes", document.len())),
@@ -338,7 +338,7 @@ impl Judge<'_> {
     fn rejection(&self, endpoint: Endpoint, check: Check, url: &str, answer: &Answer, report: &mut Report<'_>) {
         // By the rules of log requests, for which "status": "error" is a refusal: for a distributed read the extension itself
         // takes it for "no queries".
-        match api::judge(Endpoint::Logger, answer.status, answer.retry_after, &answer.body) {
+        match api::judge(Endpoint::Logger, answer.status, answer.retry_after, answer.body.as_slice()) {
             Err(AnswerError::NodeInvalid { .. }) => {
                 report.ok(check, format!("{url}: a server of the remote API: it rejects a node key that is invalid"));
             }

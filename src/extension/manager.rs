@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -60,6 +60,14 @@ pub enum ManagerError {
         /// What broke.
         source: thrift::Error,
     },
+    /// The answer is larger than it may be.
+    #[error("osqueryd's answer to {method} is larger than {most} bytes")]
+    TooLarge {
+        /// The Thrift method.
+        method: &'static str,
+        /// What it may have.
+        most: u64,
+    },
     /// osqueryd answered that it won't.
     #[error("osqueryd refused {method}: {message}")]
     Refused {
@@ -79,6 +87,8 @@ pub struct Manager {
     hung_up: HangUp,
     /// How long any one call may take.
     limit: Duration,
+    /// How many bytes any one answer may have.
+    largest_answer: u64,
     link: Mutex<Option<Link>>,
     end: Mutex<End>,
 }
@@ -97,13 +107,27 @@ impl Manager {
     /// The manager that listens, or will listen, at `socket`. `hung_up` is called the moment that it hangs up.
     #[must_use]
     pub fn new(socket: PathBuf, hung_up: HangUp) -> Self {
-        Self { socket, hung_up, limit: CALL_LIMIT, link: Mutex::new(None), end: Mutex::default() }
+        Self {
+            socket,
+            hung_up,
+            limit: CALL_LIMIT,
+            largest_answer: u64::MAX,
+            link: Mutex::new(None),
+            end: Mutex::default(),
+        }
     }
 
     /// The same, waiting for each answer for `limit` at most.
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// The same, reading `bytes` of an answer at most: for questions that osqueryd was given by others.
+    #[must_use]
+    pub fn reading(mut self, bytes: u64) -> Self {
+        self.largest_answer = bytes;
         self
     }
 
@@ -278,12 +302,17 @@ impl Manager {
             None => link.insert(self.dial()?),
         };
         connected.deadline.set(Instant::now() + limit);
+        connected.allowance.begin();
+        let allowance = Arc::clone(&connected.allowance);
         call(&mut connected.client).map_err(|source| {
             // What is left of this answer would be taken for the next one's: begin again with a new connection.
             *link = None;
             // Its reader ends silently now.
             (self.hung_up)();
-            ManagerError::Broken { method, source }
+            match allowance.is_spent() {
+                true => ManagerError::TooLarge { method, most: allowance.most },
+                false => ManagerError::Broken { method, source },
+            }
         })
     }
 
@@ -293,7 +322,7 @@ impl Manager {
         if end.closed {
             return Err(unreachable(io::ErrorKind::NotConnected.into()));
         }
-        let link = Link::open(&self.socket, Arc::clone(&self.hung_up)).map_err(unreachable)?;
+        let link = Link::open(&self.socket, Arc::clone(&self.hung_up), self.largest_answer).map_err(unreachable)?;
         end.stream = link.stream.try_clone().ok();
         Ok(link)
     }
@@ -326,6 +355,7 @@ struct Link {
     client: Client,
     stream: UnixStream,
     deadline: Arc<Deadline>,
+    allowance: Arc<Allowance>,
     closing: Arc<AtomicBool>,
     /// osqueryd has hung up.
     has_ended: Arc<AtomicBool>,
@@ -333,17 +363,19 @@ struct Link {
 }
 
 impl Link {
-    fn open(socket: &Path, hung_up: HangUp) -> io::Result<Self> {
+    fn open(socket: &Path, hung_up: HangUp, largest_answer: u64) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_write_timeout(Some(CALL_LIMIT))?;
         let (closing, has_ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let deadline = Arc::new(Deadline::default());
+        let allowance = Arc::new(Allowance { most: largest_answer, read: AtomicU64::new(0) });
         let (chunks, incoming) = mpsc::channel();
         let mut reading = stream.try_clone()?;
         let reader = thread::Builder::new().name("manager".to_owned()).spawn({
             let (closing, has_ended) = (Arc::clone(&closing), Arc::clone(&has_ended));
+            let allowance = Arc::clone(&allowance);
             move || {
-                forward(&mut reading, &chunks);
+                forward(&mut reading, &chunks, &allowance);
                 has_ended.store(true, Ordering::SeqCst);
                 if !closing.load(Ordering::SeqCst) {
                     hung_up();
@@ -355,7 +387,7 @@ impl Link {
         let writing = BufWriter::new(stream.try_clone()?);
         let output: Box<dyn TOutputProtocol + Send> = Box::new(TBinaryOutputProtocol::new(writing, true));
         let client = ExtensionManagerSyncClient::new(input, output);
-        Ok(Self { client, stream, deadline, closing, has_ended, reader: Some(reader) })
+        Ok(Self { client, stream, deadline, allowance, closing, has_ended, reader: Some(reader) })
     }
 }
 
@@ -370,19 +402,37 @@ impl Drop for Link {
     }
 }
 
-/// Hands on what comes until the other side hangs up.
-fn forward(stream: &mut UnixStream, chunks: &Sender<Vec<u8>>) {
+/// Hands on what comes until the other side hangs up, or says too much.
+fn forward(stream: &mut UnixStream, chunks: &Sender<Vec<u8>>, allowance: &Allowance) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         match stream.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => return,
             Ok(count) => {
-                if chunks.send(buffer.get(..count).unwrap_or_default().to_vec()).is_err() {
+                allowance.read.fetch_add(count as u64, Ordering::SeqCst);
+                if allowance.is_spent() || chunks.send(buffer.get(..count).unwrap_or_default().to_vec()).is_err() {
                     return;
                 }
             }
         }
+    }
+}
+
+/// How many bytes the answer to the call in progress may have. They are counted as they come: the reading thread doesn't
+/// wait for the caller.
+struct Allowance {
+    most: u64,
+    read: AtomicU64,
+}
+
+impl Allowance {
+    fn begin(&self) {
+        self.read.store(0, Ordering::SeqCst);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.read.load(Ordering::SeqCst) > self.most
     }
 }
 

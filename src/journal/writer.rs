@@ -19,6 +19,9 @@ use crate::lock::Mutex;
 use crate::spares::Spares;
 use crate::words::counted;
 
+/// So many bytes of records that come one by one are put together for one write, and what the last one has more.
+const AT_ONCE: usize = 1 << 20;
+
 /// What tests want smaller.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tuning {
@@ -131,11 +134,14 @@ impl<W: Weigher> Writer<W> {
         self.append_bytes(bytes);
     }
 
-    /// Keeps records, in order, by one write.
+    /// Keeps records, in order, by as few writes as that takes with [`AT_ONCE`] bytes in memory.
     pub fn append_all<R: AsRef<[u8]>>(&self, records: impl IntoIterator<Item = R>) {
         let mut bytes = self.buffer();
         for record in records {
             push_record(&mut bytes, &[record.as_ref()]);
+            if bytes.len() >= AT_ONCE {
+                self.append_bytes(std::mem::replace(&mut bytes, self.buffer()));
+            }
         }
         if !bytes.is_empty() {
             self.append_bytes(bytes);

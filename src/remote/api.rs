@@ -1,6 +1,5 @@
 //! Bodies and answers of the remote API. Pure: bytes in, bytes or a judgement out.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -232,11 +231,11 @@ pub fn judge(
     endpoint: Endpoint,
     status: u16,
     retry_after: Option<Duration>,
-    body: &[u8],
+    body: impl Into<Vec<u8>>,
 ) -> Result<String, AnswerError> {
     let success = (200..300).contains(&status);
-    let text = text_of(body);
-    let text = text.trim();
+    let whole = text_of(body.into());
+    let text = whole.as_str();
     let depth = depth(text);
     if depth > DEEPEST_ANSWER {
         return Err(if success { AnswerError::TooDeep { depth } } else { refused(status, text, retry_after) });
@@ -256,7 +255,7 @@ pub fn judge(
             Some(message) => Err(AnswerError::Error { status, message, retry_after }),
             None if !success => Err(refused(status, text, retry_after)),
             None if text.is_empty() => Ok("{}".to_owned()),
-            None => Ok(text.to_owned()),
+            None => Ok(whole),
         },
         Err(()) if !success => Err(refused(status, text, retry_after)),
         Err(()) => Err(AnswerError::NotAnObject { beginning: beginning(text, 40).into_owned() }),
@@ -269,13 +268,18 @@ fn refused(status: u16, text: &str, retry_after: Option<Duration>) -> AnswerErro
     AnswerError::Status { status, beginning, retry_after }
 }
 
-/// An answer's text. Of a large one that is none, the beginning, which is no JSON.
-fn text_of(body: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(body) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) if body.len() <= LARGEST_REPAIRED => String::from_utf8_lossy(body),
-        Err(_) => String::from_utf8_lossy(body.get(..LARGEST_REPAIRED).unwrap_or_default()),
-    }
+/// An answer's text, without blanks around it, and without a copy. Of a large one that is none, the beginning, which is no
+/// JSON.
+fn text_of(body: Vec<u8>) -> String {
+    let mut text = String::from_utf8(body).unwrap_or_else(|error| {
+        let mut body = error.into_bytes();
+        body.truncate(LARGEST_REPAIRED);
+        String::from_utf8_lossy(&body).into_owned()
+    });
+    text.truncate(text.trim_end().len());
+    let blanks = text.len() - text.trim_start().len();
+    drop(text.drain(..blanks));
+    text
 }
 
 /// What an enrollment's answer gives.
@@ -357,14 +361,11 @@ pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> R
     let document = match place {
         KeyPlace::Body => answer,
         KeyPlace::Url => {
-            #[derive(Deserialize)]
-            struct Wrapped {
-                config: String,
-            }
-            match serde_json::from_str::<Wrapped>(&answer) {
-                Ok(wrapped) => wrapped.config,
-                Err(_) => return wrong("it has no member \"config\" that is a string (tls_node_api)"),
-            }
+            let Some(config) = wrapped(&answer) else {
+                return wrong("it has no member \"config\" that is a string (tls_node_api)");
+            };
+            drop(answer);
+            config
         }
     };
     match configuration::judge(&document, limits) {
@@ -372,6 +373,16 @@ pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> R
         Ok(outline) if !outline.has_members => wrong("an empty object"),
         Ok(_) => Ok(document),
     }
+}
+
+/// The configuration that stands in an answer as a string.
+fn wrapped(answer: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Wrapped<'a> {
+        #[serde(borrow)]
+        config: &'a RawValue,
+    }
+    members::string(serde_json::from_str::<Wrapped<'_>>(answer).ok()?.config.get(), usize::MAX)
 }
 
 /// How deep the nesting of a JSON text is.
@@ -409,8 +420,17 @@ pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String 
 }
 
 fn log_body(log_type: LogType, lines: &str, key: &str) -> String {
-    let head = format!("{{\"node_key\":{key},\"log_type\":\"{}\",\"data\":[", log_type.as_str());
+    let head = format!("{{\"node_key\":{key},\"log_type\":\"{}\",{LINES_BEGIN}", log_type.as_str());
     [&head, lines, "]}"].concat()
+}
+
+/// Stands between a log request's node key and its lines, and can't be within the key: quotes are escaped there.
+const LINES_BEGIN: &str = "\"data\":[";
+
+/// The length of a request's beginning with the node key in it; without lines, that is all of it.
+#[must_use]
+pub fn head_length(body: &str) -> usize {
+    body.find(LINES_BEGIN).map_or(body.len(), |at| at + LINES_BEGIN.len())
 }
 
 /// How many bytes a log request has apart from its lines and the commas between them, at most: for a node key of

@@ -4,6 +4,8 @@
 //! what is left, parses it by RapidJSON's grammar up to the first NUL, and counts how deep its values stand. Pure. Held
 //! against osqueryd's own verdicts on some hundred texts: tests/corpus/configurations.jsonl.
 
+use std::iter;
+
 use super::api::ConfigLimits;
 
 /// Why osqueryd would not take a text.
@@ -48,10 +50,12 @@ pub struct Outline {
 /// # Errors
 /// It doesn't.
 pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
-    let stripped = stripped(document);
-    if stripped.len() > limits.bytes {
-        return Err(Refused::TooLarge { bytes: stripped.len(), most: limits.bytes });
+    // Measured first: an answer can be much larger than what may be left of it.
+    let bytes = stripped(document).map(str::len).sum();
+    if bytes > limits.bytes {
+        return Err(Refused::TooLarge { bytes, most: limits.bytes });
     }
+    let stripped: String = stripped(document).collect();
     let text = stripped.split('\0').next().unwrap_or_default();
     let mut parser = Parser { text: text.as_bytes(), at: 0, levels: 0, has_members: false };
     parser.document().map_err(|NotJson| Refused::NotJson { at: parser.at })?;
@@ -64,18 +68,48 @@ pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
     Ok(Outline { has_members: parser.has_members })
 }
 
-/// A text as osqueryd parses it: `stripConfigComments`.
-fn stripped(document: &str) -> String {
-    let joined = document.replace("\\\n", "");
+/// A text as osqueryd parses it, in pieces: `stripConfigComments`.
+fn stripped(document: &str) -> impl Iterator<Item = &str> {
     // Empty lines go, those of blanks stay as empty ones.
-    let lines = joined.split('\n').filter(|line| !line.is_empty()).map(trimmed);
-    let lines = lines.filter(|line| !line.starts_with('#') && !line.starts_with("//"));
-    lines.flat_map(|line| [line, "\n"]).collect()
+    let lines = lines(document).filter(|line| !line.split(JOINT).all(str::is_empty)).map(trimmed);
+    lines.filter(|line| !is_comment(line)).flat_map(|line| line.split(JOINT).chain(["\n"]))
 }
 
-/// Without what C's `isspace` knows at both ends.
-fn trimmed(line: &str) -> &str {
-    line.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r'])
+/// What joins two lines.
+const JOINT: &str = "\\\n";
+
+/// Lines as they are joined, with the joints still in them.
+fn lines(document: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(document);
+    iter::from_fn(move || {
+        let text = rest?;
+        let mut ends = memchr::memchr_iter(b'\n', text.as_bytes());
+        let end = ends.find(|&end| !text.get(..end).is_some_and(|line| line.ends_with('\\')));
+        let line = text.get(..end.unwrap_or(text.len()));
+        rest = end.and_then(|end| text.get(end + 1..));
+        line
+    })
+}
+
+fn is_comment(line: &str) -> bool {
+    let mut joined = line.split(JOINT).flat_map(str::chars);
+    match joined.next() {
+        Some('#') => true,
+        Some('/') => joined.next() == Some('/'),
+        _ => false,
+    }
+}
+
+/// Without what C's `isspace` knows at both ends. A line end within a line is a joint's.
+fn trimmed(mut line: &str) -> &str {
+    const BLANKS: [char; 5] = [' ', '\t', '\x0b', '\x0c', '\r'];
+    while let Some(rest) = line.strip_prefix(BLANKS).or_else(|| line.strip_prefix(JOINT)) {
+        line = rest;
+    }
+    while let Some(rest) = line.strip_suffix(JOINT).or_else(|| line.strip_suffix(BLANKS)) {
+        line = rest;
+    }
+    line
 }
 
 /// What RapidJSON passes over between tokens.
@@ -369,6 +403,23 @@ mod tests {
             *if right { &mut taken } else { &mut refused } += 1;
         }
         assert!(taken > 200 && refused > 200, "{taken} taken, {refused} refused");
+    }
+
+    #[test]
+    fn stripping_in_pieces_is_stripping_a_copy() {
+        let at_once = |document: &str| {
+            let joined = document.replace("\\\n", "");
+            let lines = joined.split('\n').filter(|line| !line.is_empty());
+            let lines = lines.map(|line| line.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']));
+            let lines = lines.filter(|line| !line.starts_with('#') && !line.starts_with("//"));
+            lines.flat_map(|line| [line, "\n"]).collect::<String>()
+        };
+        let pieces = ["\\", "\n", "\\\n", " ", "\r", "#", "/", "//", "a", "\u{e9}"];
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..100_000 {
+            let document: String = (0..random.usize(..12)).map(|_| pieces[random.usize(..pieces.len())]).collect();
+            assert_eq!(stripped(&document).collect::<String>(), at_once(&document), "{document:?}");
+        }
     }
 
     #[test]

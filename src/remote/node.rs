@@ -182,8 +182,18 @@ impl Node {
     ) -> Result<T, RemoteError> {
         match self.outages.asked_for(endpoint) {
             Some(left) => Err(RemoteError::Patience { endpoint, left }),
-            None => self.attempts(endpoint, payload, judge, Unwell::AsOften),
+            None => self.send_at_once(endpoint, payload, judge),
         }
+    }
+
+    /// The same, although the server asked to be left alone: somebody waits for what it says now.
+    pub fn send_at_once<T>(
+        &self,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
+    ) -> Result<T, RemoteError> {
+        self.attempts(endpoint, payload, judge, Unwell::AsOften)
     }
 
     fn attempts<T>(
@@ -291,8 +301,8 @@ impl Node {
             .inspect_err(|error| self.requests.note_unsent(endpoint, error))?;
         let send = |encoding| {
             let accepted = Cell::new(false);
-            let judged = |answer: &Answer| {
-                let text = api::judge(endpoint, answer.status, answer.retry_after, &answer.body)?;
+            let judged = |answer: Answer| {
+                let text = api::judge(endpoint, answer.status, answer.retry_after, answer.body)?;
                 accepted.set(true);
                 judge(settings, text)
             };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::api::{self, AnswerError, KeyPlace, Payload};
@@ -20,12 +21,18 @@ use crate::chain::chain;
 use crate::files;
 use crate::logging::{DUMP, DUMPED};
 use crate::members;
-use crate::secret::{MASK, Secret};
+use crate::secret::{MASK, Secret, redact};
 use crate::settings::{SecretSource, SettingError, Settings};
 use crate::shutdown::Shutdown;
 
 /// The longest enroll secret, in bytes of its file.
 const LONGEST_SECRET: u64 = 8 << 10;
+
+/// The longest that it can be as it is written: an escape of JSON has six characters for one.
+const LONGEST_WRITTEN: usize = 6 * LONGEST_SECRET as usize;
+
+/// So many bytes of a body are looked at for a dump: characters have up to four, and what is cut from the end is not shown.
+const MOST_COPIED: usize = 4 * DUMPED + LONGEST_WRITTEN;
 
 /// Why a request had no success.
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +243,8 @@ impl Request {
     pub fn outgoing<'a>(&'a self, encoding: Encoding, user_agent: &'a str) -> Outgoing<'a> {
         let Self { endpoint, method, url, body, node_key, headers } = self;
         let (node_key, largest_answer) = (node_key.as_ref(), endpoint.largest_answer());
-        Outgoing { method: *method, url, body, encoding, user_agent, node_key, headers, largest_answer }
+        let as_is = api::head_length(body);
+        Outgoing { method: *method, url, body, encoding, as_is, user_agent, node_key, headers, largest_answer }
     }
 }
 
@@ -262,16 +270,21 @@ impl Requests {
         settings: &Settings,
         request: &Request,
         encoding: Encoding,
-        judge: impl FnOnce(&Answer) -> Result<T, AnswerError>,
+        judge: impl FnOnce(Answer) -> Result<T, AnswerError>,
     ) -> Result<T, RequestError> {
         let endpoint = request.endpoint;
         let mut measured = Measured::default();
-        dump(settings, "request", endpoint, &request.body);
+        if let Some(dump) = Dump::of(settings, request.body.as_bytes()) {
+            dump.say("request", endpoint);
+        }
         let outcome = match self.send(settings, request, encoding, &mut measured) {
             Ok(answer) => {
-                let judged = judge(&answer);
+                let dump = Dump::of(settings, &answer.body);
+                let judged = judge(answer);
                 // Judged first: from then on a new node key is known to be masked.
-                dump(settings, "answer", endpoint, &String::from_utf8_lossy(&answer.body));
+                if let Some(dump) = dump {
+                    dump.say("answer", endpoint);
+                }
                 judged.map_err(|source| RequestError::Answer { endpoint, url: request.url.to_string(), source })
             }
             Err(source) => Err(RequestError::Transport { endpoint, url: request.url.to_string(), source }),
@@ -354,33 +367,60 @@ pub fn enroll_secret(source: &SecretSource) -> Result<Secret, SecretError> {
 /// `tls_dump` with `verbose`: the beginning of the body, before compression and after decompression, goes to stderr,
 /// masked like everything there. Keys and secrets are masked by their members' names too, however the server escapes
 /// them; in what is no JSON, everything from such a name on.
-fn dump(settings: &Settings, what: &str, endpoint: Endpoint, body: &str) {
-    if !(settings.api.dump && settings.verbose) {
-        return;
-    }
-    let shown = dumped(body, &["node_key", "id", settings.api.secret_name.as_str()]);
-    log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {shown}");
+struct Dump {
+    shown: String,
+    is_cut: bool,
 }
 
-/// The beginning of a body with the values of these members masked. Deeper in an answer `id` is many another thing, a
-/// node key and a secret are themselves.
-fn dumped(body: &str, names: &[&str]) -> String {
-    if api::is_json(body) {
-        return masked_members(body, names);
+impl Dump {
+    /// Of this body, where the settings say so.
+    fn of(settings: &Settings, body: &[u8]) -> Option<Self> {
+        let names = ["node_key", "id", settings.api.secret_name.as_str()];
+        (settings.api.dump && settings.verbose).then(|| Self::showing(body, &names))
     }
-    let first = names.iter().filter_map(|name| body.find(&format!("\"{name}\"")));
-    match first.min().and_then(|at| body.get(..at)) {
+
+    /// Only what may be shown of a body is copied: it can be large.
+    fn showing(body: &[u8], names: &[&str]) -> Self {
+        let beginning = body.get(..MOST_COPIED);
+        let text = String::from_utf8_lossy(beginning.unwrap_or(body));
+        let shown = match serde_json::from_slice::<IgnoredAny>(body) {
+            Ok(_) => masked_members(&text, names),
+            Err(_) => masked_from(&text, names),
+        };
+        Self { shown, is_cut: beginning.is_some() }
+    }
+
+    fn say(self, what: &str, endpoint: Endpoint) {
+        log::debug!(target: DUMP, "tls_dump: {endpoint} {what}: {}", self.text());
+    }
+
+    /// Without the end of what was cut: half a secret is not known for one.
+    fn text(self) -> String {
+        let mut text = redact(&self.shown).into_owned();
+        if self.is_cut {
+            let most = text.len().saturating_sub(LONGEST_WRITTEN);
+            let end = (0..=most).rev().find(|&end| text.is_char_boundary(end));
+            text.truncate(end.unwrap_or_default());
+        }
+        text
+    }
+}
+
+/// What is no JSON, up to the first of these names.
+fn masked_from(text: &str, names: &[&str]) -> String {
+    let first = names.iter().filter_map(|name| text.find(&format!("\"{name}\"")));
+    match first.min().and_then(|at| text.get(..at)) {
         Some(beginning) => format!("{beginning}{MASK}"),
-        None => body.to_owned(),
+        None => text.to_owned(),
     }
 }
 
-/// Reads JSON, which this is, in one go and no further than is shown.
+/// Reads JSON, or its beginning, in one go.
 fn masked_members(json: &str, names: &[&str]) -> String {
     let (mut shown, mut rest, mut depth) = (String::new(), json, 0usize);
     // Of the last member's name: whether its value is to be masked.
     let mut is_key = false;
-    while let Some(first) = rest.chars().next().filter(|_| shown.len() <= 4 * DUMPED) {
+    while let Some(first) = rest.chars().next() {
         let length = if first == '"' { string_length(rest) } else { first.len_utf8() };
         let (piece, behind) = rest.split_at_checked(length).unwrap_or((rest, ""));
         let is_name = first == '"' && behind.trim_start().starts_with(':');
@@ -423,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_dump_shows_no_key_wherever_it_stands() {
-        let shown = |body: &str| dumped(body, &["node_key", "id", "enroll_secret"]);
+        let shown = |body: &str| Dump::showing(body.as_bytes(), &["node_key", "id", "enroll_secret"]).text();
         assert_eq!(shown(r#"{"id":"k","a":[{"id":"row"}]}"#), r#"{"id":"<hidden>","a":[{"id":"row"}]}"#);
         assert_eq!(shown(r#"{"data":[{"node_key":"k"}]}"#), r#"{"data":[{"node_key":"<hidden>"}]}"#);
         assert_eq!(shown(r#"{"node_key":7,"node_invalid":true}"#), r#"{"node_key":7,"node_invalid":true}"#);
@@ -434,6 +474,18 @@ mod tests {
             r#"{"\u006eode_key" : "<hidden>","a":"node_key"}"#
         );
         let long = shown(&format!(r#"{{"a":[{}"x"]}}"#, "1,".repeat(1 << 20)));
-        assert!(long.len() < 1 << 19, "{}", long.len());
+        assert!((4 * DUMPED..MOST_COPIED).contains(&long.len()), "{}", long.len());
+        let long = shown(&format!(r#"{{"a":1,"node_key":"{}"}}"#, "k".repeat(1 << 20)));
+        assert!(r#"{"a":1,"node_key":"<hidden>"#.starts_with(&long), "{long}");
+    }
+
+    #[test]
+    fn a_dump_ends_with_no_half_of_a_secret() {
+        let secret = Secret::new("half-of-this-would-be-shown");
+        let body = secret.expose().repeat(MOST_COPIED / secret.expose().len() + 7);
+        for body in [body.clone(), format!("{{\"a\":\"{body}\"}}")] {
+            let shown = Dump::showing(body.as_bytes(), &[]).text();
+            assert!(!shown.is_empty() && shown.replace(MASK, "").len() < 20, "{shown}");
+        }
     }
 }

@@ -8,9 +8,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use flate2::Compression;
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
+use flate2::write::DeflateEncoder;
+use flate2::{Compression, Crc};
 use ureq::http::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, USER_AGENT,
 };
@@ -159,6 +159,8 @@ pub struct Outgoing<'a> {
     pub body: &'a str,
     /// How the body is sent.
     pub encoding: Encoding,
+    /// So many bytes at its beginning are never compressed: a secret is among them.
+    pub as_is: usize,
     /// The `User-Agent`.
     pub user_agent: &'a str,
     /// For the `Authorization` header.
@@ -238,7 +240,9 @@ impl Transport {
         let body = match (request.method, request.encoding) {
             (Method::Get, _) => Cow::Borrowed(&[][..]),
             (Method::Post, Encoding::Plain) => Cow::Borrowed(request.body.as_bytes()),
-            (Method::Post, Encoding::Gzip) => Cow::Owned(gzip(request.body).map_err(TransportError::Connect)?),
+            (Method::Post, Encoding::Gzip) => {
+                Cow::Owned(gzip(request.body, request.as_is).map_err(TransportError::Connect)?)
+            }
         };
         let mut exchange =
             Exchange { agent: &agent, settings, request, url: request.url.expose().to_owned(), body: &body, until };
@@ -458,10 +462,30 @@ pub fn retry_after(value: &str) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-fn gzip(text: &str) -> io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 8), Compression::fast());
-    encoder.write_all(text.as_bytes())?;
-    encoder.finish()
+/// A member of gzip (RFC 1952) whose first `as_is` bytes are stored as they are. The rest is compressed without looking at
+/// them, so that its size says nothing of them, whatever it is.
+fn gzip(text: &str, as_is: usize) -> io::Result<Vec<u8>> {
+    // Deflate, no flags, no time, fastest, no system named.
+    const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255];
+    let (stored, rest) = text.as_bytes().split_at_checked(as_is).unwrap_or((text.as_bytes(), &[]));
+    let mut member = Vec::with_capacity(HEADER.len() + stored.len() + text.len() / 8);
+    member.extend(HEADER);
+    for block in stored.chunks(usize::from(u16::MAX)) {
+        // Not the last block, and stored; its length, and that inverted (RFC 1951, 3.2.4).
+        let length = u16::try_from(block.len()).unwrap_or_default();
+        member.push(0);
+        member.extend(length.to_le_bytes());
+        member.extend((!length).to_le_bytes());
+        member.extend(block);
+    }
+    let mut encoder = DeflateEncoder::new(member, Compression::fast());
+    encoder.write_all(rest)?;
+    let mut member = encoder.finish()?;
+    let mut sum = Crc::new();
+    sum.update(text.as_bytes());
+    member.extend(sum.sum().to_le_bytes());
+    member.extend(sum.amount().to_le_bytes());
+    Ok(member)
 }
 
 /// Whether the other side is gone, as it is when it closed a connection while it was idle.
@@ -557,6 +581,28 @@ impl fmt::Debug for CountOpened {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_compressed_is_one_member_with_its_beginning_as_it_is() {
+        let lines = "{\"name\":\"a\"},".repeat(20_000);
+        for as_is in [0, 1, 100, 70_000, 200_000, lines.len(), lines.len() + 1] {
+            let packed = gzip(&lines, as_is).unwrap();
+            let mut reader = flate2::bufread::GzDecoder::new(packed.as_slice());
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert!(text == lines && reader.into_inner().is_empty(), "{as_is}");
+            assert!(packed.len() < as_is + 2000, "{as_is}: {}", packed.len());
+        }
+    }
+
+    #[test]
+    fn the_size_says_nothing_of_what_is_stored() {
+        let sizes = ["key-0123456789", "yek-9876543210"].map(|guess| {
+            let head = "{\"node_key\":\"key-0123456789\",\"data\":[";
+            gzip(&format!("{head}\"{guess}\"]}}"), head.len()).unwrap().len()
+        });
+        assert_eq!(sizes[0], sizes[1]);
+    }
 
     #[test]
     fn retry_after_has_two_forms_and_a_cap() {

@@ -15,7 +15,9 @@ use crate::logging::Verbosity;
 use crate::metrics::Metrics;
 use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
-use crate::plugins::logger::{AskToBeWoken, Decorations, Forwarder, Keeping, LastFlush, Logger, Pending};
+use crate::plugins::logger::{
+    AskToBeWoken, Decorations, Forwarder, Keeping, LARGEST_FINDING, LastFlush, Logger, Pending,
+};
 use crate::plugins::tables::{self, CountWritten, Sources, Stream};
 use crate::remote::Node;
 use crate::remote::api::LogType;
@@ -132,7 +134,7 @@ impl Assembly {
         let (results_bell, pending_bell) = (bell(&shutdown), bell(&shutdown));
 
         // A connection of their own: no other call waits for a decorator's query.
-        let querying = Manager::new(manager.socket().to_owned(), Arc::new(|| {}));
+        let querying = Manager::new(manager.socket().to_owned(), Arc::new(|| {})).reading(LARGEST_FINDING);
         let decorations = Decorations::new(querying, directory.join(config::FILE), &shutdown);
         let decorating = Arc::clone(&decorations);
         work.push(("decorations", Box::new(move || decorating.run())));

@@ -427,6 +427,25 @@ fn the_command_refresh_fetches_the_configuration_and_says_what_came_of_it() {
 }
 
 #[test]
+fn the_command_refresh_makes_its_request_although_the_server_asked_to_be_left_alone() {
+    let rig = Setup::new()
+        .server(|server| server.config = schedule(&["old"]))
+        .flag("config_refresh", "3600")
+        .flag("config_tls_max_attempts", "1")
+        .start_daemon();
+    let refresh = || {
+        let command =
+            std::process::Command::new(BINARY).args(["refresh", "--socket"]).arg(rig.osqueryd.socket()).output();
+        command.unwrap().status.code()
+    };
+    rig.server.script(Endpoint::Config, [Answer::empty(503).header("Retry-After", "3600")]);
+    assert_eq!(refresh(), Some(1));
+    rig.server.set_config(schedule(&["old", "new"]));
+    assert_eq!(refresh(), Some(0));
+    assert_eq!(rig.osqueryd.schedule().len(), 2);
+}
+
+#[test]
 fn a_kept_configuration_that_was_tampered_with_is_not_given() {
     let rig = Setup::new().flag("config_tls_max_attempts", "1").start();
     rig.config();

@@ -294,7 +294,9 @@ impl Config {
         let judge = |settings: &Settings, answer| received(settings, answer, self.limits(), condition.as_ref());
         // osqueryd's start waits for its first configuration, an operator for any; at its intervals osqueryd asks again
         // anyway.
-        let answer = if self.is_delivered() && !is_pressing {
+        let answer = if is_pressing {
+            self.node.send_at_once(Endpoint::Config, payload, judge)
+        } else if self.is_delivered() {
             self.node.ask(Endpoint::Config, payload, judge)
         } else {
             self.node.send_with_attempts(Endpoint::Config, payload, judge)

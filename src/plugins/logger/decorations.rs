@@ -15,6 +15,9 @@
 //! * Only a line younger than the end of the last round begins another one. What the queries make osqueryd write is
 //!   older, so a round never begins the next one.
 //! * A decorator that fails is left alone for a time that grows with its failures.
+//!
+//! What is found stands in every line, and a server chooses what is asked for: an answer is read up to [`LARGEST_FINDING`],
+//! and all decorations together have [`MOST_FOUND`] bytes at most. A decorator that would make them more has failed.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -42,6 +45,12 @@ use crate::shutdown::Shutdown;
 
 /// The longest that status lines wait for their decorations. osqueryd's own queries for them take milliseconds.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(1);
+
+/// The largest answer to a decorator's query, in bytes.
+pub const LARGEST_FINDING: u64 = 1 << 20;
+
+/// So many bytes have the names and values of all decorations, at most.
+const MOST_FOUND: usize = 64 << 10;
 
 /// How long a decorator is left alone after its first failure, and at most.
 const PAUSE_STEP: Duration = Duration::from_secs(60);
@@ -168,27 +177,28 @@ impl Decorations {
     }
 
     /// Runs what is due, without the lock. What was found for a configuration that has gone meanwhile is thrown away,
-    /// and the round is still to be made.
+    /// and the round is still to be made. Each
+    /// answer is settled as it comes: a thousand of them would be too much to hold.
     fn round(&self, ticket: Ticket) {
         let began = Instant::now();
         let (configuration, due) = {
             let state = self.state();
             (state.configuration, state.due(began))
         };
-        let mut outcomes = Vec::new();
         for (index, sql) in due {
             let outcome = self.manager.query(&sql);
-            let answered = matches!(outcome, Ok(_) | Err(ManagerError::Refused { .. }));
-            outcomes.push((index, outcome));
+            let answered = matches!(outcome, Ok(_) | Err(ManagerError::Refused { .. } | ManagerError::TooLarge { .. }));
+            let mut state = self.state();
+            if state.configuration != configuration {
+                return;
+            }
+            state.settle(index, outcome);
             if !answered {
                 break;
             }
         }
         let mut state = self.state();
         if state.configuration == configuration {
-            for (index, outcome) in outcomes {
-                state.settle(index, outcome);
-            }
             state.ended = unix_time();
             state.late &= began.elapsed() > ROUND_LIMIT;
             // Under the lock, so that no caller takes this round for a late one meanwhile.
@@ -225,9 +235,15 @@ impl State {
         let Some(decorator) = self.decorators.get_mut(index) else { return };
         match outcome {
             Ok(rows) => {
-                decorator.succeeded();
                 // osqueryd warns of further rows when it runs the decorator itself.
-                if let Some(row) = rows.into_iter().next() {
+                let row = rows.into_iter().next().unwrap_or_default();
+                // Those of a name that is found again are replaced.
+                let others = self.found.iter().filter(|(name, _)| !row.contains_key(*name));
+                if weight(others) + weight(&row) > MOST_FOUND {
+                    return decorator.failed(&TooMuch);
+                }
+                decorator.succeeded();
+                if !row.is_empty() {
                     Arc::make_mut(&mut self.found).extend(row);
                 }
             }
@@ -256,11 +272,20 @@ impl Decorator {
         }
     }
 
-    fn failed(&mut self, error: &ManagerError) {
+    fn failed(&mut self, error: &(dyn std::error::Error + 'static)) {
         self.due = Some(Instant::now() + self.pauses.failed(&mut Chance::new()));
         let failed = self.failures.failed(Level::Warn);
         log::log!(failed.level, "a decorator fails and is tried again later: {}: {}{failed}", chain(error), self.sql);
     }
+}
+
+/// What a decorator found has no room beside what the others did.
+#[derive(Debug, thiserror::Error)]
+#[error("all decorations would be larger than {MOST_FOUND} bytes together")]
+struct TooMuch;
+
+fn weight<'a>(found: impl IntoIterator<Item = (&'a String, &'a String)>) -> usize {
+    found.into_iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// A configuration's decorators, in the order in which they replace each other's findings. Says what can't be used.

@@ -17,7 +17,7 @@ mod window;
 use std::sync::Arc;
 
 pub(crate) use self::bundle::{Batches, Bundler, Room};
-pub use self::decorations::{Decorations, ROUND_LIMIT};
+pub use self::decorations::{Decorations, LARGEST_FINDING, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
 pub use self::keeping::Keeping;
 pub use self::pending::Pending;

@@ -1,5 +1,6 @@
 //! An answer's cost is not its size: bodies that are small on the wire, or in bytes, and grow in the reader's hands.
 
+use serde_json::Value;
 use testkit::server::{Answer, Endpoint};
 
 use super::forget_peak;
@@ -11,8 +12,9 @@ const PEAK: u64 = 64 << 10;
 /// What may be left of that when the answer is dealt with.
 const KEPT: u64 = 24 << 10;
 
-/// Small enough to be read, and enough for what grows.
-const LARGEST: usize = 6 << 20;
+/// The largest answer that is read of configurations and queries, and of the others.
+const LARGEST: usize = 16 << 20;
+const LARGEST_OF_OTHERS: usize = 1 << 20;
 
 /// The largest configuration that the newest osqueryd takes.
 const LARGEST_CONFIGURATION: usize = (4 << 20) - 100;
@@ -28,9 +30,14 @@ fn tree(head: &str, tail: &str, bytes: usize) -> String {
     flood(&format!("{head}["), r#"{"a":1}"#, &format!("]{tail}"), bytes)
 }
 
+/// An object with one string, of so many times `piece` that it has `bytes` bytes at most.
+fn one_string(piece: &str, bytes: usize) -> String {
+    format!("{{\"a\":\"{}\"}}", piece.repeat((bytes - 10) / piece.len()))
+}
+
 /// A host that takes compressed answers and is not enrolled yet; every failure ends the attempt.
-fn host() -> Rig {
-    Setup::new()
+fn host(setup: Setup) -> Rig {
+    setup
         .flag("tls_accept_gzip", "true")
         .flag("tls_enroll_max_attempts", "1")
         .flag("config_tls_max_attempts", "1")
@@ -55,17 +62,30 @@ fn ask(rig: &Rig, endpoint: Endpoint) {
     };
 }
 
-/// Answers `endpoint` once by this body, compressed, and says what it cost the front and the worker.
+/// Answers `endpoint` once by this body, compressed: what it costs the front and the worker has a limit.
 fn is_cheap(endpoint: Endpoint, body: String) {
-    let rig = host();
-    if endpoint != Endpoint::Enroll {
+    are_cheap(Setup::new(), [(endpoint, Answer::status(200, body))]);
+}
+
+/// The same for several endpoints, asked at the same moment.
+fn are_cheap<const N: usize>(setup: Setup, answers: [(Endpoint, Answer); N]) {
+    let rig = host(setup);
+    if answers.iter().all(|(endpoint, _)| *endpoint != Endpoint::Enroll) {
         rig.config();
     }
     let processes = [("front", rig.pid()), ("worker", rig.worker_pid())];
     let idle = processes.map(|(_, process)| memory_of(process, "VmRSS:"));
     processes.iter().for_each(|(_, process)| forget_peak(*process));
-    rig.server.script(endpoint, [Answer::status(200, body).gzip()]);
-    ask(&rig, endpoint);
+    let endpoints = answers.each_ref().map(|(endpoint, _)| *endpoint);
+    for (endpoint, answer) in answers {
+        rig.server.script(endpoint, [answer.gzip()]);
+    }
+    std::thread::scope(|scope| {
+        for endpoint in endpoints {
+            let rig = &rig;
+            scope.spawn(move || ask(rig, endpoint));
+        }
+    });
     assert_eq!(processes[1].1, rig.worker_pid(), "the worker died of it");
     for ((name, process), idle) in processes.into_iter().zip(idle) {
         let peak = memory_of(process, "VmHWM:").saturating_sub(idle);
@@ -89,23 +109,23 @@ macro_rules! cheap {
 }
 
 cheap! {
-    an_error_that_is_a_tree_for_an_enrollment: Enroll, tree(r#"{"error":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_an_enrollment: Enroll, tree(r#"{"error":"#, "}", LARGEST_OF_OTHERS);
     an_error_that_is_a_tree_for_a_configuration: Config, tree(r#"{"error":"#, "}", LARGEST);
-    an_error_that_is_a_tree_for_log_lines: Log, tree(r#"{"error":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_log_lines: Log, tree(r#"{"error":"#, "}", LARGEST_OF_OTHERS);
     an_error_that_is_a_tree_for_queries: DistributedRead, tree(r#"{"error":"#, "}", LARGEST);
-    an_error_that_is_a_tree_for_results: DistributedWrite, tree(r#"{"error":"#, "}", LARGEST);
-    a_node_invalid_that_is_a_tree: Log, tree(r#"{"node_invalid":"#, "}", LARGEST);
+    an_error_that_is_a_tree_for_results: DistributedWrite, tree(r#"{"error":"#, "}", LARGEST_OF_OTHERS);
+    a_node_invalid_that_is_a_tree: Log, tree(r#"{"node_invalid":"#, "}", LARGEST_OF_OTHERS);
     a_status_that_is_a_tree: Config, tree(r#"{"status":"#, "}", LARGEST);
-    a_message_that_is_a_tree: DistributedWrite, tree(r#"{"status":"error","message":"#, "}", LARGEST);
-    a_node_key_that_is_a_tree: Enroll, tree(r#"{"node_key":"#, "}", LARGEST);
-    an_id_that_is_a_tree: Enroll, tree(r#"{"id":"#, "}", LARGEST);
-    a_node_key_of_megabytes: Enroll, format!(r#"{{"node_key":"{}"}}"#, "k".repeat(LARGEST - 100));
+    a_message_that_is_a_tree: DistributedWrite, tree(r#"{"status":"error","message":"#, "}", LARGEST_OF_OTHERS);
+    a_node_key_that_is_a_tree: Enroll, tree(r#"{"node_key":"#, "}", LARGEST_OF_OTHERS);
+    an_id_that_is_a_tree: Enroll, tree(r#"{"id":"#, "}", LARGEST_OF_OTHERS);
+    a_node_key_of_megabytes: Enroll, format!(r#"{{"node_key":"{}"}}"#, "k".repeat(LARGEST_OF_OTHERS - 100));
     an_error_of_escapes: Config, format!(r#"{{"error":"{}"}}"#, "\\u0041".repeat(LARGEST / 6 - 10));
-    an_error_of_backslashes: Log, format!(r#"{{"error":"{}"}}"#, "\\\\".repeat(LARGEST / 2 - 10));
-    an_error_of_brackets: DistributedWrite, format!(r#"{{"error":"{}"}}"#, "[".repeat(LARGEST - 100));
+    an_error_of_backslashes: Log, format!(r#"{{"error":"{}"}}"#, "\\\\".repeat(LARGEST_OF_OTHERS / 2 - 10));
+    an_error_of_brackets: DistributedWrite, format!(r#"{{"error":"{}"}}"#, "[".repeat(LARGEST_OF_OTHERS - 100));
     a_flood_of_members_for_a_configuration: Config, flood("{", r#""":1"#, "}", LARGEST_CONFIGURATION);
     a_flood_of_members_for_queries: DistributedRead, flood("{", r#""":1"#, "}", LARGEST);
-    a_flood_of_members_for_log_lines: Log, flood("{", r#""":1"#, "}", LARGEST);
+    a_flood_of_members_for_log_lines: Log, flood("{", r#""":1"#, "}", LARGEST_OF_OTHERS);
     many_queries: DistributedRead, flood(r#"{"queries":{"#, r#""a":"b""#, "}}", LARGEST);
     a_schedule_that_is_a_tree: Config, tree(r#"{"schedule":"#, "}", LARGEST_CONFIGURATION);
     decorators_that_are_a_tree: Config, tree(r#"{"decorators":"#, "}", LARGEST_CONFIGURATION);
@@ -118,6 +138,61 @@ cheap! {
     an_option_that_is_a_tree: Config, tree(r#"{"options":{"logger_event_type":"#, "}}", LARGEST_CONFIGURATION);
     a_text_that_is_no_json: Config, "x".repeat(LARGEST);
     a_text_of_characters_that_grow_when_escaped: Config, "\u{1}".repeat(LARGEST);
+    a_configuration_that_is_too_large: Config, one_string("x", LARGEST);
+    a_configuration_of_lines_that_are_joined: Config, one_string("x\\\n", LARGEST);
+    a_configuration_of_comments: Config, format!("{}\n{{\"schedule\":{{}}}}", "#".repeat(LARGEST - 100));
+}
+
+#[test]
+fn a_configuration_in_a_string() {
+    let wrapped = Value::String(one_string("x\\\n", LARGEST / 2)).to_string();
+    let body = format!("{{\"config\":{wrapped}}}");
+    are_cheap(Setup::new().flag("tls_node_api", "true"), [(Endpoint::Config, Answer::status(200, body))]);
+    let wrapped = Value::String(one_string("x", LARGEST - 100)).to_string();
+    let body = format!("{{\"config\":{wrapped}}}");
+    are_cheap(Setup::new().flag("tls_node_api", "true"), [(Endpoint::Config, Answer::status(200, body))]);
+}
+
+/// With `tls_dump` and `verbose`, both of which a server can set.
+fn dumping() -> Setup {
+    Setup::new().flag("tls_dump", "true").flag("verbose", "true")
+}
+
+/// Bytes that are no UTF-8, at most.
+fn no_text() -> Answer {
+    Answer::status(200, "\u{ff}".repeat(LARGEST)).latin1()
+}
+
+#[test]
+fn bytes_that_are_no_text() {
+    are_cheap(Setup::new(), [(Endpoint::Config, no_text()), (Endpoint::DistributedRead, no_text())]);
+}
+
+#[test]
+fn bytes_that_are_no_text_and_dumped() {
+    are_cheap(dumping(), [(Endpoint::Config, no_text())]);
+}
+
+#[test]
+fn a_text_that_is_dumped() {
+    for body in ["x".repeat(LARGEST), one_string("x", LARGEST), tree(r#"{"error":"#, "}", LARGEST)] {
+        are_cheap(dumping(), [(Endpoint::Config, Answer::status(200, body))]);
+    }
+}
+
+#[test]
+fn the_largest_answers_of_four_endpoints_at_the_same_moment() {
+    let of = |bytes| Answer::status(200, one_string("x", bytes));
+    let refused = Answer::status(500, one_string("x", LARGEST_OF_OTHERS));
+    are_cheap(
+        dumping(),
+        [
+            (Endpoint::Config, of(LARGEST)),
+            (Endpoint::DistributedRead, of(LARGEST)),
+            (Endpoint::DistributedWrite, of(LARGEST_OF_OTHERS)),
+            (Endpoint::Log, refused),
+        ],
+    );
 }
 
 #[test]

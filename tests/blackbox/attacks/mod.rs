@@ -3,6 +3,8 @@
 
 mod answers;
 mod clients;
+mod compression;
+mod decorations;
 mod keys;
 mod places;
 mod processes;

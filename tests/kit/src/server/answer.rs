@@ -15,6 +15,7 @@ pub struct Answer {
     pub(super) delay: Duration,
     pub(super) ending: Ending,
     pub(super) gzip: bool,
+    pub(super) latin1: bool,
 }
 
 /// What is said.
@@ -155,6 +156,12 @@ impl Answer {
         self
     }
 
+    /// With a body of a byte a character (up to U+00FF), which needs not be UTF-8.
+    pub fn latin1(mut self) -> Answer {
+        self.latin1 = true;
+        self
+    }
+
     /// With a body compressed by gzip.
     pub fn gzip(mut self) -> Answer {
         self.gzip = true;
@@ -162,7 +169,14 @@ impl Answer {
     }
 
     fn new(content: Content) -> Answer {
-        Answer { content, headers: Vec::new(), delay: Duration::ZERO, ending: Ending::AsConfigured, gzip: false }
+        Answer {
+            content,
+            headers: Vec::new(),
+            delay: Duration::ZERO,
+            ending: Ending::AsConfigured,
+            gzip: false,
+            latin1: false,
+        }
     }
 }
 

@@ -16,7 +16,11 @@ pub(super) fn response(answer: Answer, reply: Reply, keep_alive: bool, close: Ar
     let (status, text) = reply;
     let http10 = answer.ending == Ending::Http10;
     let content_type = if let Content::Fixed { content_type, .. } = answer.content { content_type } else { JSON };
-    let pack = |text: String| if answer.gzip { compressed(text.as_bytes()) } else { text.into_bytes() };
+    let encode = |text: String| match answer.latin1 {
+        true => text.chars().map(|character| u8::try_from(character).expect("a character up to U+00FF")).collect(),
+        false => text.into_bytes(),
+    };
+    let pack = |text| if answer.gzip { compressed(&encode(text)) } else { encode(text) };
     let mut declared = None;
     let body = match answer.content {
         Content::Trickle { body, byte_every } => AnswerBody::slow(pack(body), byte_every),
