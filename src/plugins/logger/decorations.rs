@@ -10,7 +10,7 @@
 //! A status call comes from a thread of osqueryd's, and a query can make osqueryd write a status line. Therefore:
 //!
 //! * A thread of its own makes the queries, on a manager connection of its own: nothing but the lines waits for them.
-//! * A call waits at most [`ROUND_LIMIT`] and then takes what was found before. Once one has waited in vain, none
+//! * A call waits at most [`ROUND_LIMIT`] and then takes what is found by then. Once one has waited in vain, none
 //!   waits until a round was in time again.
 //! * Only a line younger than the end of the last round begins another one. What the queries make osqueryd write is
 //!   older, so a round never begins the next one.
