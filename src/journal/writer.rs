@@ -134,7 +134,7 @@ impl<W: Weigher> Writer<W> {
         self.append_bytes(bytes);
     }
 
-    /// Keeps records, in order, by as few writes as that takes with [`AT_ONCE`] bytes in memory.
+    /// Keeps records, in order, by as few writes as that takes with about a megabyte in memory at a time.
     pub fn append_all<R: AsRef<[u8]>>(&self, records: impl IntoIterator<Item = R>) {
         let mut bytes = self.buffer();
         for record in records {

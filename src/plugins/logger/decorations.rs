@@ -177,8 +177,7 @@ impl Decorations {
     }
 
     /// Runs what is due, without the lock. What was found for a configuration that has gone meanwhile is thrown away,
-    /// and the round is still to be made. Each
-    /// answer is settled as it comes: a thousand of them would be too much to hold.
+    /// and the round is still to be made. Each answer is settled as it comes: a thousand of them would be too much to hold.
     fn round(&self, ticket: Ticket) {
         let began = Instant::now();
         let (configuration, due) = {
