@@ -53,12 +53,16 @@ fn number(name: &[u8]) -> Option<u64> {
     is_ours.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).flatten()
 }
 
+/// No segment of ours is larger: its last record can be of a GiB. A file left for us that is one great hole would be read
+/// for minutes.
+pub(super) const LARGEST: u64 = 2 << 30;
+
 /// What stands in a journal's directory.
 #[derive(Default)]
 pub(super) struct Listing {
     /// The segments by number, oldest first.
     pub(super) segments: Vec<u64>,
-    /// Names of a segment that are none: directories, links.
+    /// Names of a segment that are none: directories, links, files that are too large.
     pub(super) foreign: Vec<PathBuf>,
     /// Large records on their way in.
     pub(super) incoming: Vec<PathBuf>,
@@ -79,8 +83,8 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
         let name = entry.file_name();
         if let Some(number) = number(name.as_bytes()) {
             // A file that was removed a moment ago is no file.
-            match entry.file_type() {
-                Ok(kind) if kind.is_file() => listing.segments.push(number),
+            match entry.metadata() {
+                Ok(found) if found.is_file() && found.len() <= LARGEST => listing.segments.push(number),
                 Ok(_) => listing.foreign.push(entry.path()),
                 Err(_) => {}
             }
@@ -99,7 +103,7 @@ pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let listing = list(directory)?;
     for path in listing.foreign {
         // What can't be moved is only in the way when its number comes up.
-        let _ = move_aside(&path, &"it is no regular file");
+        let _ = move_aside(&path, &"it is no regular file, or larger than any segment");
     }
     Ok(listing.segments)
 }

@@ -258,6 +258,8 @@ fn foreign_things_are_moved_aside_and_not_followed() {
     fs::write(&outside, "not ours\n").unwrap();
     fs::create_dir(segments::path(&path, 3)).unwrap();
     symlink(&outside, segments::path(&path, 7)).unwrap();
+    // A hole that takes no room.
+    fs::File::create(segments::path(&path, 9)).unwrap().set_len(segments::LARGEST + 1).unwrap();
     symlink(&outside, path.join("cursor")).unwrap();
     symlink(&outside, path.join("reader.lock")).unwrap();
     fs::create_dir(path.join("writer.lock")).unwrap();
@@ -267,7 +269,7 @@ fn foreign_things_are_moved_aside_and_not_followed() {
     assert!(!rig.writer.waits_for_disk());
     assert_eq!(rig.take_all(), lines(0..2));
     let names = rig.files();
-    let expected = [0, 3, 7].map(|number| format!("{number:016}.ndjson"));
+    let expected = [0, 3, 7, 9].map(|number| format!("{number:016}.ndjson"));
     let expected: Vec<&str> =
         expected.iter().map(String::as_str).chain(["cursor", "reader.lock", "writer.lock"]).collect();
     assert_eq!(moved_aside(&names), expected);
