@@ -53,10 +53,13 @@ fn ask(rig: &Rig, endpoint: Endpoint) {
         Endpoint::DistributedRead => rig.call("distributed", &[("action", "getQueries")]),
         Endpoint::DistributedWrite => rig.call("distributed", &[("action", "writeResults"), ("results", "{}")]),
         Endpoint::Log | Endpoint::Other => {
-            rig.log(&line(0));
-            // The second request begins when the first one's answer was dealt with.
-            rig.server
-                .wait("two log requests", LIMIT, |server| (server.requests_to(Endpoint::Log).len() > 1).then_some(()));
+            // The second request begins when the first one's answer was dealt with: as a failure, or as a success.
+            for request in 0..2 {
+                rig.log(&line(request));
+                rig.server.wait("a log request", LIMIT, |server| {
+                    (server.requests_to(Endpoint::Log).len() as u64 > request).then_some(())
+                });
+            }
             return;
         }
     };
