@@ -40,7 +40,9 @@ pub(super) fn osqueryd_options(
     fs::copy(&plan.extension, file("remote_tls.ext"))?;
     fs::write(file("ca.pem"), default_authority().cert_pem())?;
     fs::write(file("secret"), SECRET)?;
-    fs::write(file("remote_tls.flags"), format!("--request_timeout={}\n", seconds(2, 10)))?;
+    // A fleet's hosts would take up to ten minutes to enroll again, longer than a short soak.
+    let own_flags = format!("--request_timeout={}\n--reenroll_within={}\n", seconds(2, 10), seconds(1, 5));
+    fs::write(file("remote_tls.flags"), own_flags)?;
     let mut options = osqueryd::Options::new(&directory).extension(&file("remote_tls.ext"));
     options.status_relay = true;
     options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), file("remote_tls.flags").display().to_string()));
