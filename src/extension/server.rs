@@ -50,7 +50,7 @@ const FEW_SILENT: usize = 16;
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The same when all threads are taken: others wait.
-const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(1);
+const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Between two looks for connections to end then.
 const CROWDED_PAUSE: Duration = Duration::from_millis(100);

@@ -714,7 +714,7 @@ const DAMAGES: &[Damage] = &[
     Damage {
         what: "a directory with a segment's name",
         make: |journal| fs::create_dir_all(journal.join("0000000000000002.ndjson/with/content")).unwrap(),
-        said: "0000000000000002.ndjson can't be used (it is no regular file)",
+        said: "0000000000000002.ndjson can't be used (it is no regular file, or larger than any segment)",
         aside: &[],
         delivered: &[0, 1, 2, 3, 4],
     },

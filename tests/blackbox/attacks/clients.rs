@@ -76,15 +76,17 @@ fn calls_that_wait_for_the_server_hold_up_no_line() {
     let rig = Setup::new().own_flag("--request_timeout=10").start();
     rig.config();
     rig.server.always(Endpoint::DistributedRead, Some(Answer::hang()));
-    let are_waiting = AtomicUsize::new(0);
+    let answered = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..100 {
             scope.spawn(|| {
-                are_waiting.fetch_add(1, Ordering::SeqCst);
-                rig.call("distributed", &[("action", "getQueries")])
+                // On a busy machine one may come too late to say its first word.
+                drop(rig.osqueryd.call("distributed", "remote_tls", &[("action", b"getQueries")]));
+                answered.fetch_add(1, Ordering::SeqCst);
             });
         }
-        rig.server.wait("all of them", LIMIT, |_| (are_waiting.load(Ordering::SeqCst) == 100).then_some(()));
+        // Those that are too many are told so, and the others wait.
+        rig.server.wait("answers", LIMIT, |_| (answered.load(Ordering::SeqCst) >= 60).then_some(()));
         for n in 0..5 {
             let began = Instant::now();
             rig.log(&line(n));
