@@ -72,7 +72,7 @@ fn the_worker_is_a_process_that_is_a_zombie_until_it_is_waited_for() {
     let row = daemon.query("select pid, watcher from osquery_info").unwrap().remove(0);
     assert_eq!((&row["pid"], &row["watcher"]), (&pid.to_string(), &std::process::id().to_string()));
     daemon.kill_worker();
-    assert_eq!(state(pid), Some('Z'));
+    daemon.wait("a zombie", LIMIT, || (state(pid) == Some('Z')).then_some(()));
     daemon.start_worker().unwrap();
     assert_eq!(state(pid), None);
     assert_ne!(daemon.worker_pid(), pid);
