@@ -12,6 +12,7 @@ use super::endpoint::Endpoint;
 use super::node_key;
 use crate::members;
 use crate::secret::Secret;
+use crate::settings::Settings;
 use crate::shown::beginning;
 
 /// The two kinds of log requests.
@@ -35,7 +36,7 @@ impl LogType {
 }
 
 /// What a request carries, apart from the node key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Payload<'a> {
     /// Nothing else.
     None,
@@ -43,6 +44,8 @@ pub enum Payload<'a> {
     Object(&'a str),
     /// Log lines, JSON values with commas between them.
     Lines(LogType, &'a str),
+    /// A JSON object, or nothing else, by the settings that the request is made with.
+    Made(&'a dyn Fn(&Settings) -> Option<String>),
 }
 
 /// Where the node key goes.
@@ -411,8 +414,8 @@ fn depth(text: &str) -> usize {
 pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String {
     let key = || Value::from(node_key.expose()).to_string();
     match (payload, place) {
-        (Payload::None, KeyPlace::Body) => format!("{{\"node_key\":{}}}", key()),
-        (Payload::None, KeyPlace::Url) => "{}".to_owned(),
+        (Payload::None | Payload::Made(_), KeyPlace::Body) => format!("{{\"node_key\":{}}}", key()),
+        (Payload::None | Payload::Made(_), KeyPlace::Url) => "{}".to_owned(),
         (Payload::Object(object), KeyPlace::Url) => object.to_owned(),
         (Payload::Object(object), KeyPlace::Body) => with_member(object, "node_key", &key()),
         (Payload::Lines(log_type, lines), _) => log_body(log_type, lines, &key()),

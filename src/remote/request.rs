@@ -211,6 +211,8 @@ impl Request {
         };
         let key_in_url = (place == KeyPlace::Url).then_some(key);
         let url = url(settings, endpoint, key_in_url, url_secret(settings)?.as_ref())?;
+        let made = if let Payload::Made(make) = payload { make(settings) } else { None };
+        let payload = made.as_deref().map_or(payload, Payload::Object);
         let (body, headers) = (api::body(payload, key, place), Headers::of(settings)?);
         Ok(Self { endpoint, method, url, body, node_key: Some(key.clone()), headers })
     }

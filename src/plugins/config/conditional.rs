@@ -32,52 +32,43 @@ pub(super) struct Received {
     pub(super) document: Arc<str>,
     /// The URL that it was asked for at.
     pub(super) from: String,
+    etag: Option<String>,
 }
 
-/// What a request says of the configuration that this host has.
-pub(super) struct Condition {
-    /// The one that the etag is of.
-    named: Option<Received>,
-    etag: String,
-}
-
-impl Condition {
-    /// That of a request to the server of these settings; `None` where none is to be made. The GET of `tls_node_api` has
-    /// no body to hold it.
-    pub(super) fn new(settings: &Settings, known: Option<&Received>) -> Option<Self> {
-        if !settings.config_etag || key_place(settings) != api::KeyPlace::Body {
-            return None;
-        }
-        let here = url(settings);
-        let named = known.filter(|known| known.from == here);
-        let etag = named.and_then(|known| etag_of(&known.document)).filter(|etag| etag != UNCHANGED);
-        Some(Self { named: named.filter(|_| etag.is_some()).cloned(), etag: etag.unwrap_or_default() })
+impl Received {
+    /// This document from this URL.
+    pub(super) fn new(document: String, from: String) -> Self {
+        let etag = etag_of(&document).filter(|etag| etag != UNCHANGED);
+        Self { document: document.into(), from, etag }
     }
 
-    /// The request's body, without the node key.
-    pub(super) fn body(&self) -> String {
-        serde_json::json!({ ETAG: self.etag }).to_string()
+    /// Whether its etag means something to the server of these settings.
+    fn is_of(&self, settings: &Settings) -> bool {
+        self.etag.is_some() && self.from == url(settings)
     }
 }
 
-/// The configuration that an answer gives, or stands for.
+/// A request's body without the node key: the etag of the configuration that this host has. `None` where the server is not
+/// to be told: the GET of `tls_node_api` has no body to hold it.
+pub(super) fn condition(settings: &Settings, known: Option<&Received>) -> Option<String> {
+    let is_told = settings.config_etag && key_place(settings) == api::KeyPlace::Body;
+    let etag = known.filter(|known| known.is_of(settings)).and_then(|known| known.etag.as_deref());
+    is_told.then(|| serde_json::json!({ ETAG: etag.unwrap_or_default() }).to_string())
+}
+
+/// The configuration that an answer gives, or stands for. `settings` and `known` are those of the request.
 pub(super) fn received(
     settings: &Settings,
     answer: String,
     limits: ConfigLimits,
-    condition: Option<&Condition>,
+    known: Option<&Received>,
 ) -> Result<Received, AnswerError> {
-    let from = url(settings);
-    if let Some(condition) = condition
-        && says_unchanged(&answer)
-    {
-        // The flags may have changed between two attempts.
-        let named = condition.named.as_ref().filter(|named| named.from == from);
+    if condition(settings, known).is_some() && says_unchanged(&answer) {
+        let named = known.filter(|known| known.is_of(settings));
         let reason = "it says that nothing has changed, to a request that named no configuration";
         return named.cloned().ok_or_else(|| AnswerError::NotAConfiguration(reason.to_owned()));
     }
-    let document = api::configuration(answer, key_place(settings), limits)?;
-    Ok(Received { document: document.into(), from })
+    Ok(Received::new(api::configuration(answer, key_place(settings), limits)?, url(settings)))
 }
 
 /// Where these settings have the configuration asked for, without a secret.

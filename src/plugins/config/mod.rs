@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 pub use self::active_plugins::ActivePlugins;
-use self::conditional::{Condition, Received, received};
+use self::conditional::{Received, condition, received};
 use self::kept::Kept;
 pub use self::kept::{FILE, kept};
 pub use self::operator::arguments_of;
@@ -288,10 +288,9 @@ impl Config {
         let is_pressing = std::mem::take(&mut self.state().is_pressing);
         // An operator's is the way out where a server's etags are wrong.
         let known = if is_pressing { None } else { last.clone().or_else(|| self.kept_received()) };
-        let condition = Condition::new(&self.node.flags.fresh(), known.as_ref());
-        let body = condition.as_ref().map(Condition::body);
-        let payload = body.as_deref().map_or(Payload::None, Payload::Object);
-        let judge = |settings: &Settings, answer| received(settings, answer, self.limits(), condition.as_ref());
+        let condition = |settings: &Settings| condition(settings, known.as_ref());
+        let payload = Payload::Made(&condition);
+        let judge = |settings: &Settings, answer| received(settings, answer, self.limits(), known.as_ref());
         // osqueryd's start waits for its first configuration, an operator for any; at its intervals osqueryd asks again
         // anyway.
         let answer = if is_pressing {
@@ -334,7 +333,7 @@ impl Config {
     /// The same, where it is known where it came from.
     fn kept_received(&self) -> Option<Received> {
         let from = self.kept.origin()?;
-        Some(Received { document: self.kept_configuration()?.into(), from })
+        Some(Received::new(self.kept_configuration()?, from))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
