@@ -2,7 +2,7 @@
 //! followed to where another user has put it.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -79,6 +79,35 @@ pub fn open_unfollowed(path: &Path, options: &OpenOptions) -> io::Result<File> {
     open(path, options, OFlags::NOFOLLOW)
 }
 
+/// Writes a file of ours, all or nothing: aside first, then renamed. `finish` is what is done to it before that.
+///
+/// # Errors
+/// It can't be written or renamed; the file is as it was then.
+pub fn replace(
+    path: &Path,
+    aside: &Path,
+    bytes: &[u8],
+    finish: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    // A new one: what was left there, or put there, is not written into.
+    remove(aside)?;
+    let mut file = open_ours(aside, OpenOptions::new().create_new(true).write(true))?;
+    file.write_all(bytes)?;
+    finish(&file)?;
+    fs::rename(aside, path)
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// It is there and can't be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// A pipe without a writer must be an error, and not a wait.
 fn open(path: &Path, options: &OpenOptions, flags: OFlags) -> io::Result<File> {
     let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).unwrap_or_default();
@@ -110,8 +139,8 @@ pub fn trust_in(directory: &Path) -> io::Result<()> {
 /// another one in its place. `None` when it can be trusted, and when it isn't there and the one above it can.
 ///
 /// The directory itself must be ours, and writable for us alone; those above it must be ours or root's, and others may not
-/// write them, root's group and ours apart, unless only owners can rename there (the sticky bit). A link counts as the directory that it
-/// stands in: who may write that decides where it leads.
+/// write them, root's group and ours apart, unless only owners can rename there (the sticky bit). A link counts as the
+/// directory that it stands in: who may write that decides where it leads.
 #[must_use]
 pub fn distrust(directory: &Path) -> Option<String> {
     distrust_as(directory, itself)

@@ -1,10 +1,8 @@
 //! `osquery-remote-tls buffer`: the lines that wait for the server. They are read as they lie on the disk; only the running
 //! extension, which reads them too, throws any away.
 
-use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
@@ -12,8 +10,7 @@ use serde_json::json;
 
 use super::arguments::{BufferCommand, DiscardFlags, ExportFlags, ListFlags, ShowFlags, Stream};
 use super::table::{self, Align};
-use super::{fail, know_secrets, manager, print, subject, unmasked};
-use crate::chain::chain;
+use super::{ask_for_count, fail, know_secrets, manager, new_file, print, subject, unmasked, unreadable};
 use crate::doctor::subject::Subject;
 use crate::journal::inspect::{self, Look};
 use crate::line_count::LineCounter;
@@ -91,7 +88,7 @@ fn show(flags: &ShowFlags) -> ExitCode {
     };
     match inspect::waiting::<LineCounter>(&place(&subject, flags.stream), &mut take) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(unreadable(&subject, flags.stream, &error)),
+        Err(error) => fail(unreadable(place(&subject, flags.stream).display(), &error)),
     }
 }
 
@@ -100,7 +97,7 @@ fn export(flags: &ExportFlags) -> ExitCode {
     let mut out: Box<dyn Write> = match &flags.file {
         Some(path) => match new_file(path) {
             Ok(file) => Box::new(file),
-            Err(error) => return fail(format!("{} can't be made: {error}", path.display())),
+            Err(error) => return fail(error),
         },
         // They could move its cursor, and worse.
         None if io::stdout().is_terminal() => {
@@ -119,23 +116,14 @@ fn export(flags: &ExportFlags) -> ExitCode {
             Some(path) => print(&format!("{} written to {}\n", counted(bytes, "byte"), path.display())),
             None => ExitCode::SUCCESS,
         },
-        Err(error) => fail(unreadable(&subject, flags.stream, &error)),
+        Err(error) => fail(unreadable(place(&subject, flags.stream).display(), &error)),
     }
-}
-
-/// What lines hold is nobody else's business, and no file is overwritten.
-fn new_file(path: &Path) -> io::Result<std::fs::File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn discard(flags: &DiscardFlags) -> ExitCode {
     let subject = subject(&flags.target);
-    let discard = || {
-        let asked = manager(&subject)?.ask_logger(&[("action", "discard"), ("stream", &name(flags.stream))]);
-        let lines = asked.map_err(|error| chain(&error).to_string())?;
-        Ok::<u64, String>(lines.parse().unwrap_or(0))
-    };
-    match discard() {
+    let request = [("action", "discard"), ("stream", &*name(flags.stream))];
+    match manager(&subject).and_then(|manager| ask_for_count(manager, &request)) {
         Ok(lines) => print(&format!("{} discarded\n", counted(lines, "line"))),
         Err(error) => fail(error),
     }
@@ -147,9 +135,4 @@ fn name(stream: Stream) -> String {
 
 fn place(subject: &Subject, stream: Stream) -> PathBuf {
     subject.settings.buffer_path.join(name(stream))
-}
-
-fn unreadable(subject: &Subject, stream: Stream, error: &io::Error) -> String {
-    let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; run it as root" } else { "" };
-    format!("{} can't be read: {error}{remedy}", place(subject, stream).display())
 }

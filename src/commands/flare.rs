@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::arguments::{FlareFlags, Target};
 use super::status::{self, host};
 use super::table::{self, Align};
-use super::{doctor_flags, fail, know_secrets, note, print, subject};
+use super::{doctor_flags, fail, know_secrets, new_file, note, print, subject};
 use crate::chain::chain;
 use crate::clock::unix_time;
 use crate::doctor::subject::Subject;
@@ -47,9 +47,9 @@ pub fn run(flags: &FlareFlags) -> ExitCode {
     let name = format!("osquery-remote-tls-flare-{}-{}", plain(&host()), unix_time());
     let path = flags.output.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
     // Before the doctor takes its time.
-    let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+    let file = match new_file(&path) {
         Ok(file) => file,
-        Err(error) => return fail(format!("{} can't be made: {error}", path.display())),
+        Err(error) => return fail(error),
     };
     note("the doctor looks at this host, which takes up to 20 s");
     let parts = parts(&flags.target);

@@ -9,10 +9,9 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::arguments::{LoggerCommand, TestFlags};
-use super::{fail, manager, print, subject};
-use crate::chain::chain;
+use super::{ask, fail, manager, print, running, subject};
 use crate::clock::{calendar_time, unix_time};
-use crate::doctor::subject::{Running, Subject};
+use crate::doctor::subject::Subject;
 use crate::doctor::told::{Told, Waiting};
 use crate::extension::manager::Manager;
 use crate::remote::Endpoint;
@@ -55,7 +54,7 @@ fn test(subject: &Subject, flags: &TestFlags, began: Instant) -> Result<String, 
     let before = subject.told.as_ref().map_err(Clone::clone)?;
     let message = format!("osquery-remote-tls logger test {:08x}", fastrand::u32(..));
     let call = [("status", "true"), ("log", &*status_line(before, &message))];
-    manager.ask_logger(&call).map_err(|error| chain(&error).to_string())?;
+    ask(manager, &call)?;
     let mut journey = Journey { before: statuses(before), end: None };
     loop {
         let told = told(subject)?;
@@ -81,7 +80,7 @@ fn status_line(told: &Told, message: &str) -> String {
 }
 
 fn told(subject: &Subject) -> Result<Told, String> {
-    subject.running.as_ref().map_err(|error| chain(error).to_string()).and_then(Running::told)
+    running(subject)?.told()
 }
 
 fn statuses(told: &Told) -> Waiting {

@@ -14,13 +14,16 @@ pub mod status;
 mod table;
 
 use std::fmt::Display;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use self::arguments::Target;
 use crate::chain::chain;
 use crate::cli::DoctorFlags;
-use crate::doctor::subject::Subject;
+use crate::doctor::subject::{Running, Subject};
 use crate::extension::manager::Manager;
 use crate::remote::{enroll_secret, stored_key};
 use crate::secret::redact;
@@ -86,9 +89,36 @@ fn note(message: impl Display) {
     let _ = writeln!(io::stderr(), "{}", one_line(&redact(&message.to_string())));
 }
 
+/// The osqueryd that runs.
+fn running(subject: &Subject) -> Result<&Running, String> {
+    subject.running.as_ref().map_err(|error| chain(error).to_string())
+}
+
+/// Has the extension's logger do something: what it answers.
+fn ask(manager: &Manager, request: &[(&str, &str)]) -> Result<String, String> {
+    manager.ask_logger(request).map_err(|error| chain(&error).to_string())
+}
+
+/// The same where it answers how many lines it was.
+fn ask_for_count(manager: &Manager, request: &[(&str, &str)]) -> Result<u64, String> {
+    Ok(ask(manager, request)?.parse().unwrap_or(0))
+}
+
+/// Says that something of the buffers can't be read, and what to do.
+fn unreadable(what: impl Display, error: &io::Error) -> String {
+    let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; run it as root" } else { "" };
+    format!("{what} can't be read: {error}{remedy}")
+}
+
+/// A file for what is nobody else's business: no file is overwritten.
+fn new_file(path: &Path) -> Result<File, String> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.map_err(|error| format!("{} can't be made: {error}", path.display()))
+}
+
 /// osqueryd's manager, where the extension that is to act is there.
 fn manager(subject: &Subject) -> Result<&Manager, String> {
-    let running = subject.running.as_ref().map_err(|error| chain(error).to_string())?;
+    let running = running(subject)?;
     match &running.extension {
         Ok(Some(_)) => Ok(&running.manager),
         Ok(None) => Err("osqueryd runs without the extension, which has to do this".to_owned()),

@@ -9,8 +9,7 @@ use serde_json::json;
 use super::arguments::{ListFlags, RejectedCommand, TheseFlags};
 use super::status::ago;
 use super::table::{self, Align};
-use super::{fail, know_secrets, manager, note, print, subject, unmasked};
-use crate::chain::chain;
+use super::{ask, ask_for_count, fail, know_secrets, manager, note, print, subject, unmasked, unreadable};
 use crate::doctor::subject::Subject;
 use crate::extension::manager::Manager;
 use crate::journal::inspect::{self, RejectedLine};
@@ -152,10 +151,10 @@ fn retake(manager: &Manager, line: &RejectedLine) -> Result<(), String> {
     }
     let asked = match line.stream.as_str() {
         // The front takes them, as it takes osqueryd's.
-        "results" => manager.ask_logger(&[("string", &line.beginning)]),
-        stream => manager.ask_logger(&[("action", "retake"), ("stream", stream), ("line", &line.beginning)]),
+        "results" => ask(manager, &[("string", &line.beginning)]),
+        stream => ask(manager, &[("action", "retake"), ("stream", stream), ("line", &line.beginning)]),
     };
-    asked.map(drop).map_err(|error| chain(&error).to_string())
+    asked.map(drop)
 }
 
 /// Has these forgotten: how many it were.
@@ -164,8 +163,7 @@ fn forget_these(manager: &Manager, names: Vec<String>) -> Result<u64, String> {
 }
 
 fn forget(manager: &Manager, names: &str) -> Result<u64, String> {
-    let lines = manager.ask_logger(&[("action", "forget"), ("ids", names)]);
-    Ok(lines.map_err(|error| chain(&error).to_string())?.parse().unwrap_or(0))
+    ask_for_count(manager, &[("action", "forget"), ("ids", names)])
 }
 
 /// The lines that are meant, whole; each name must be there.
@@ -180,9 +178,6 @@ fn chosen(subject: &Subject, flags: &TheseFlags) -> Result<Vec<RejectedLine>, St
 
 fn read(subject: &Subject, most: usize, characters: usize) -> Result<Vec<RejectedLine>, String> {
     let directory = &subject.settings.buffer_path;
-    let unreadable = |error: io::Error| {
-        let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; run it as root" } else { "" };
-        format!("the lines that were set aside in {} can't be read: {error}{remedy}", directory.display())
-    };
-    inspect::rejected(directory, most, characters).map_err(unreadable)
+    let what = format!("the lines that were set aside in {}", directory.display());
+    inspect::rejected(directory, most, characters).map_err(|error| unreadable(what, &error))
 }

@@ -14,6 +14,7 @@ use std::thread;
 use rustix::fs::Mode;
 use rustix::process::umask;
 
+use crate::files::remove;
 use crate::lock::Mutex;
 use crate::platform::{NameWatch, Process, go_first};
 
@@ -45,7 +46,7 @@ impl Socket {
         let directory = manager.parent().unwrap_or(Path::new("/"));
         remove_abandoned(directory);
         let private = directory.join(format!("{PRIVATE}{}", std::process::id()));
-        remove_if_there(&private)?;
+        remove(&private)?;
         Ok(Self::adopt(manager, private.clone(), bind_private(&private)?))
     }
 
@@ -67,15 +68,15 @@ impl Socket {
         let path = shown_path(&self.manager, uuid);
         let mut shown = self.shown.lock();
         if let Some(before) = shown.take().filter(|before| before.path != path) {
-            let _ = remove_if_there(&before.path);
+            let _ = remove(&before.path);
         }
         if !self.is_named(&path) {
             let aside = with_suffix(&self.private, ".link");
-            remove_if_there(&aside)?;
+            remove(&aside)?;
             fs::hard_link(&self.private, &aside)?;
             fs::rename(&aside, &path)?;
             // rename(2) does nothing where both names are the same file.
-            remove_if_there(&aside)?;
+            remove(&aside)?;
         }
         *shown = Some(Shown { path, osqueryd });
         Ok(())
@@ -91,7 +92,7 @@ impl Socket {
         }
         let is_needed = osqueryd.as_ref().is_none_or(|process| process.is_alive());
         if !is_needed {
-            let _ = remove_if_there(path);
+            let _ = remove(path);
             // This removal is seen by the watch, too, which must not put the name back and remove it for ever.
             *shown = None;
         }
@@ -101,7 +102,7 @@ impl Socket {
     /// Gives up the name by which osqueryd calls.
     pub fn hide(&self) {
         if let Some(shown) = self.shown.lock().take() {
-            let _ = remove_if_there(&shown.path);
+            let _ = remove(&shown.path);
         }
     }
 
@@ -160,7 +161,7 @@ impl Socket {
     /// Removes all names: no process can connect any more.
     pub fn remove(&self) {
         self.hide();
-        let _ = remove_if_there(&self.private);
+        let _ = remove(&self.private);
     }
 }
 
@@ -212,13 +213,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -42,9 +42,9 @@
 //!   last moments. Nothing of that stops writer or reader: a half record is cut off, garbage is handed out, a cursor that
 //!   points beyond the end goes back. A writer that finds the cursor beyond what is there begins a new segment, so that
 //!   new records never lie before an old cursor.
-//! * **Foreign things**: what has a name of ours and is no regular file, larger than any of ours, or may not be read, is moved aside (to
-//!   `NAME.damaged-UNIXTIME`, of which the newest 16 are kept), and said. Nothing is followed through a symbolic link but
-//!   the directory itself.
+//! * **Foreign things**: what has a name of ours and is no regular file, larger than any of ours, or may not be read, is
+//!   moved aside (to `NAME.damaged-UNIXTIME`, of which the newest 16 are kept), and said. Nothing is followed through a
+//!   symbolic link but the directory itself.
 //! * **A directory that another user could change** (its mode, its owner, a directory above it) is not used: lines wait in
 //!   memory as if the disk refused them.
 //! * A disk that can't be read is waited for. Meanwhile what waits in memory is handed out.

@@ -183,11 +183,8 @@ pub(super) fn unix_time() -> u64 {
 
 /// Removes files: what can't be removed now is removed another time.
 pub(super) fn remove(path: &Path) {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log::debug!("{} can't be removed: {error}", path.display());
-        }
-        _ => {}
+    if let Err(error) = crate::files::remove(path) {
+        log::debug!("{} can't be removed: {error}", path.display());
     }
 }
 

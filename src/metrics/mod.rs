@@ -5,8 +5,8 @@
 
 mod exposition;
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::fs::{File, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -224,7 +224,7 @@ fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// All or nothing: written aside, then renamed. The collector looks at names that end in `.prom`.
+/// The collector looks at names that end in `.prom`.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let Some(directory) = path.parent().filter(|_| path.is_absolute()) else {
         return Err(io::Error::other("a path that begins with / is needed"));
@@ -232,14 +232,6 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     files::trust_in(directory)?;
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
-    let aside = PathBuf::from(aside);
-    // A new one: what was left there, or put there, is not written into.
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = files::open_ours(&aside, OpenOptions::new().create_new(true).write(true))?;
-    file.write_all(text.as_bytes())?;
-    file.set_permissions(Permissions::from_mode(MODE))?;
-    fs::rename(&aside, path)
+    let readable = |file: &File| file.set_permissions(Permissions::from_mode(MODE));
+    files::replace(path, Path::new(&aside), text.as_bytes(), readable)
 }

@@ -20,6 +20,7 @@ use crate::control::{Attached, Receiver};
 use crate::extension::server::Server;
 use crate::extension::service::Service;
 use crate::extension::socket::Socket;
+use crate::files;
 use crate::front::intake::Intake;
 use crate::front::relay::{Elsewhere, Unanswered};
 use crate::front::succession::{Estate, Knock, door, hand_over};
@@ -73,10 +74,7 @@ struct Door {
 impl Door {
     fn open(manager: &Path) -> io::Result<Self> {
         let path = door(manager);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        files::remove(&path)?;
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         Ok(Self { path, listener })

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup};
+use crate::rig::{LIMIT, Rig, Setup};
 
 #[test]
 fn the_configuration_is_handed_on_as_it_came() {
@@ -395,29 +395,25 @@ fn sighup_fetches_the_configuration_and_pushes_it() {
     rig.osqueryd.wait("the new schedule", LIMIT, || (rig.osqueryd.schedule().len() == 2).then_some(()));
 }
 
-#[test]
-fn the_command_refresh_fetches_the_configuration_and_says_what_came_of_it() {
-    let rig = Setup::new()
+/// One that asks the server only when it must, and has a schedule.
+fn daemon_that_asks_once() -> Rig {
+    Setup::new()
         .server(|server| server.config = schedule(&["old"]))
         .flag("config_refresh", "3600")
         .flag("config_tls_max_attempts", "1")
-        .start_daemon();
-    let refresh = || {
-        let output = std::process::Command::new(BINARY)
-            .args(["refresh", "--socket"])
-            .arg(rig.osqueryd.socket())
-            .output()
-            .unwrap();
-        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        (output.status.code(), said)
-    };
+        .start_daemon()
+}
+
+#[test]
+fn the_command_refresh_fetches_the_configuration_and_says_what_came_of_it() {
+    let rig = daemon_that_asks_once();
     rig.server.set_config(schedule(&["old", "new"]));
     let done = "osqueryd has the configuration that the server gives now\n";
-    assert_eq!(refresh(), (Some(0), done.to_owned()));
+    assert_eq!(rig.refresh(), (Some(0), done.to_owned()));
     assert_eq!(rig.osqueryd.schedule().len(), 2);
-    assert_eq!(refresh(), (Some(0), done.to_owned()), "the same again");
+    assert_eq!(rig.refresh(), (Some(0), done.to_owned()), "the same again");
     rig.server.always(Endpoint::Config, Some(Answer::html(502)));
-    let (code, said) = refresh();
+    let (code, said) = rig.refresh();
     assert_eq!(code, Some(1));
     assert!(said.contains("502") && said.contains("the extension goes on asking"), "{said}");
     assert_eq!(rig.osqueryd.schedule().len(), 2);
@@ -428,20 +424,11 @@ fn the_command_refresh_fetches_the_configuration_and_says_what_came_of_it() {
 
 #[test]
 fn the_command_refresh_makes_its_request_although_the_server_asked_to_be_left_alone() {
-    let rig = Setup::new()
-        .server(|server| server.config = schedule(&["old"]))
-        .flag("config_refresh", "3600")
-        .flag("config_tls_max_attempts", "1")
-        .start_daemon();
-    let refresh = || {
-        let command =
-            std::process::Command::new(BINARY).args(["refresh", "--socket"]).arg(rig.osqueryd.socket()).output();
-        command.unwrap().status.code()
-    };
+    let rig = daemon_that_asks_once();
     rig.server.script(Endpoint::Config, [Answer::empty(503).header("Retry-After", "3600")]);
-    assert_eq!(refresh(), Some(1));
+    assert_eq!(rig.refresh().0, Some(1));
     rig.server.set_config(schedule(&["old", "new"]));
-    assert_eq!(refresh(), Some(0));
+    assert_eq!(rig.refresh().0, Some(0));
     assert_eq!(rig.osqueryd.schedule().len(), 2);
 }
 

@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint, Server};
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup};
+use crate::rig::{LIMIT, Rig, Setup};
 
 /// A server that knows etags.
 fn setup() -> Setup {
@@ -104,8 +103,6 @@ fn an_etag_goes_nowhere_without_its_document_or_to_where_it_is_not_from() {
     }
     // Another server, or another one's part of this one.
     rig.osqueryd.options_set("config_tls_endpoint", "/elsewhere/config");
-    // Flags count as fresh for a second. One that changes in the middle of a request is another matter.
-    std::thread::sleep(Duration::from_millis(1500));
     rig.server.wait("the new endpoint", LIMIT, |server| {
         rig.config();
         server.requests_to(Endpoint::Config).pop().filter(|request| request.target == "/elsewhere/config")
@@ -157,9 +154,7 @@ fn no_etag_is_sent_where_the_setting_or_the_node_api_s_get_leaves_no_place_for_i
 #[test]
 fn an_operator_s_refresh_has_the_whole_configuration_sent() {
     let rig = setup().flag("config_refresh", "3600").start_daemon();
-    let refresh =
-        || std::process::Command::new(BINARY).args(["refresh", "--socket"]).arg(rig.osqueryd.socket()).output();
-    assert!(refresh().unwrap().status.success());
+    assert_eq!(rig.refresh().0, Some(0));
     kill_process(Pid::from_raw(rig.pid() as i32).unwrap(), Signal::HUP).unwrap();
     rig.server.wait("three configurations", LIMIT, |server| (asked(server).len() >= 3).then_some(()));
     assert!(asked(&rig.server).iter().all(|etag| etag.as_deref() == Some("")), "{:?}", asked(&rig.server));

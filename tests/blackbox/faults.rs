@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::front::{all_delivered, load};
-use crate::rig::{LIMIT, Rig, Setup, line, numbers, set_aside_in, waiting_in};
+use crate::rig::{LIMIT, Rig, Setup, line, numbers, pass, set_aside_in, waiting_in};
 
 /// Kinds of calls that can fail, in the order of faults.c.
 #[derive(Clone, Copy, Debug)]
@@ -233,14 +233,6 @@ fn ticks_of(process: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
-
-/// Returns after this time: for what must not happen meanwhile.
-fn pass(time: Duration) {
-    let until = Instant::now() + time;
-    while Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

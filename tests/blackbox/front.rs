@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use serde_json::json;
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, pass};
 
 /// Kills of the worker in the quick form of the crash test; `CRASH_KILLS` sets another number.
 const KILLS: u32 = 25;
@@ -97,13 +97,6 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % bound
-    }
-}
-
-fn pass(time: Duration) {
-    let until = Instant::now() + time;
-    while Instant::now() < until {
-        std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(1)));
     }
 }
 

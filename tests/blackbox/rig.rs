@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -245,6 +245,13 @@ impl Rig {
         });
     }
 
+    /// Runs the command `refresh`: its exit code, and what it says.
+    pub(crate) fn refresh(&self) -> (Option<i32>, String) {
+        let mut command = std::process::Command::new(BINARY);
+        let output = command.args(["refresh", "--socket"]).arg(self.osqueryd.socket()).output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    }
+
     pub(crate) fn stderr(&self) -> String {
         self.osqueryd.stderr_of_extensions()
     }
@@ -353,6 +360,14 @@ pub(crate) fn memory_of(process: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Returns after this time: for what must not happen meanwhile.
+pub(crate) fn pass(time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        std::thread::sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(1)));
+    }
 }
 
 pub(crate) fn mode(path: &Path, mode: u32) {

@@ -1,7 +1,7 @@
 //! The last good configuration, kept on disk for a start without the server. As the server gave it.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -85,26 +85,12 @@ impl Kept {
             files::trust_in(directory)?;
         }
         // Whatever happens in between, none is said to come from where it doesn't.
-        remove(&self.origin)?;
+        files::remove(&self.origin)?;
         replace(&self.path, &received.document)?;
         replace(&self.origin, &received.from)
     }
 }
 
-/// All or nothing: written aside, then renamed.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    // A new one: what was left there, or put there, is not written into.
-    remove(&aside)?;
-    let mut file = files::open_ours(&aside, OpenOptions::new().create_new(true).write(true))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, path)
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    files::replace(path, &path.with_extension("new"), text.as_bytes(), fs::File::sync_all)
 }
