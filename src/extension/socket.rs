@@ -99,6 +99,13 @@ impl Socket {
         is_needed
     }
 
+    /// [Puts the name back](Self::put_back) if it is missing, for threads of a usual priority: the lock is not held while
+    /// files are looked at. On a busy host the thread that [watches](Self::watch_name) would wait until the holder has its
+    /// turn again, and osqueryd's lines find no socket meanwhile.
+    pub fn put_back_missing(&self) -> bool {
+        self.shown().is_some_and(|path| fs::symlink_metadata(path).is_err()) && self.put_back()
+    }
+
     /// Gives up the name by which osqueryd calls.
     pub fn hide(&self) {
         if let Some(shown) = self.shown.lock().take() {
@@ -240,8 +247,9 @@ mod tests {
         assert!(!directory.path().join("osquery.em.7").exists());
         UnixStream::connect(&path).unwrap();
         assert!(!socket.put_back(), "it is there");
+        assert!(!socket.put_back_missing());
         fs::remove_file(&path).unwrap();
-        assert!(socket.put_back());
+        assert!(socket.put_back_missing());
         UnixStream::connect(&path).unwrap();
         socket.remove();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

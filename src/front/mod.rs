@@ -355,7 +355,7 @@ impl Front {
             self.act_on_change();
         }
         if self.standing == Standing::Ending {
-            self.socket.put_back();
+            self.socket.put_back_missing();
             if self.break_off_at.take_if(|at| seen.now >= *at).is_some() {
                 self.relay.break_off();
             }

@@ -149,7 +149,7 @@ impl StandIn {
             if let Some(front) = self.door.knock() {
                 return self.hand_over(assembly, &front);
             }
-            self.socket.put_back();
+            self.socket.put_back_missing();
             if self.osqueryd.as_ref().is_some_and(|osqueryd| !osqueryd.is_alive()) {
                 log::info!("osqueryd's process is gone: ending");
                 return self.end(LastFlush::Try);

@@ -124,7 +124,8 @@ impl Host {
     fn lay_out(&self) {
         self.file("ca.pem", &default_authority().cert_pem());
         self.file("secret", &format!("{SECRET}\n"));
-        self.file("remote_tls.flags", "");
+        // A fleet's hosts would take up to ten minutes to enroll again.
+        self.file("remote_tls.flags", "--reenroll_within=0\n");
         let extension = self.path("remote_tls.ext");
         let binary = std::env::var_os("REAL_EXTENSION").unwrap_or_else(|| BINARY.into());
         fs::copy(binary, &extension).unwrap();
