@@ -45,6 +45,8 @@ pub enum Check {
     TcpConnection,
     /// Both sides agree, and the server's certificate is trusted.
     TlsHandshake,
+    /// The servers of `failover_hostnames` can be reached.
+    OtherServers,
     /// The server answers a request.
     ServerAnswer,
     /// This host's clock and the server's.
@@ -67,7 +69,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::FlagFile,
         Self::FlagNames,
         Self::FlagValues,
@@ -88,6 +90,7 @@ impl Check {
         Self::Proxy,
         Self::TcpConnection,
         Self::TlsHandshake,
+        Self::OtherServers,
         Self::ServerAnswer,
         Self::Clock,
         Self::EnrollEndpoint,
@@ -133,6 +136,7 @@ impl Check {
             Self::Proxy => ("proxy", "the proxy makes a connection"),
             Self::TcpConnection => ("tcp connection", "the server's port is open"),
             Self::TlsHandshake => ("tls handshake", "both sides agree, and the server's certificate is trusted"),
+            Self::OtherServers => ("other servers", "those of failover_hostnames can be reached and are trusted"),
             Self::ServerAnswer => ("server answer", "the server answers a request, and soon"),
             Self::Clock => ("clock", "this host's clock and the server's agree"),
             Self::EnrollEndpoint => ("enroll endpoint", "the host is enrolled"),

@@ -21,6 +21,9 @@ use crate::settings::{HostPort, Proxy};
 /// A resolver that takes longer is none.
 const RESOLVER_LIMIT: Duration = Duration::from_secs(5);
 
+/// Other servers are not in use now.
+const OTHER_LIMIT: Duration = Duration::from_secs(4);
+
 const STEPS: [Check; 4] = [Check::NameResolution, Check::Proxy, Check::TcpConnection, Check::TlsHandshake];
 
 /// What was seen of the server, when a connection could be tried.
@@ -60,6 +63,41 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) -> Option<Look> 
     }
     connected(subject, server, &look, report);
     Some(look)
+}
+
+/// The servers that are asked while the first one fails: one that isn't there is found out too late.
+pub(super) fn others(subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::OtherServers;
+    let others = &subject.settings.failover.servers;
+    if others.is_empty() {
+        return report.ok(CHECK, "none is set (--failover_hostnames)");
+    }
+    let files = [Check::ServerTrust, Check::ClientCertificate];
+    if let Some(failed) = files.into_iter().find(|check| report.has_failed(*check)) {
+        return report.skip(CHECK, format!("no connection can be made: see {}", failed.name()));
+    }
+    let (mut failed, mut lines) = (0, Vec::new());
+    for (number, server) in (1..).zip(others) {
+        let mut settings = subject.settings.with_server(number).into_owned();
+        settings.request_timeout = subject.left(OTHER_LIMIT);
+        match look(&settings).error {
+            None => lines.push(format!("{server}: reached, and its certificate is trusted")),
+            Some(error) => {
+                failed += 1;
+                lines.push(format!("{server}: {}", chain(&error)));
+            }
+        }
+    }
+    match failed {
+        0 => report.ok_with(CHECK, "they can be reached, and are trusted:", lines),
+        _ => report.problem(
+            CHECK,
+            Level::Warning,
+            format!("{failed} of {} can't be asked when the first one fails:", others.len()),
+            "see that --failover_hostnames names servers, and that they have the first one's authorities",
+            lines,
+        ),
+    }
 }
 
 fn skip(steps: &[Check], reason: &str, report: &mut Report<'_>) {

@@ -77,6 +77,7 @@ pub fn examine(flags: &DoctorFlags, form: Form, out: &mut dyn Write) -> io::Resu
     worker::check(&subject, &mut report);
     files::check(&subject, &mut report);
     let look = connection::check(&subject, &mut report);
+    connection::others(&subject, &mut report);
     endpoints::check(&subject, look.as_ref(), &mut report);
     delivery::check(&subject, &mut report);
     buffers::check(&subject, &mut report);

@@ -3,7 +3,7 @@
 //! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (bodies and answers) and
 //! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
 //! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP) below `request` (built, sent,
-//! judged, noted in `stats`; an operator's `headers`) below `node` (with the node key). `enroll` alone touches the node key; `host` asks osqueryd about this
+//! judged, noted in `stats`; an operator's `headers`) below `node` (with the node key, from one of the `servers`). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake, and so does `old_tls`.
 
 mod algorithms;
@@ -22,6 +22,7 @@ mod probe;
 mod proxy;
 mod request;
 mod roots;
+mod servers;
 mod stats;
 mod tls;
 mod transport;
@@ -29,7 +30,7 @@ mod trust;
 mod url;
 
 pub use self::endpoint::Endpoint;
-pub use self::enroll::{EnrollError, Enrollment, Standing, stored_key};
+pub use self::enroll::{EnrollError, Enrollment, Enrollments, Standing, stored_key};
 pub use self::headers::{Headers, HeadersError};
 pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};
@@ -39,6 +40,7 @@ pub use self::proxy::ProxyError;
 pub use self::request::{
     Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,
 };
+pub use self::servers::Servers;
 pub use self::stats::{EndpointStats, Stats};
 pub use self::tls::{Expiries, TlsError, Traffic, bundle, certificates, check_files};
 pub use self::transport::{

@@ -1,24 +1,24 @@
 //! Requests as this node: with the node key, and once more after a re-enrollment when the server rejects it.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use log::Level;
 
 use super::api::{self, AnswerError, Payload};
 use super::endpoint::Endpoint;
-use super::enroll::{EnrollError, Enrollment};
+use super::enroll::{EnrollError, Enrollment, Enrollments};
 use super::host::Host;
 use super::request::{Blame, Request, RequestError, Requests};
+use super::servers::{Servers, verdict};
 use super::transport::{Answer, Encoding};
 use crate::chain::chain;
 use crate::extension::manager::Manager;
 use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
-use crate::policy::{Backoff, Breaker, Chance, RetryAfter};
+use crate::policy::{Backoff, Breaker, Chance, Consequence, RetryAfter};
 use crate::secret::Secret;
 use crate::settings::Settings;
 use crate::settings::live::Flags;
@@ -107,39 +107,43 @@ impl RemoteError {
 
 /// This host as the server's node.
 pub struct Node {
-    /// Who keeps the node key.
-    pub enrollment: Arc<Enrollment>,
     /// Who knows this host.
     pub host: Arc<Host>,
     /// What is configured.
     pub flags: Arc<Flags>,
     /// What became of requests.
     pub requests: Arc<Requests>,
+    /// Which server is asked.
+    pub servers: Arc<Servers>,
+    /// Who keeps the node key, or one for each server.
+    pub enrollments: Enrollments,
     shutdown: Shutdown,
     outages: Outages,
     /// Rung when an endpoint works again.
     recoveries: Mutex<Vec<Arc<Doorbell>>>,
-    /// Whether the server takes no compressed log requests, whatever `logger_tls_compress` says.
-    gzip_refused: AtomicBool,
+    /// The servers that take no compressed log requests, whatever `logger_tls_compress` says.
+    gzip_refused: Mutex<HashSet<usize>>,
 }
 
 impl Node {
-    /// The node of the osqueryd behind this manager. Its [`Enrollment::run`] must be running.
+    /// The node of the osqueryd behind this manager. The [`Enrollment::run`] of each of its `enrollments` must be
+    /// running.
     #[must_use]
     pub fn new(manager: Arc<Manager>, flags: Arc<Flags>, shutdown: &Shutdown) -> Arc<Self> {
         let host = Arc::new(Host::new(Arc::clone(&manager)));
         let requests = Arc::new(Requests::new(Arc::clone(&host), shutdown.clone()));
-        let enrollment =
-            Enrollment::new(manager, Arc::clone(&host), Arc::clone(&flags), Arc::clone(&requests), shutdown);
+        let servers = Arc::new(Servers::default());
+        let enrollments = Enrollments::new(&manager, &host, &flags, &requests, &servers, shutdown);
         Arc::new(Self {
-            enrollment,
+            enrollments,
             host,
             flags,
             requests,
+            servers,
             shutdown: shutdown.clone(),
             outages: Outages::default(),
             recoveries: Mutex::default(),
-            gzip_refused: AtomicBool::new(false),
+            gzip_refused: Mutex::default(),
         })
     }
 
@@ -147,7 +151,7 @@ impl Node {
     ///
     /// A rejected node key costs one re-enrollment and one more sending.
     pub fn send(&self, endpoint: Endpoint, payload: Payload<'_>) -> Result<String, RemoteError> {
-        self.attempt(&self.flags.fresh(), endpoint, payload, &|_, answer| Ok(answer))
+        self.attempt(endpoint, payload, &|_, answer| Ok(answer))
     }
 
     /// Makes a request of those that osqueryd asks for at its intervals. Against a server that is not well there is one
@@ -161,13 +165,15 @@ impl Node {
         payload: Payload<'_>,
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
-        if let Some(left) = self.outages.open_for(endpoint) {
+        if let Some(left) = self.outages.open_for(self.servers.number(), endpoint) {
             return Err(RemoteError::Patience { endpoint, left });
         }
-        let is_known = self.outages.is_unwell(endpoint);
-        self.attempts(endpoint, payload, judge, Unwell::Once).map_err(|error| match self.outages.open_for(endpoint) {
-            Some(left) if is_known => RemoteError::Patience { endpoint, left },
-            _ => error,
+        let is_known = self.outages.is_unwell(self.servers.number(), endpoint);
+        self.attempts(endpoint, payload, judge, Unwell::Once).map_err(|error| {
+            match self.outages.open_for(self.servers.number(), endpoint) {
+                Some(left) if is_known => RemoteError::Patience { endpoint, left },
+                _ => error,
+            }
         })
     }
 
@@ -180,7 +186,7 @@ impl Node {
         payload: Payload<'_>,
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
-        match self.outages.asked_for(endpoint) {
+        match self.outages.asked_for(self.servers.number(), endpoint) {
             Some(left) => Err(RemoteError::Patience { endpoint, left }),
             None => self.send_at_once(endpoint, payload, judge),
         }
@@ -205,8 +211,7 @@ impl Node {
     ) -> Result<T, RemoteError> {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::MAX);
         loop {
-            let settings = self.flags.fresh();
-            let error = match self.attempt(&settings, endpoint, payload, &judge) {
+            let error = match self.attempt(endpoint, payload, &judge) {
                 Ok(answer) => {
                     self.is_over(endpoint);
                     return Ok(answer);
@@ -216,7 +221,7 @@ impl Node {
             self.note(endpoint, &error);
             let wait = backoff.failed(&mut Chance::new());
             let patient = error.retry_after().is_none_or(|asked| asked <= wait);
-            let more = backoff.failures() < endpoint.attempts(&settings);
+            let more = backoff.failures() < endpoint.attempts(&self.flags.current());
             let bears_it = unwell == Unwell::AsOften || !error.says_unwell();
             let again = more && error.is_worth_another_attempt() && patient && bears_it;
             if !again || self.shutdown.wait(wait) {
@@ -225,16 +230,26 @@ impl Node {
         }
     }
 
+    /// The enrollment with the server in use.
+    #[must_use]
+    pub fn enrollment(&self) -> &Arc<Enrollment> {
+        self.enrollments.of(self.servers.number())
+    }
+
     /// Has this bell rung when an endpoint of those that osqueryd asks works again after failing.
     pub fn ring_at_recoveries(&self, bell: Arc<Doorbell>) {
         self.recoveries.lock().push(bell);
     }
 
     fn is_over(&self, endpoint: Endpoint) {
-        if self.outages.is_over(endpoint) {
-            let bells = self.recoveries.lock();
-            bells.iter().for_each(|bell| bell.ring());
+        if self.outages.is_over(self.servers.number(), endpoint) {
+            self.ring();
         }
+    }
+
+    fn ring(&self) {
+        let bells = self.recoveries.lock();
+        bells.iter().for_each(|bell| bell.ring());
     }
 
     /// No request is made to this endpoint within `wait`.
@@ -257,25 +272,55 @@ impl Node {
         if error.is_unusable_configuration() {
             return self.is_over(endpoint);
         }
-        if let Some(wait) = self.outages.note(endpoint, error) {
+        if let Some(wait) = self.outages.note(self.servers.number(), endpoint, error) {
             self.back_off(endpoint, wait);
         }
     }
 
+    /// One attempt, and one more with each server that is to be asked in the place of the one that was.
     fn attempt<T>(
         &self,
-        settings: &Settings,
         endpoint: Endpoint,
         payload: Payload<'_>,
         judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
-        let key = self.node_key(settings, endpoint)?;
-        match self.send_as(settings, endpoint, payload, &key, judge) {
-            Err(error) if error.is_node_invalid() && self.enrollment.reject(&settings.enroll, &key) => {
-                let key = self.node_key(settings, endpoint)?;
-                let again = self.send_as(settings, endpoint, payload, &key, judge);
+        let given = self.flags.fresh();
+        // The answers to distributed queries go to where these came from, as long as that works.
+        let mut server = self.servers.choose(endpoint != Endpoint::DistributedWrite);
+        loop {
+            let settings = given.with_server(server);
+            let to = To { server, settings: &settings, enrollment: self.enrollments.of(server) };
+            let outcome = self.attempt_with(&to, endpoint, payload, judge);
+            let consequence = self.servers.note(&given, server, verdict(&outcome));
+            if let Consequence::Leave(..) | Consequence::Return = consequence {
+                self.ring();
+            }
+            match consequence {
+                Consequence::Repeat(next) | Consequence::Leave(next, _) => server = next,
+                Consequence::None | Consequence::Return => return outcome,
+            }
+        }
+    }
+
+    fn attempt_with<T>(
+        &self,
+        to: &To<'_>,
+        endpoint: Endpoint,
+        payload: Payload<'_>,
+        judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
+    ) -> Result<T, RemoteError> {
+        let policy = &to.settings.enroll;
+        let node_key = || {
+            let key = to.enrollment.node_key(to.settings, ENROLLMENT_LIMIT);
+            key.map_err(|source| RemoteError::NotEnrolled { endpoint, source })
+        };
+        let key = node_key()?;
+        match self.send_as(to, endpoint, payload, &key, judge) {
+            Err(error) if error.is_node_invalid() && to.enrollment.reject(policy, &key) => {
+                let key = node_key()?;
+                let again = self.send_as(to, endpoint, payload, &key, judge);
                 if again.as_ref().is_err_and(RequestError::is_node_invalid) {
-                    self.enrollment.reject(&settings.enroll, &key);
+                    to.enrollment.reject(policy, &key);
                 }
                 Ok(again?)
             }
@@ -283,20 +328,16 @@ impl Node {
         }
     }
 
-    fn node_key(&self, settings: &Settings, endpoint: Endpoint) -> Result<Secret, RemoteError> {
-        let not_enrolled = |source| RemoteError::NotEnrolled { endpoint, source };
-        self.enrollment.node_key(settings, ENROLLMENT_LIMIT).map_err(not_enrolled)
-    }
-
     /// Sends with this key; a compressed body that may be what the server doesn't like is sent once more as it is.
     fn send_as<T>(
         &self,
-        settings: &Settings,
+        to: &To<'_>,
         endpoint: Endpoint,
         payload: Payload<'_>,
         key: &Secret,
         judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RequestError> {
+        let To { settings, enrollment, .. } = to;
         let request = Request::new(settings, endpoint, payload, key)
             .inspect_err(|error| self.requests.note_unsent(endpoint, error))?;
         let send = |encoding| {
@@ -308,12 +349,12 @@ impl Node {
             };
             let outcome = self.requests.make(settings, &request, encoding, judged);
             if accepted.get() {
-                self.enrollment.confirm(&settings.enroll, key);
+                enrollment.confirm(&settings.enroll, key);
                 self.host.learn_identifier(&settings.identity);
             }
             outcome
         };
-        match self.encoding(settings, endpoint) {
+        match self.encoding(settings, to.server, endpoint) {
             Encoding::Plain => send(Encoding::Plain),
             Encoding::Gzip => match send(Encoding::Gzip) {
                 Err(error) if error.may_be_the_compression() => {
@@ -322,7 +363,7 @@ impl Node {
                         "the server takes no compressed requests ({}): logger_tls_compress has no effect",
                         chain(&error)
                     );
-                    self.gzip_refused.store(true, Ordering::Relaxed);
+                    self.gzip_refused.lock().insert(to.server);
                     Ok(answer)
                 }
                 outcome => outcome,
@@ -333,13 +374,21 @@ impl Node {
     /// Whether bodies for this endpoint are sent compressed: asked for, and not refused by the server.
     #[must_use]
     pub fn compresses(&self, settings: &Settings, endpoint: Endpoint) -> bool {
-        self.encoding(settings, endpoint) == Encoding::Gzip
+        self.encoding(settings, self.servers.number(), endpoint) == Encoding::Gzip
     }
 
-    fn encoding(&self, settings: &Settings, endpoint: Endpoint) -> Encoding {
+    fn encoding(&self, settings: &Settings, server: usize, endpoint: Endpoint) -> Encoding {
         let wanted = endpoint == Endpoint::Logger && settings.logger.compress;
-        if wanted && !self.gzip_refused.load(Ordering::Relaxed) { Encoding::Gzip } else { Encoding::Plain }
+        if wanted && !self.gzip_refused.lock().contains(&server) { Encoding::Gzip } else { Encoding::Plain }
     }
+}
+
+/// One of the servers.
+struct To<'a> {
+    server: usize,
+    /// With this server.
+    settings: &'a Settings,
+    enrollment: &'a Enrollment,
 }
 
 /// How often a request is made of a server that is not well.
@@ -349,10 +398,10 @@ enum Unwell {
     AsOften,
 }
 
-/// How the server is, by endpoint: failures in a row, so that a change is said and each failure isn't, and until when
-/// it is left alone.
+/// How servers are, by endpoint: failures in a row, so that a change is said and each failure isn't, and until when
+/// they are left alone.
 #[derive(Default)]
-struct Outages(Mutex<HashMap<Endpoint, Outage>>);
+struct Outages(Mutex<HashMap<(usize, Endpoint), Outage>>);
 
 #[derive(Default)]
 struct Outage {
@@ -364,8 +413,8 @@ struct Outage {
 
 impl Outages {
     /// A request has succeeded: whether others had failed before it.
-    fn is_over(&self, endpoint: Endpoint) -> bool {
-        let failures = self.lock().remove(&endpoint).and_then(|outage| outage.failures.succeeded());
+    fn is_over(&self, server: usize, endpoint: Endpoint) -> bool {
+        let failures = self.lock().remove(&(server, endpoint)).and_then(|outage| outage.failures.succeeded());
         if let Some(failures) = failures {
             log::info!("{endpoint}: works again, {failures}");
         }
@@ -373,10 +422,10 @@ impl Outages {
     }
 
     /// A request has failed: until when no other one is to be made, if that follows.
-    fn note(&self, endpoint: Endpoint, error: &RemoteError) -> Option<Duration> {
+    fn note(&self, server: usize, endpoint: Endpoint, error: &RemoteError) -> Option<Duration> {
         let (mut chance, now) = (Chance::new(), Instant::now());
         let mut outages = self.lock();
-        let outage = outages.entry(endpoint).or_default();
+        let outage = outages.entry((server, endpoint)).or_default();
         let asked = RetryAfter::spread(error.retry_after(), &mut chance);
         outage.not_before = asked.map(|asked| now + asked);
         let wait = match breaker_of(endpoint) {
@@ -390,25 +439,26 @@ impl Outages {
         wait
     }
 
-    /// How long the server still asked to be left alone.
-    fn asked_for(&self, endpoint: Endpoint) -> Option<Duration> {
-        let not_before = self.lock().get(&endpoint)?.not_before?;
+    /// How long this server still asked to be left alone.
+    fn asked_for(&self, server: usize, endpoint: Endpoint) -> Option<Duration> {
+        let not_before = self.lock().get(&(server, endpoint))?.not_before?;
         let left = not_before.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
     }
 
     /// How long it still is to be left alone, asked or not.
-    fn open_for(&self, endpoint: Endpoint) -> Option<Duration> {
-        let left = self.lock().get(&endpoint).and_then(|outage| outage.breaker.as_ref()?.left(Instant::now()));
-        left.max(self.asked_for(endpoint))
+    fn open_for(&self, server: usize, endpoint: Endpoint) -> Option<Duration> {
+        let left =
+            self.lock().get(&(server, endpoint)).and_then(|outage| outage.breaker.as_ref()?.left(Instant::now()));
+        left.max(self.asked_for(server, endpoint))
     }
 
     /// Whether the last request failed since the server is not well.
-    fn is_unwell(&self, endpoint: Endpoint) -> bool {
-        self.lock().get(&endpoint).and_then(|outage| outage.breaker.as_ref()).is_some_and(Breaker::is_failing)
+    fn is_unwell(&self, server: usize, endpoint: Endpoint) -> bool {
+        self.lock().get(&(server, endpoint)).and_then(|outage| outage.breaker.as_ref()).is_some_and(Breaker::is_failing)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Endpoint, Outage>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(usize, Endpoint), Outage>> {
         self.0.lock()
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub(crate) use self::address::without_password;
 pub use self::address::{HostPort, Proxy, Server};
 pub use self::front::FrontSettings;
-pub use self::own::{ExpandEvents, OwnFlags, REMOTE_PREFIX};
+pub use self::own::{ExpandEvents, NodeKeys, OwnFlags, REMOTE_PREFIX};
 pub use self::pins::Pin;
 use crate::extension::registry::NAME;
 use crate::journal::Limits;
@@ -61,6 +61,8 @@ impl SettingError {
 pub struct Settings {
     /// Where the server is: `tls_hostname`.
     pub server: Result<Server, SettingError>,
+    /// Which other servers there are.
+    pub failover: FailoverSettings,
     /// The five endpoints' paths, each as its flag has it.
     pub endpoints: Endpoints,
     /// Trust, client authentication and connection reuse.
@@ -104,6 +106,17 @@ pub struct Settings {
     pub logger_plugin: String,
     /// Our `keep_plugins`: whether a configuration's options may not put the built-in plugins in our places.
     pub keep_plugins: bool,
+}
+
+/// Servers that are asked while the first one fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailoverSettings {
+    /// Our `failover_hostnames`, in their order.
+    pub servers: Vec<Server>,
+    /// Our `failover_after`: how long a server must have failed.
+    pub after: Duration,
+    /// Our `failover_node_keys`.
+    pub node_keys: NodeKeys,
 }
 
 /// The endpoints' paths; an empty one isn't configured.
@@ -264,6 +277,15 @@ impl Settings {
     #[must_use]
     pub fn new(options: &Options, own: &OwnFlags) -> (Self, Vec<SettingError>) {
         reader::read(options, own)
+    }
+
+    /// The same with another server, if that is another one: the first one is 0, then those of `failover` follow.
+    #[must_use]
+    pub fn with_server(&self, number: usize) -> Cow<'_, Self> {
+        match number.checked_sub(1).and_then(|number| self.failover.servers.get(number)) {
+            None => Cow::Borrowed(self),
+            Some(server) => Cow::Owned(Self { server: Ok(server.clone()), ..self.clone() }),
+        }
     }
 
     /// Whether osqueryd has this extension for a logger, and no other one.
@@ -441,6 +463,21 @@ mod tests {
         assert!(!settings(&[]).0.is_only_logger(), "osquery's default is the filesystem");
     }
 
+    #[test]
+    fn other_servers_are_listed_and_one_that_is_none_leaves_the_first_alone() {
+        let with = |list| with(&own::FAILOVER_HOSTNAMES, Setter::Host, list);
+        let (settings, errors) = with("b.example.com, c.example.com:8443/osquery");
+        assert_eq!(errors, [""; 0]);
+        let server = |number| settings.with_server(number).server.clone().map(|server| server.to_string());
+        assert_eq!(server(1).unwrap(), "b.example.com");
+        assert_eq!(server(2).unwrap(), "c.example.com:8443/osquery");
+        assert_eq!((server(0), server(3)), (server(0), server(0)), "there is no other one");
+        for list in ["https://b.example.com", "b,,c", "b:0"] {
+            let (settings, errors) = with(list);
+            assert!(settings.failover.servers.is_empty() && errors[0].contains("failover_hostnames"), "{errors:?}");
+        }
+    }
+
     /// The settings with one flag of ours, given on the host or by a configuration, and the errors' texts.
     fn with(flag: &AnyFlag, setter: Setter, text: &str) -> (Settings, Vec<String>) {
         let (settings, errors) = match setter {
@@ -453,7 +490,7 @@ mod tests {
     /// A value that is not the default.
     fn another(flag: &AnyFlag) -> String {
         let candidates = flag.kind.range().map_or_else(
-            || ["error", "true", "false", "/elsewhere", &Pin::of(b"").to_string()].map(str::to_owned).to_vec(),
+            || ["error", "true", "false", "each", "/elsewhere", &Pin::of(b"").to_string()].map(str::to_owned).to_vec(),
             |range| vec![(range.start() + 2).to_string()],
         );
         let is_another = |text: &String| flag.kind.accepts(text) && flag.kind.default_text().as_ref() != Some(text);

@@ -10,8 +10,9 @@ use log::LevelFilter;
 use super::address::without_password;
 use super::own::{self, Flag, Kind, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
 use super::{
-    ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, HostIdentifier, LogSettings,
-    LoggerSettings, Options, Pin, Placement, Proxy, SecretSource, Server, SettingError, Settings, TlsSettings,
+    ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, FailoverSettings, HostIdentifier,
+    LogSettings, LoggerSettings, Options, Pin, Placement, Proxy, SecretSource, Server, SettingError, Settings,
+    TlsSettings,
 };
 
 /// No flag asks for a longer time than a week.
@@ -35,6 +36,11 @@ impl Reader<'_> {
     fn settings(&mut self) -> Settings {
         Settings {
             server: self.server(),
+            failover: FailoverSettings {
+                servers: self.own(&own::FAILOVER_HOSTNAMES),
+                after: Duration::from_secs(self.own(&own::FAILOVER_AFTER)),
+                node_keys: self.own(&own::FAILOVER_NODE_KEYS),
+            },
             endpoints: Endpoints {
                 enroll: self.text("enroll_tls_endpoint", ""),
                 config: self.text("config_tls_endpoint", ""),

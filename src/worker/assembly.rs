@@ -113,8 +113,9 @@ impl Assembly {
         let directory = flags.current().buffer_path.clone();
         let node = Node::new(Arc::clone(&manager), Arc::clone(&flags), &shutdown);
         let mut work: Vec<(&'static str, Work)> = Vec::new();
-        let enrollment = Arc::clone(&node.enrollment);
-        work.push(("enroll", Box::new(move || enrollment.run())));
+        for enrollment in node.enrollments.each().map(Arc::clone) {
+            work.push(("enroll", Box::new(move || enrollment.run())));
+        }
 
         let keeper_bell = bell(&shutdown);
         let is_dirty = Arc::new(AtomicBool::new(false));

@@ -27,6 +27,7 @@ mod documentation;
 mod ending;
 mod enroll;
 mod etag;
+mod failover;
 mod faults;
 mod front;
 mod headers;

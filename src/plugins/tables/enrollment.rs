@@ -24,7 +24,7 @@ pub(super) const TABLE: Table = Table {
 pub(super) fn rows(sources: &Sources) -> Rows {
     let node = &sources.node;
     let settings = node.flags.current();
-    let standing = node.enrollment.standing();
+    let standing = node.enrollment().standing();
     let expiries = &node.requests.transport.expiries;
     let enrolled = standing.enrolled && !settings.enroll.disabled;
     let since = if enrolled { standing.since } else { 0 };
@@ -35,7 +35,7 @@ pub(super) fn rows(sources: &Sources) -> Rows {
         standing.last_error.unwrap_or_default().into(),
         node.host.known_identifier(&settings.identity).unwrap_or_default().into(),
         secret_source(&settings.enroll.secret).into(),
-        settings.server.as_ref().map_or_else(|_| String::new(), ToString::to_string).into(),
+        node.servers.in_use(&settings).server.as_ref().map_or_else(|_| String::new(), ToString::to_string).into(),
         expiries.server.load(Ordering::Relaxed).into(),
         expiries.client.load(Ordering::Relaxed).into(),
     ]]

@@ -14,6 +14,7 @@
 mod error;
 mod state;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +28,7 @@ use super::endpoint::Endpoint;
 use super::host::Host;
 use super::node_key;
 use super::request::{Applicant, Request, Requests};
+use super::servers::{Servers, verdict_of_enrollment};
 use super::transport::Encoding;
 use crate::chain::chain;
 use crate::errand::{Errand, Next};
@@ -36,13 +38,34 @@ use crate::logging::Streak;
 use crate::policy::Chance;
 use crate::secret::Secret;
 use crate::settings::live::Flags;
-use crate::settings::{EnrollSettings, Settings};
+use crate::settings::{EnrollSettings, NodeKeys, Settings};
 use crate::shutdown::Shutdown;
 use crate::words::counted;
 
 /// The built-in plugins' names for the node key and the time it was asked for.
 const KEY: &str = "nodeKey";
 const KEY_TIME: &str = "nodeKeyTime";
+
+/// Where a node key is kept in osqueryd's store.
+struct Slot {
+    key: Cow<'static, str>,
+    time: Cow<'static, str>,
+}
+
+/// Which servers a node key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    /// All of them: another one is asked for of the server in use.
+    All,
+    /// This one.
+    One(usize),
+}
+
+/// A host's enrollments: one with all servers, or one with each.
+pub struct Enrollments {
+    first: Arc<Enrollment>,
+    others: Vec<Arc<Enrollment>>,
+}
 
 /// How the enrollment stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +87,9 @@ pub struct Enrollment {
     host: Arc<Host>,
     flags: Arc<Flags>,
     requests: Arc<Requests>,
+    servers: Arc<Servers>,
+    whose: For,
+    slot: Slot,
     /// A round of attempts, made by [`Enrollment::run`].
     rounds: Arc<Errand<()>>,
     course: Mutex<Course>,
@@ -74,30 +100,56 @@ pub struct Enrollment {
     failures: Streak,
 }
 
-impl Enrollment {
-    /// Nothing is asked for before a key is needed; [`Self::run`] must be running by then.
+impl Enrollments {
+    /// Nothing is asked for before a key is needed; [`Enrollment::run`] must be running by then.
     #[must_use]
     pub fn new(
-        manager: Arc<Manager>,
-        host: Arc<Host>,
-        flags: Arc<Flags>,
-        requests: Arc<Requests>,
+        manager: &Arc<Manager>,
+        host: &Arc<Host>,
+        flags: &Arc<Flags>,
+        requests: &Arc<Requests>,
+        servers: &Arc<Servers>,
         shutdown: &Shutdown,
-    ) -> Arc<Self> {
-        let policy = flags.current().enroll.clone();
-        Arc::new(Self {
-            manager,
-            host,
-            flags,
-            requests,
-            rounds: Errand::new(shutdown),
-            course: Mutex::new(Course::new(&policy, Instant::now(), Chance::new())),
-            store: Mutex::default(),
-            anew: AtomicBool::new(policy.always && !policy.disabled),
-            failures: Streak::default(),
-        })
+    ) -> Self {
+        let settings = flags.current();
+        let new = |whose| {
+            Arc::new(Enrollment {
+                manager: Arc::clone(manager),
+                host: Arc::clone(host),
+                flags: Arc::clone(flags),
+                requests: Arc::clone(requests),
+                servers: Arc::clone(servers),
+                whose,
+                slot: Slot::new(&settings, whose),
+                rounds: Errand::new(shutdown),
+                course: Mutex::new(Course::new(&settings.enroll, Instant::now(), Chance::new())),
+                store: Mutex::default(),
+                anew: AtomicBool::new(settings.enroll.always && !settings.enroll.disabled),
+                failures: Streak::default(),
+            })
+        };
+        match settings.failover.node_keys {
+            NodeKeys::Shared => Self { first: new(For::All), others: Vec::new() },
+            NodeKeys::Each => Self {
+                first: new(For::One(0)),
+                others: (1..=settings.failover.servers.len()).map(|other| new(For::One(other))).collect(),
+            },
+        }
     }
 
+    /// The one with this server.
+    #[must_use]
+    pub fn of(&self, server: usize) -> &Arc<Enrollment> {
+        server.checked_sub(1).and_then(|other| self.others.get(other)).unwrap_or(&self.first)
+    }
+
+    /// All of them.
+    pub fn each(&self) -> impl Iterator<Item = &Arc<Enrollment>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+}
+
+impl Enrollment {
     /// The node key; enrolls first when there is none, and waits for that, at most `limit`.
     ///
     /// A blank key where enrollment is disabled, and where the server knows its nodes by their certificates. The
@@ -196,8 +248,14 @@ impl Enrollment {
         if self.course().due().is_none() {
             return;
         }
+        let server = match self.whose {
+            For::All => self.servers.number(),
+            For::One(server) => server,
+        };
         let asked_at = unix_time();
-        match self.ask(&settings) {
+        let outcome = self.ask(&settings.with_server(server));
+        self.servers.note(&settings, server, verdict_of_enrollment(&outcome));
+        match outcome {
             Ok(enrolled) => self.granted(enrolled, asked_at, &settings.enroll),
             Err(error) => {
                 let failed = self.failures.failed(Level::Error);
@@ -245,7 +303,7 @@ impl Enrollment {
     fn usable_key(&self, policy: &EnrollSettings) -> Option<Secret> {
         let _guard = self.store();
         if self.course().is_in_store() {
-            match self.manager.setting(KEY) {
+            match self.manager.setting(&self.slot.key) {
                 Ok(stored) => self.on(Event::Seen(stored.filter(|key| is_usable(key)).map(Secret::new)), policy),
                 Err(error) => log::debug!("going on with the node key seen last: {}", chain(&error)),
             }
@@ -256,8 +314,8 @@ impl Enrollment {
     fn put(&self, key: &Secret, asked_at: i64) -> Place {
         let put = self
             .manager
-            .put_setting(KEY, key.expose())
-            .and_then(|()| self.manager.put_setting(KEY_TIME, &asked_at.to_string()));
+            .put_setting(&self.slot.key, key.expose())
+            .and_then(|()| self.manager.put_setting(&self.slot.time, &asked_at.to_string()));
         match put {
             Ok(()) => Place::Store,
             Err(error) => {
@@ -271,12 +329,12 @@ impl Enrollment {
     }
 
     fn remove_if_current(&self, key: &Secret) -> Result<(), ManagerError> {
-        if self.manager.setting(KEY)?.as_deref() != Some(key.expose()) {
+        if self.manager.setting(&self.slot.key)?.as_deref() != Some(key.expose()) {
             return Ok(());
         }
         log::warn!("the server does not accept the node key any more: it is given up, and another one asked for");
-        self.manager.remove_setting(KEY)?;
-        self.manager.remove_setting(KEY_TIME)
+        self.manager.remove_setting(&self.slot.key)?;
+        self.manager.remove_setting(&self.slot.time)
     }
 
     /// Something has happened: does what follows from it.
@@ -286,7 +344,7 @@ impl Enrollment {
             match action {
                 Action::Settle => _ = self.rounds.done(self.rounds.everybody(), ()),
                 Action::Date => {
-                    let time = self.manager.setting(KEY_TIME).ok().flatten();
+                    let time = self.manager.setting(&self.slot.time).ok().flatten();
                     let since = time.and_then(|time| time.trim().parse().ok()).unwrap_or_default();
                     self.course().on(Event::Dated(since), policy, Instant::now());
                 }
@@ -312,6 +370,20 @@ impl Enrollment {
 
     fn store(&self) -> MutexGuard<'_, ()> {
         self.store.lock()
+    }
+}
+
+impl Slot {
+    /// The built-in plugins' own, but for the key of one of our other servers.
+    fn new(settings: &Settings, whose: For) -> Self {
+        let other = match whose {
+            For::All => None,
+            For::One(server) => server.checked_sub(1).and_then(|other| settings.failover.servers.get(other)),
+        };
+        match other {
+            None => Self { key: KEY.into(), time: KEY_TIME.into() },
+            Some(server) => Self { key: format!("{KEY}.{server}").into(), time: format!("{KEY_TIME}.{server}").into() },
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::SYSLOG_SOCKET;
-use crate::settings::Pin;
+use crate::settings::{Pin, Server};
 
 /// What gflags, and so osquery, reads as true; the first is shown.
 pub const TRUE: &[&str] = &["true", "1", "t", "yes", "y"];
@@ -214,6 +214,43 @@ impl Kind for PublicKeys {
 
     fn accepts(&self, text: &str) -> bool {
         Pin::parse_all(text).is_ok()
+    }
+}
+
+/// Servers in their order; none by default, and when it is empty.
+#[derive(Debug)]
+pub struct Servers;
+
+impl Kind for Servers {
+    fn placeholder(&self) -> &'static str {
+        "HOST,HOST"
+    }
+
+    fn default_text(&self) -> Option<String> {
+        None
+    }
+
+    fn allowed(&self) -> String {
+        "a list of host or host:port, without a scheme, with commas between".to_owned()
+    }
+
+    fn accepts(&self, text: &str) -> bool {
+        self.parse(text).is_some()
+    }
+}
+
+impl Parse for Servers {
+    type Value = Vec<Server>;
+
+    fn parse(&self, text: &str) -> Option<Vec<Server>> {
+        if text.trim().is_empty() {
+            return Some(Vec::new());
+        }
+        text.split(',').map(|server| Server::parse(server.trim())).collect()
+    }
+
+    fn default(&self) -> Vec<Server> {
+        Vec::new()
     }
 }
 

@@ -11,7 +11,7 @@ use log::LevelFilter;
 use crate::policy::Reenrollment;
 
 pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
-pub use self::kinds::{FALSE, Kind, Number, Parse, Place, PublicKeys, SystemLog, TRUE, Unit, Words};
+pub use self::kinds::{FALSE, Kind, Number, Parse, Place, PublicKeys, Servers, SystemLog, TRUE, Unit, Words};
 
 /// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
 pub const DEFAULT_FLAGFILE: &str =
@@ -65,6 +65,16 @@ pub enum ExpandEvents {
     Always,
     /// A difference is sent as it comes.
     Never,
+}
+
+/// By which node keys the servers know a host that has several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeKeys {
+    /// All by the same one.
+    #[default]
+    Shared,
+    /// Each by one of its own.
+    Each,
 }
 
 impl<K: Kind + ?Sized> Flag<K> {
@@ -202,6 +212,35 @@ table! {
                it otherwise",
         more: "Give a spare one too ([tls.md](tls.md)). Where one can't be used, no request is made.",
         kind: PublicKeys,
+    };
+    FAILOVER_HOSTNAMES: Servers = Flag {
+        name: "failover_hostnames",
+        setter: Setter::Host,
+        help: "Servers that are asked in this order while `tls_hostname` fails",
+        more: "`host[:port][/path]`, as in `tls_hostname`; trust, certificates, endpoints and proxy are the same for all. Now and \
+               then a request is tried with an earlier one, which is in use again when it works \
+               ([fleet.md](fleet.md#another-server)).",
+        kind: Servers,
+    };
+    FAILOVER_AFTER: Number = Flag {
+        name: "failover_after",
+        setter: Setter::Host,
+        help: "Seconds for which every request to a server must have failed before the next of `failover_hostnames` is asked",
+        more: "It fails when it can't be reached, when there is no TLS connection, and when it answers 500 or more without a \
+               `Retry-After`.",
+        kind: Number { unit: Unit::Seconds, range: 1..=86400, default: 60 },
+    };
+    FAILOVER_NODE_KEYS: Words<NodeKeys> = Flag {
+        name: "failover_node_keys",
+        setter: Setter::Host,
+        help: "Whether the servers of `failover_hostnames` know this host by the node key of `tls_hostname`, or by one for each",
+        more: "`shared`: they have one list of nodes. `each`: this host enrolls with each one that it comes to use, and keeps \
+               the key for the next time.",
+        kind: Words {
+            placeholder: "shared|each",
+            words: &[(&["shared"], NodeKeys::Shared), (&["each"], NodeKeys::Each)],
+            default: NodeKeys::Shared,
+        },
     };
     REQUEST_TIMEOUT: Number = Flag {
         name: "request_timeout",

@@ -41,6 +41,11 @@ pub(super) const FAULTS: &[Fault] = &[
             let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
             host.flag("proxy_hostname", &nobody.to_string());
         }),
+    fault("other servers", "warning", "1 of 2 can't be asked when the first one fails:",
+        "--failover_hostnames names servers", |host| {
+            let itself = host.server.hostname();
+            host.file("remote_tls.flags", &format!("--failover_hostnames={itself},localhost:1\n"));
+        }),
     fault("tls handshake", "failure", "does not speak TLS on port",
         "osquery speaks https only", |host| *host = with_server(|server| server.tls = false)),
     fault("tls handshake", "failure", "doesn't answer TLS's greeting",
