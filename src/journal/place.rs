@@ -319,7 +319,7 @@ impl Place {
     }
 
     fn list(&mut self) -> Outcome<()> {
-        self.numbers = segments::numbers(&self.directory)
+        self.numbers = segments::numbers_beside(&self.directory, &self.numbers)
             .map_err(|source| JournalError::Directory { path: self.directory.clone(), source })?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -118,15 +118,16 @@ impl Rejected {
     /// Forgets those that are wanted gone, and takes them from what is wanted; `None` is all.
     fn forget_in(&self, path: &Path, wanted: &mut Option<HashMap<&str, u64>>) -> io::Result<u64> {
         let mut text = Vec::new();
-        match segments::open_for_reading(path) {
+        let mut file = match segments::open_for_reading(path) {
             // Ours don't become larger.
             Ok(file) if file.metadata()?.len() > self.file_bytes.saturating_add(1 << 20) && wanted.is_some() => {
                 return Err(io::Error::other(format!("{} is none of ours: it is too large", path.display())));
             }
-            Ok(file) => file.take(self.file_bytes.saturating_add(1 << 20)).read_to_end(&mut text)?,
+            Ok(file) => file.take(self.file_bytes.saturating_add(1 << 20)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),
         };
+        file.read_to_end(&mut text)?;
         let mut is_kept = |line: &&[u8]| match wanted {
             None => false,
             Some(wanted) => match wanted.get_mut(id(line).as_str()).filter(|left| **left > 0) {
@@ -141,15 +142,20 @@ impl Rejected {
         let count = lines.clone().count();
         let kept: Vec<&[u8]> = lines.filter(|line| is_kept(line)).collect();
         let forgotten = count - kept.len();
-        if kept.is_empty() {
+        // What another worker, which had to wait for the lock for too long, has added without it.
+        let mut late = Vec::new();
+        if kept.is_empty() && file.read_to_end(&mut late)? == 0 {
             fs::remove_file(path)?;
         } else if forgotten > 0 {
-            let new = path.with_extension("new");
-            let mut file = segments::open_or_replace(&new, OpenOptions::new().write(true).truncate(true).create(true))?;
-            file.write_all(&kept.concat())?;
+            let aside = path.with_extension("new");
+            let options = OpenOptions::new().write(true).truncate(true).create(true).clone();
+            let mut new = segments::open_or_replace(&aside, &options)?;
+            new.write_all(&kept.concat())?;
             // Or a power cut could leave the name to an empty file.
-            file.sync_all()?;
-            fs::rename(&new, path)?;
+            new.sync_all()?;
+            file.read_to_end(&mut late)?;
+            new.write_all(&late)?;
+            fs::rename(&aside, path)?;
         }
         Ok(forgotten as u64)
     }
@@ -158,18 +164,29 @@ impl Rejected {
         entry.push(b'\n');
         segments::trust_in(&self.directory)?;
         // The line matters more than the order that a stopped process may hold up.
-        let _lock = segments::lock(&self.directory.join(LOCK), PATIENCE).ok();
+        let lock = segments::lock(&self.directory.join(LOCK), PATIENCE).ok();
         let path = self.directory.join(FILE);
         if fs::metadata(&path).is_ok_and(|file| file.len() + entry.len() as u64 > self.file_bytes) {
             fs::rename(&path, self.directory.join(OLDER_FILE))?;
         }
-        let mut file = segments::open_or_replace(&path, OpenOptions::new().read(true).append(true).create(true))?;
-        if !ends_in_newline(&file)? {
-            // A kill or a full disk has left half a line.
-            entry.insert(0, b'\n');
+        loop {
+            let mut file = segments::open_or_replace(&path, OpenOptions::new().read(true).append(true).create(true))?;
+            if !ends_in_newline(&file)? {
+                // A kill or a full disk has left half a line.
+                entry.insert(0, b'\n');
+            }
+            file.write_all(&entry)?;
+            // Without the lock another file may have taken its place, which has this line or not.
+            if lock.is_some() || is_at(&file, &path)? {
+                return Ok(());
+            }
         }
-        file.write_all(&entry)
     }
+}
+
+fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
+    let (one, other) = (file.metadata()?, fs::metadata(path));
+    Ok(other.is_ok_and(|other| (one.dev(), one.ino()) == (other.dev(), other.ino())))
 }
 
 fn ends_in_newline(file: &fs::File) -> io::Result<bool> {

@@ -72,6 +72,11 @@ pub(super) struct Listing {
 
 /// Lists the directory; one that isn't there is empty.
 pub(super) fn list(directory: &Path) -> io::Result<Listing> {
+    list_beside(directory, &[])
+}
+
+/// The same, without another look at the segments of these numbers, which are in order.
+fn list_beside(directory: &Path, known: &[u64]) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -82,6 +87,10 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
         let entry = entry?;
         let name = entry.file_name();
         if let Some(number) = number(name.as_bytes()) {
+            if known.binary_search(&number).is_ok() {
+                listing.segments.push(number);
+                continue;
+            }
             // A file that was removed a moment ago is no file.
             match entry.metadata() {
                 Ok(found) if found.is_file() && found.len() <= LARGEST => listing.segments.push(number),
@@ -100,7 +109,12 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
 
 /// The numbers of the segments, oldest first. Names of a segment that are none are moved aside.
 pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
-    let listing = list(directory)?;
+    numbers_beside(directory, &[])
+}
+
+/// The same, where those of these numbers, which are in order, are known to be segments.
+pub(super) fn numbers_beside(directory: &Path, known: &[u64]) -> io::Result<Vec<u64>> {
+    let listing = list_beside(directory, known)?;
     for path in listing.foreign {
         // What can't be moved is only in the way when its number comes up.
         let _ = move_aside(&path, &"it is no regular file, or larger than any segment");
