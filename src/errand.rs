@@ -145,22 +145,24 @@ impl<T: Clone + Send + 'static> Errand<T> {
         }
     }
 
-    /// The worker waits until `until`, even if callers ask: whether the end has come meanwhile. Callers whose deadline
-    /// is before that don't wait any longer.
+    /// The worker waits until `until`, even if callers ask, or until it is woken: whether the end has come meanwhile.
+    /// Callers whose deadline is before that don't wait any longer.
     pub fn pause(&self, until: Instant) -> bool {
         let mut state = self.state();
         state.not_before = Some(until);
         self.changed.notify_all();
-        while !state.ending && Instant::now() < until {
+        while !state.ending && Instant::now() < until && !std::mem::take(&mut state.woken) {
             state = self.bell.wait(state, Some(until));
         }
         state.not_before = None;
         state.ending
     }
 
-    /// Has the worker look at whatever else there is, once it is at [`Self::next`].
+    /// Has the worker look at whatever else there is, once it is at [`Self::next`]; ends its [`Self::pause`].
     pub fn wake(&self) {
-        self.state().woken = true;
+        let mut state = self.state();
+        (state.woken, state.not_before) = (true, None);
+        drop(state);
         self.bell.notify_one();
     }
 
@@ -282,6 +284,17 @@ mod tests {
             assert!(worker.join().unwrap(), "the end has come");
         });
         assert!(!Errand::<()>::new(&Shutdown::default()).pause(Instant::now() + SHORT));
+    }
+
+    #[test]
+    fn a_pause_ends_when_the_worker_is_woken() {
+        let errand = Errand::<()>::new(&Shutdown::default());
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| errand.pause(in_a_while()));
+            errand.wake();
+            assert!(!worker.join().unwrap());
+        });
+        assert!(errand.state().not_before.is_none());
     }
 
     #[test]

@@ -293,6 +293,12 @@ fn a_key_that_had_worked_is_replaced_at_a_moment_of_this_host_s_own() {
     assert!(outcome.message.contains("another one is asked for in "), "{}", outcome.message);
     assert!(asked.elapsed() < Duration::from_secs(5), "nobody waits for it: {:?}", asked.elapsed());
     assert_eq!((enrollments(&rig).len(), rig.stored_key()), (1, None));
+    // An operator need not wait.
+    let (code, text) = rig.refresh();
+    assert_eq!((code, enrollments(&rig).len()), (Some(0), 2), "{text}");
+    rig.server.forget_nodes();
+    assert_eq!(rig.gen_config().code, 1);
+    assert_eq!((enrollments(&rig).len(), rig.stored_key()), (2, None));
     // A key that somebody else has stored meanwhile is used.
     rig.osqueryd.store_put("configurations", "nodeKey", "another-one");
     rig.server.always(Endpoint::Config, Some(Answer::json(json!({"schedule": {}}))));

@@ -29,7 +29,11 @@ pub enum EnrollError {
         most_an_hour: u32,
     },
     /// A key that had worked is not accepted any more, perhaps everybody's.
-    #[error("the node key is not accepted any more; another one is asked for in {} s", .0.as_secs_f64().ceil())]
+    #[error(
+        "the node key is not accepted any more; another one is asked for in {} s (reenroll_within), \
+         or at once by the command refresh",
+        .0.as_secs_f64().ceil()
+    )]
     Spread(Duration),
     /// The attempt is still under way.
     #[error("no answer yet")]

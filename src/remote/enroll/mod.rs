@@ -176,6 +176,13 @@ impl Enrollment {
         })
     }
 
+    /// An operator asks: another key is asked for now, and not at the moment within `reenroll_within` that chance chose.
+    pub fn hurry(&self) {
+        if self.course().hurry(Instant::now()) {
+            self.rounds.wake();
+        }
+    }
+
     /// How the enrollment stands, as of the last time that the key was looked at. Doesn't ask osqueryd.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -277,7 +284,7 @@ impl Enrollment {
         })?)
     }
 
-    fn request(&self, settings: &Settings) -> Result<Request, EnrollError> {
+    fn request(&self, settings: &Settings) -> Result<Request<'static>, EnrollError> {
         let applicant = Applicant {
             identifier: self.host.identifier(&settings.identity)?,
             platform_type: self.host.platform_type()?,

@@ -196,6 +196,13 @@ impl Course {
         self.pace.due()
     }
 
+    /// The spread over a fleet's time is over for this host: whether the next attempt waited for it.
+    pub(super) fn hurry(&mut self, now: Instant) -> bool {
+        let waited = self.pace.after_rejection > now;
+        self.pace.after_rejection = self.pace.after_rejection.min(now);
+        waited
+    }
+
     /// That the next attempt waits though none has failed: too many were granted, or it is spread over a fleet's time.
     pub(super) fn throttle(&self, now: Instant) -> Option<EnrollError> {
         let (pace, wait) = (&self.pace, self.pace.due().saturating_duration_since(now));
@@ -492,6 +499,13 @@ mod tests {
         assert!(waits.iter().all(|wait| *wait <= 600 * SECOND));
         let late = waits.iter().filter(|wait| **wait > 300 * SECOND).count();
         assert!((70..130).contains(&late), "{late} of 200 in the second half");
+        let mut trial = Trial::new();
+        trial.policy.reenroll_within = 600 * SECOND;
+        trial.see(Some("old"));
+        trial.on(Event::Rejected(Secret::new("old")));
+        trial.on(Event::Needed);
+        assert!(trial.course.hurry(trial.now) && !trial.course.hurry(trial.now), "an operator need not wait");
+        assert_eq!(trial.wait(), Some(Duration::ZERO));
         let mut never_had_one = Trial::new();
         never_had_one.policy.reenroll_within = 600 * SECOND;
         never_had_one.on(Event::Needed);
