@@ -9,6 +9,7 @@
 //! * While osqueryd's process lives, its lines are taken ([`attachment`]).
 
 pub mod attachment;
+mod events;
 pub mod intake;
 mod journals;
 pub mod relay;
@@ -16,24 +17,22 @@ pub mod succession;
 mod worker_process;
 mod workers;
 
-use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::iterator::{Handle, Signals};
+use signal_hook::consts::SIGXFSZ;
 
 use self::attachment::{Seen, Standing, Why};
+use self::events::{Event, Events};
 use self::intake::Intake;
 use self::journals::Journals;
 use self::relay::Relay;
 use self::succession::{Estate, Inherited};
-use self::worker_process::News;
 use self::workers::Workers;
 use crate::cli::Cli;
 use crate::control::{Attached, Order};
@@ -71,53 +70,6 @@ const RESUME_PAUSE: Duration = Duration::from_secs(1);
 /// Calls in flight may take this long before such an attempt is given up.
 const RESUME_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the front waits for.
-enum Event {
-    /// The manager connection broke, or osqueryd has called `shutdown`: it may be ending.
-    HungUp,
-    /// SIGTERM or SIGINT.
-    End,
-    /// SIGHUP: a new worker, please.
-    Renew,
-    /// A worker, by its number, has something to say.
-    Worker(u64, News),
-}
-
-/// Events, some of which are put off while only the end is waited for.
-struct Events {
-    receiver: Receiver<Event>,
-    put_off: VecDeque<Event>,
-}
-
-impl Events {
-    /// The next event, at most until `deadline`.
-    fn next(&mut self, deadline: Instant) -> Result<Event, RecvTimeoutError> {
-        match self.put_off.pop_front() {
-            Some(event) => Ok(event),
-            None => self.receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())),
-        }
-    }
-
-    /// Waits for `pause`: whether the end was asked for meanwhile, which stays an event.
-    fn has_end_within(&mut self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
-        loop {
-            match self.receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Event::HungUp) => {}
-                Ok(event) => {
-                    let is_end = matches!(event, Event::End);
-                    self.put_off.push_back(event);
-                    if is_end {
-                        return true;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => return false,
-                Err(RecvTimeoutError::Disconnected) => return true,
-            }
-        }
-    }
-}
-
 /// Runs until osqueryd is gone or the end is asked for. `routes` are the plugins of this extension.
 ///
 /// # Errors
@@ -125,8 +77,8 @@ impl Events {
 pub fn run(cli: Cli, routes: Routes) -> anyhow::Result<()> {
     let inherited = cli.resume.then(succession::resume).transpose().context("nothing to resume")?;
     let (sender, receiver) = mpsc::channel();
-    let events = Events { receiver, put_off: VecDeque::new() };
-    let signals = watch_signals(sender.clone())?;
+    let events = Events::new(receiver);
+    let signals = events::watch_signals(sender.clone())?;
     // A limit on the size of files must be an error like any other, and not the end.
     signal_hook::flag::register(SIGXFSZ, Default::default()).context("can't ignore a signal")?;
     let hung_up = Mutex::new(sender.clone());
@@ -188,17 +140,7 @@ impl Front {
         }
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());
-        let shutdown = Mutex::new(sender.clone());
-        let pending = Arc::clone(&relay);
-        let intake = Intake {
-            uuid: Default::default(),
-            results: Arc::clone(&journals.results),
-            pending: Arc::clone(&journals.pending),
-            elsewhere: Arc::clone(&relay) as Arc<dyn relay::Elsewhere>,
-            on_pending: Box::new(move || pending.tell(&Order::Pending {})),
-            // osqueryd calls it whenever a worker of its own ends, and then finishes what it is at.
-            on_shutdown: Box::new(move || drop(shutdown.lock().send(Event::HungUp))),
-        };
+        let intake = intake(&journals, &relay, sender.clone());
         let (estate, socket, worker) = match inherited {
             Some(Inherited { estate, listener, worker }) => {
                 let socket = Socket::adopt(&cli.socket, estate.private.clone(), listener);
@@ -231,19 +173,25 @@ impl Front {
             break_off_at: None,
             cli,
         };
-        if let Err(error) = Socket::watch_name(&front.socket) {
+        let estate = estate.unwrap_or_default();
+        front.begin(&estate, resumed, worker)?;
+        Ok(front.attach(estate.uuid)?.then_some(front))
+    }
+
+    /// Goes on with the worker that was left, or starts one.
+    fn begin(&mut self, estate: &Estate, resumed: bool, worker: Option<UnixStream>) -> anyhow::Result<()> {
+        if let Err(error) = Socket::watch_name(&self.socket) {
             log::warn!("the socket's name can't be watched, and is put back a moment later: {error}");
         }
-        let estate = estate.unwrap_or_default();
-        front.workers.listener = Some(front.socket.listener()?);
-        front.workers.private = front.socket.private().to_owned();
+        self.workers.listener = Some(self.socket.listener()?);
+        self.workers.private = self.socket.private().to_owned();
         if resumed {
-            front.workers.resume(&estate, worker)?;
+            self.workers.resume(estate, worker)?;
         } else {
             // Before the registration: it gets ready while osqueryd answers.
-            front.workers.start_one();
+            self.workers.start_one();
         }
-        Ok(front.attach(estate.uuid)?.then_some(front))
+        Ok(())
     }
 
     /// Has osqueryd call us: goes on with an earlier registration where osqueryd knows it, else registers. False when
@@ -495,6 +443,19 @@ impl Front {
     }
 }
 
+fn intake(journals: &Journals, relay: &Arc<Relay>, events: Sender<Event>) -> Intake {
+    let (pending, events) = (Arc::clone(relay), Mutex::new(events));
+    Intake {
+        uuid: Default::default(),
+        results: Arc::clone(&journals.results),
+        pending: Arc::clone(&journals.pending),
+        elsewhere: Arc::clone(relay) as Arc<dyn relay::Elsewhere>,
+        on_pending: Box::new(move || pending.tell(&Order::Pending {})),
+        // osqueryd calls it whenever a worker of its own ends, and then finishes what it is at.
+        on_shutdown: Box::new(move || drop(events.lock().send(Event::HungUp))),
+    }
+}
+
 fn listening(cli: &Cli) -> String {
     format!("can't listen on a socket beside {}", cli.socket.display())
 }
@@ -505,17 +466,4 @@ fn settings_of(cli: &Cli, flags: &Options) -> FrontSettings {
     let (settings, _) = Settings::new(flags, &own);
     logging::configure(&settings.log, cli.verbosity());
     FrontSettings::from(&settings)
-}
-
-fn watch_signals(events: Sender<Event>) -> anyhow::Result<Handle> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("can't watch for signals")?;
-    let handle = signals.handle();
-    let watch = move || {
-        for signal in &mut signals {
-            let event = if signal == SIGHUP { Event::Renew } else { Event::End };
-            let _ = events.send(event);
-        }
-    };
-    thread::Builder::new().name("signals".to_owned()).spawn(watch).context("can't start a thread")?;
-    Ok(handle)
 }
