@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::proxy::{Behaviour, Proxy};
 use testkit::server::{Answer, Endpoint};
@@ -250,6 +251,36 @@ fn the_reference_server_misbehaves_as_its_command_line_says() {
     assert_eq!(read().code, 0);
     server.kill().unwrap();
     server.wait().unwrap();
+}
+
+/// As README.md shows it.
+#[test]
+fn both_halves_of_the_kit_run_by_hand_and_a_line_arrives() {
+    let host = tempfile::tempdir().unwrap();
+    let programs = ["reference-server", "osqueryd-standin"].map(|name| program("testkit", name));
+    assert!(programs[0].with_file_name("osquery-remote-tls").exists(), "the test's own binary lies there");
+    let mut server = Command::new(&programs[0])
+        .args(["--tls", "--timeout", "60", "--host"])
+        .arg(host.path())
+        .arg("0")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("a host: osqueryd --flagfile ")));
+    let mut osqueryd = Command::new(&programs[1])
+        .arg("--flagfile")
+        .arg(host.path().join("osquery.flags"))
+        .arg("--allow_unsafe")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let arrived = lines.any(|line| line.contains("\"log_type\":\"result\"") && line.contains("\"clock\""));
+    kill_process(Pid::from_child(&osqueryd), Signal::TERM).unwrap();
+    osqueryd.wait().unwrap();
+    kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
+    server.wait().unwrap();
+    assert!(arrived, "no line of the schedule came to the server");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +18,21 @@ const STEP_LIMIT: Duration = Duration::from_secs(20);
 
 const QUERY: &str = "SELECT unix_time AS now FROM time";
 
+/// Columns of a terminal that nobody has made wider.
+const COLUMNS: usize = 80;
+
+/// What stands before each line: `[ 12.3 s] `.
+const MARGIN: usize = 10;
+
+/// Characters of a value that are shown.
+const SHOWN: usize = 160;
+
 fn main() -> ExitCode {
+    if let Some(osqueryd) = std::env::var_os("OSQUERYD").map(PathBuf::from).filter(|path| !path.is_file()) {
+        eprintln!("demo: OSQUERYD={} is no program: give the path of an osqueryd, or none", osqueryd.display());
+        return ExitCode::FAILURE;
+    }
+    println!("Building the extension and what goes with it: some minutes the first time.");
     let Some(programs) = Programs::build() else {
         eprintln!("demo: the extension could not be built");
         return ExitCode::FAILURE;
@@ -84,20 +99,24 @@ impl Demo {
         let server = Server::start(options).expect("the reference server");
         say(
             began,
-            &format!("a reference server listens on https://{}, with a certificate made for it", server.hostname()),
+            &format!("a reference server listens on https://{}, with a certificate of its own", server.hostname()),
         );
         let flagfile = write_files(directory, &server, &programs.extension);
         let name = if programs.real { "osqueryd" } else { "a stand-in for osqueryd (OSQUERYD=path takes a real one)" };
         say(began, &format!("starting {name} with this flag file:"));
         for line in fs::read_to_string(&flagfile).expect("the flag file").lines() {
-            println!("             {line}");
+            println!("{:MARGIN$}{line}", "");
         }
         let osqueryd = Osqueryd(start(&programs.osqueryd, &flagfile, directory));
         let mut demo = Self { began, server, osqueryd };
         demo.main_job();
         demo.outage();
         demo.end();
-        println!("\nThe main job works: nothing was lost, and everything has ended cleanly.");
+        let seen = "The extension enrolled this host with the server, gave osqueryd the server's configuration, delivered the \
+                    lines of its query, answered a question that the server asked right then, kept the lines that came while \
+                    the server was away, and delivered all of them when it was back.";
+        println!("\n{}", wrapped(seen, COLUMNS).join("\n"));
+        println!("{}", coloured("32", "Nothing was lost, and everything has ended cleanly."));
     }
 
     fn main_job(&self) {
@@ -107,10 +126,10 @@ impl Demo {
         self.wait("a configuration request", |server| server.requests_to(Endpoint::Config).into_iter().next());
         self.say("configuration delivered: one query a second");
         let line = self.wait("a result", |server| server.results().into_iter().next());
-        self.say(&format!("first line logged and received: {line}"));
+        self.say(&format!("first line logged and received: {}", beginning(&line)));
         self.server.add_query("who", "SELECT version FROM osquery_info");
         let written = self.wait("a distributed query's result", |server| server.written().into_iter().next());
-        self.say(&format!("distributed query answered: {}", written["queries"]));
+        self.say(&format!("distributed query answered: {}", beginning(&written["queries"])));
     }
 
     fn outage(&self) {
@@ -155,7 +174,47 @@ impl Demo {
 }
 
 fn say(began: Instant, text: &str) {
-    println!("[{:5.1} s] {text}", began.elapsed().as_secs_f32());
+    let mut time = coloured("2", &format!("[{:5.1} s]", began.elapsed().as_secs_f32()));
+    for line in wrapped(text, COLUMNS - MARGIN) {
+        println!("{time} {line}");
+        time = " ".repeat(MARGIN - 1);
+    }
+}
+
+/// A value's JSON, or its beginning.
+fn beginning(value: &Value) -> String {
+    let text = value.to_string();
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// In lines of at most so many characters; what has no blank is cut.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        for piece in letters.chunks(columns) {
+            let piece: String = piece.iter().collect();
+            match lines.last_mut() {
+                Some(line) if line.is_empty() => *line = piece,
+                Some(line) if line.chars().count() + 1 + piece.chars().count() <= columns => {
+                    line.push(' ');
+                    line.push_str(&piece);
+                }
+                _ => lines.push(piece),
+            }
+        }
+    }
+    lines
+}
+
+/// In a colour (SGR's number) on a terminal, unless `NO_COLOR` asks for none.
+fn coloured(colour: &str, text: &str) -> String {
+    let wanted = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if wanted { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// Everything that an operator would set up, in `directory`: answers the flag file's path.

@@ -22,6 +22,13 @@ const EXIT_FAILURE: u8 = 1;
 /// How soon a signal or the end of `--timeout` is noticed.
 const NOTICE: Duration = Duration::from_millis(50);
 const SECRET_NAME: &str = "enroll_secret";
+const ENDPOINTS: [&str; 5] = [
+    "--enroll_tls_endpoint=/enroll",
+    "--config_tls_endpoint=/config",
+    "--logger_tls_endpoint=/log",
+    "--distributed_tls_read_endpoint=/distributed_read",
+    "--distributed_tls_write_endpoint=/distributed_write",
+];
 
 /// A reference server for osquery's remote API, on localhost. Like the one in osquery's documentation it gives up the
 /// node key at every third config request, so that enrolling again can be seen; without --use_enroll_secret any secret
@@ -71,6 +78,10 @@ struct Args {
     /// Misbehave: ENDPOINT=FAULT or ENDPOINT=FAULT*TIMES, once or more often (see below)
     #[arg(long, value_name = "ENDPOINT=FAULT")]
     misbehave: Vec<Misbehaviour>,
+    /// Write into this directory what a host of this server needs: osquery.flags, and the extension that was built beside
+    /// this program
+    #[arg(long, value_name = "DIRECTORY", requires = "tls")]
+    host: Option<PathBuf>,
     /// The port on localhost; 0 for any
     port: u16,
 }
@@ -144,6 +155,9 @@ fn run(args: &Args) -> Result<(), Failure> {
     for misbehaviour in &args.misbehave {
         misbehaviour.apply(&server);
     }
+    if let Some(host) = &args.host {
+        make_host(host, &flags(&server, &hints)).map_err(|error| failure(&host.display(), &error))?;
+    }
     announce(args, &server, &hints);
     let end = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
     let mut failed_handshakes = 0;
@@ -205,16 +219,46 @@ fn failure(what: &dyn std::fmt::Display, error: &dyn std::fmt::Display) -> Failu
     (EXIT_FAILURE, format!("{what}: {error}"))
 }
 
+/// The flags that go with it, and what is to be known of them, a line each.
+fn flags(server: &Server, hints: &[String]) -> Vec<String> {
+    let mut flags = vec![format!("--tls_hostname={}", server.hostname())];
+    flags.extend_from_slice(hints);
+    flags.extend(ENDPOINTS.map(str::to_owned));
+    flags
+}
+
+/// A host's files: what `--flagfile` is to name, and what that names.
+fn make_host(directory: &Path, flags: &[String]) -> io::Result<()> {
+    let built = std::env::current_exe()?.with_file_name("osquery-remote-tls");
+    fs::create_dir_all(directory)?;
+    let directory = directory.canonicalize()?;
+    let extension = directory.join("remote_tls.ext");
+    fs::copy(&built, &extension)
+        .map_err(|error| io::Error::new(error.kind(), format!("{} is not there: cargo build", built.display())))?;
+    let load = directory.join("extensions.load");
+    fs::write(&load, format!("{}\n", extension.display()))?;
+    let mut text: String = flags.iter().map(|flag| format!("{flag}\n")).collect();
+    for plugin in ["config", "logger", "distributed"] {
+        text.push_str(&format!("--{plugin}_plugin=remote_tls\n"));
+    }
+    text.push_str(&format!("--disable_distributed=false\n--extensions_autoload={}\n", load.display()));
+    for (flag, file) in
+        [("extensions_socket", "osquery.em"), ("database_path", "osquery.db"), ("pidfile", "osqueryd.pid")]
+    {
+        text.push_str(&format!("--{flag}={}\n", directory.join(file).display()));
+    }
+    fs::write(directory.join("osquery.flags"), text)
+}
+
 fn announce(args: &Args, server: &Server, hints: &[String]) {
     let protocol = if args.tls { "HTTPS" } else { "HTTP" };
     let mut text = format!("reference-server: {protocol} on localhost, port {}\n", server.port());
     if args.tls {
         text.push_str("osquery flags:\n");
-        text.push_str(&format!("  --tls_hostname={}\n", server.hostname()));
-        text.extend(hints.iter().map(|hint| format!("  {hint}\n")));
-        text.push_str("  --enroll_tls_endpoint=/enroll\n  --config_tls_endpoint=/config\n");
-        text.push_str("  --logger_tls_endpoint=/log\n  --distributed_tls_read_endpoint=/distributed_read\n");
-        text.push_str("  --distributed_tls_write_endpoint=/distributed_write\n");
+        text.extend(flags(server, hints).iter().map(|flag| format!("  {flag}\n")));
+        if let Some(host) = &args.host {
+            text.push_str(&format!("a host: osqueryd --flagfile {}\n", host.join("osquery.flags").display()));
+        }
     } else {
         text.extend(hints.iter().map(|hint| format!("  {hint}\n")));
     }
