@@ -239,6 +239,8 @@ fn the_oldest_lines_go_when_there_are_too_many() {
         rig.log(&line(n));
     }
     rig.said("more of them wait than buffered_log_max allows");
+    // Of 12 lines two are too many, of 25 fifteen: the limit is looked at once a second.
+    rig.osqueryd.wait("ten lines to wait", LIMIT, || (rig.waiting("results").len() == 10).then_some(()));
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(10), (15..25).collect::<Vec<u64>>());
 }
