@@ -1,61 +1,18 @@
-//! Bodies and answers of the remote API. Pure: bytes in, bytes or a judgement out.
+//! Answers of the remote API, judged. Pure: bytes in, a judgement out. What requests carry is in `body`.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 
+pub use super::body::{Body, KeyPlace, LOG_OVERHEAD, LogType, Payload, body, enroll_body, object_body, with_member};
 use super::configuration;
 use super::endpoint::Endpoint;
 use super::node_key;
 use crate::members;
 use crate::secret::Secret;
-use crate::settings::Settings;
 use crate::shown::beginning;
-
-/// The two kinds of log requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogType {
-    /// Rows of queries: differential, event and snapshot lines.
-    Result,
-    /// osqueryd's own log.
-    Status,
-}
-
-impl LogType {
-    /// The `log_type` of a request.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Result => "result",
-            Self::Status => "status",
-        }
-    }
-}
-
-/// What a request carries, apart from the node key.
-#[derive(Clone, Copy)]
-pub enum Payload<'a> {
-    /// Nothing else.
-    None,
-    /// A JSON object, passed on as it is.
-    Object(&'a str),
-    /// Log lines, JSON values with commas between them.
-    Lines(LogType, &'a str),
-    /// A JSON object, or nothing else, by the settings that the request is made with.
-    Made(&'a dyn Fn(&Settings) -> Option<String>),
-}
-
-/// Where the node key goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyPlace {
-    /// Into the body.
-    Body,
-    /// Into the URL (`tls_node_api`); log requests have it in the body all the same.
-    Url,
-}
 
 /// Why an answer is not a success.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -374,6 +331,9 @@ pub fn configuration(answer: String, place: KeyPlace, limits: ConfigLimits) -> R
     match configuration::judge(&document, limits) {
         Err(refused) => wrong(&refused.to_string()),
         Ok(outline) if !outline.has_members => wrong("an empty object"),
+        Ok(outline) if !outline.is_configuration => {
+            wrong("it has none of a configuration's members (schedule, packs, options, and so on)")
+        }
         Ok(_) => Ok(document),
     }
 }
@@ -409,46 +369,6 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// The body of a request; the payload's own bytes are passed on unchanged.
-#[must_use]
-pub fn body(payload: Payload<'_>, node_key: &Secret, place: KeyPlace) -> String {
-    let key = || Value::from(node_key.expose()).to_string();
-    match (payload, place) {
-        (Payload::None | Payload::Made(_), KeyPlace::Body) => format!("{{\"node_key\":{}}}", key()),
-        (Payload::None | Payload::Made(_), KeyPlace::Url) => "{}".to_owned(),
-        (Payload::Object(object), KeyPlace::Url) => object.to_owned(),
-        (Payload::Object(object), KeyPlace::Body) => with_member(object, "node_key", &key()),
-        (Payload::Lines(log_type, lines), _) => log_body(log_type, lines, &key()),
-    }
-}
-
-fn log_body(log_type: LogType, lines: &str, key: &str) -> String {
-    let head = format!("{{\"node_key\":{key},\"log_type\":\"{}\",{LINES_BEGIN}", log_type.as_str());
-    [&head, lines, "]}"].concat()
-}
-
-/// Stands between a log request's node key and its lines, and can't be within the key: quotes are escaped there.
-const LINES_BEGIN: &str = "\"data\":[";
-
-/// The length of a request's beginning with the node key in it; without lines, that is all of it.
-#[must_use]
-pub fn head_length(body: &str) -> usize {
-    body.find(LINES_BEGIN).map_or(body.len(), |at| at + LINES_BEGIN.len())
-}
-
-/// How many bytes a log request has apart from its lines and the commas between them, at most: for a node key of
-/// up to 512 bytes as JSON.
-pub const LOG_OVERHEAD: usize = 600;
-
-/// An object's text with one member more, at its end; `object` is the text of a JSON object.
-#[must_use]
-pub fn with_member(object: &str, name: &str, value: &str) -> String {
-    let object = object.trim_end();
-    let head = object.strip_suffix('}').unwrap_or(object);
-    let comma = if head.trim_end().ends_with('{') { "" } else { "," };
-    format!("{head}{comma}\"{name}\":{value}}}")
-}
-
 /// Whether a text is a JSON object, whatever it holds.
 #[must_use]
 pub fn is_object(text: &str) -> bool {
@@ -459,24 +379,6 @@ pub fn is_object(text: &str) -> bool {
 #[must_use]
 pub fn is_json(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_ok()
-}
-
-/// The body of an enrollment.
-#[must_use]
-pub fn enroll_body(
-    secret_name: &str,
-    secret: &Secret,
-    host_identifier: &str,
-    platform_type: &str,
-    host_details: Map<String, Value>,
-) -> String {
-    json!({
-        secret_name: secret.expose(),
-        "host_identifier": host_identifier,
-        "platform_type": platform_type,
-        "host_details": host_details,
-    })
-    .to_string()
 }
 
 #[cfg(test)]
@@ -582,6 +484,8 @@ mod tests {
         for (answer, reason) in [
             ("{}", "an empty object"),
             (r#"{"node_invalid":false}"#, "an empty object"),
+            (r#"{"foo":"bar"}"#, "none of a configuration's members"),
+            (r#"{"message":"Not Found","schedule_":{}}"#, "none of a configuration's members"),
             (r#"{"a":[[[[1]]]]}"#, "6 levels of values"),
             (r#"{"a":1"#, "not a JSON object"),
             ("[]", "not a JSON object"),
@@ -591,7 +495,7 @@ mod tests {
         }
         let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(1000));
         assert!(config(&large).unwrap_err().to_string().contains("1009 bytes"));
-        assert!(config(r#"{"a":"[[[[[[{{{{ \" [[["}"#).is_ok());
+        assert!(config(r#"{"options":"[[[[[[{{{{ \" [[["}"#).is_ok());
     }
 
     #[test]
@@ -613,29 +517,5 @@ mod tests {
         assert_eq!(bytes(Some("5.24.0")), 4);
         assert_eq!(bytes(Some("6.0.1")), 4);
         assert_eq!((bytes(Some("")), bytes(None)), (1, 1));
-    }
-
-    #[test]
-    fn bodies_carry_the_key_where_it_belongs() {
-        let key = Secret::new("k\"1");
-        let body = |payload, place| body(payload, &key, place);
-        assert_eq!(body(Payload::None, KeyPlace::Body), r#"{"node_key":"k\"1"}"#);
-        assert_eq!(body(Payload::None, KeyPlace::Url), "{}");
-        let lines = "{\"a\":1},2";
-        let log = r#"{"node_key":"k\"1","log_type":"status","data":[{"a":1},2]}"#;
-        assert_eq!(body(Payload::Lines(LogType::Status, lines), KeyPlace::Body), log);
-        assert_eq!(body(Payload::Lines(LogType::Status, lines), KeyPlace::Url), log);
-    }
-
-    #[test]
-    fn a_payload_s_bytes_are_passed_on_unchanged() {
-        let key = Secret::new("k-1");
-        let add = |object: &str| body(Payload::Object(object), &key, KeyPlace::Body);
-        assert_eq!(add("{}"), r#"{"node_key":"k-1"}"#);
-        assert_eq!(
-            add("{ \"n\" : 1.50e1 , \"o\":{\"p\":{}}} \n"),
-            "{ \"n\" : 1.50e1 , \"o\":{\"p\":{}},\"node_key\":\"k-1\"}"
-        );
-        assert_eq!(body(Payload::Object("{ \"a\":1 }"), &key, KeyPlace::Url), "{ \"a\":1 }");
     }
 }

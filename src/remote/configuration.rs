@@ -43,7 +43,30 @@ pub enum Refused {
 pub struct Outline {
     /// Whether it has any member but `node_invalid` and `etag`, which say something of it.
     pub has_members: bool,
+    /// Whether one of them is of [`MEMBERS`].
+    pub is_configuration: bool,
 }
+
+/// The members that osqueryd (5.23) looks for: its core's, and its config parsers'. An object without any of them is
+/// another answer that was misdirected, and would empty the schedule.
+pub const MEMBERS: [&str; 16] = [
+    "auto_table_construction",
+    "decorators",
+    "events",
+    "exclude_paths",
+    "feature_vectors",
+    "file_accesses",
+    "file_paths",
+    "file_paths_query",
+    "kafka_topics",
+    "logger",
+    "options",
+    "packs",
+    "prometheus_targets",
+    "schedule",
+    "views",
+    "yara",
+];
 
 /// Whether osqueryd takes this text.
 ///
@@ -57,7 +80,7 @@ pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
     }
     let stripped: String = stripped(document).collect();
     let text = stripped.split('\0').next().unwrap_or_default();
-    let mut parser = Parser { text: text.as_bytes(), at: 0, levels: 0, has_members: false };
+    let mut parser = Parser { text: text.as_bytes(), at: 0, levels: 0, outline: Outline::default() };
     parser.document().map_err(|NotJson| Refused::NotJson { at: parser.at })?;
     if !text.trim_start_matches(BLANKS).starts_with('{') {
         return Err(Refused::NotAnObject);
@@ -65,7 +88,7 @@ pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
     if parser.levels > limits.depth {
         return Err(Refused::TooDeep { levels: parser.levels, most: limits.depth });
     }
-    Ok(Outline { has_members: parser.has_members })
+    Ok(parser.outline)
 }
 
 /// A text as osqueryd parses it, in pieces: `stripConfigComments`.
@@ -121,8 +144,8 @@ struct Parser<'a> {
     at: usize,
     /// How deep the deepest value stands.
     levels: usize,
-    /// Whether the outermost object has any member but `node_invalid` and `etag`.
-    has_members: bool,
+    /// What the outermost object has.
+    outline: Outline,
 }
 
 struct NotJson;
@@ -197,7 +220,10 @@ impl Parser<'_> {
         self.string()?;
         if depth == 1 {
             let name = self.text.get(start..self.at - 1).unwrap_or_default();
-            self.has_members |= name != b"node_invalid" && name != b"etag";
+            self.outline.has_members |= name != b"node_invalid" && name != b"etag";
+            // However it is written: a backslash can stand for any character.
+            let is_known = MEMBERS.iter().any(|member| member.as_bytes() == name) || name.contains(&b'\\');
+            self.outline.is_configuration |= is_known;
         }
         self.blanks();
         self.expects(b':')
@@ -425,8 +451,11 @@ mod tests {
     #[test]
     fn says_what_is_wrong_and_what_is_there() {
         let judged = |text: &str| judge(text, ConfigLimits { bytes: 20, depth: 2 });
-        assert_eq!(judged("{\"a\":1,\n#x\n\"b\":{}}"), Ok(Outline { has_members: true }));
-        assert_eq!(judged("{\"node_invalid\":{}}"), Ok(Outline { has_members: false }));
+        let outline = |has_members, is_configuration| Ok(Outline { has_members, is_configuration });
+        assert_eq!(judged("{\"a\":1,\n#x\n\"b\":{}}"), outline(true, false));
+        assert_eq!(judged("{\"a\":1,\"yara\":{}}"), outline(true, true));
+        assert_eq!(judged("{\"\\u0079ara\":{}}"), outline(true, true));
+        assert_eq!(judged("{\"node_invalid\":{}}"), outline(false, false));
         assert_eq!(judged("{\"a\":{\"b\":1}}"), Err(Refused::TooDeep { levels: 3, most: 2 }));
         assert_eq!(judged("[]"), Err(Refused::NotAnObject));
         assert_eq!(judged("{\"a\"}"), Err(Refused::NotJson { at: 4 }));

@@ -1,17 +1,19 @@
 //! The remote TLS API: what is sent where, how the answer is judged, and who this node is.
 //!
-//! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (bodies and answers) and
+//! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (answers, and `body`, what requests carry) and
 //! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
-//! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP) below `request` (built, sent,
+//! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP, with `gzip`) below `request` (built, sent,
 //! judged, noted in `stats`; an operator's `headers`) below `node` (with the node key, from one of the `servers`). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake, and so does `old_tls`.
 
 mod algorithms;
 pub mod api;
+mod body;
 pub mod configuration;
 mod deadline;
 mod endpoint;
 mod enroll;
+mod gzip;
 mod headers;
 mod host;
 mod node;
@@ -26,6 +28,7 @@ mod servers;
 mod stats;
 mod tls;
 mod transport;
+mod transport_error;
 mod trust;
 mod url;
 
@@ -43,8 +46,7 @@ pub use self::request::{
 pub use self::servers::Servers;
 pub use self::stats::{EndpointStats, Stats};
 pub use self::tls::{Expiries, TlsError, Traffic, bundle, certificates, check_files};
-pub use self::transport::{
-    Answer, Encoding, HostNotFound, Method, Outgoing, Step, Transport, TransportError, retry_after,
-};
+pub use self::transport::{Answer, Encoding, Method, Outgoing, Transport, retry_after};
+pub use self::transport_error::{HostNotFound, Step, TransportError};
 pub use self::trust::{NotPinned, ServerVerifier, TrustKind, explain};
 pub use self::url::{Url, same_host_redirect};

@@ -188,17 +188,19 @@ impl Node {
     ) -> Result<T, RemoteError> {
         match self.outages.asked_for(self.servers.number(), endpoint) {
             Some(left) => Err(RemoteError::Patience { endpoint, left }),
-            None => self.send_at_once(endpoint, payload, judge),
+            None => self.attempts(endpoint, payload, judge, Unwell::AsOften),
         }
     }
 
-    /// The same, although the server asked to be left alone: somebody waits for what it says now.
+    /// The same, although the server asked to be left alone, and a new node key is spread over a fleet's time: an operator
+    /// waits for what the server says now.
     pub fn send_at_once<T>(
         &self,
         endpoint: Endpoint,
         payload: Payload<'_>,
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
+        self.enrollment().hurry();
         self.attempts(endpoint, payload, judge, Unwell::AsOften)
     }
 

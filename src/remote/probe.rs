@@ -19,7 +19,8 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConn
 
 use super::proxy::ProxyConnector;
 use super::tls::{TlsConnector, TlsTransport, Watch};
-use super::transport::{NamingResolver, TransportError, Wanted, config};
+use super::transport::{NamingResolver, Wanted, config};
+use super::transport_error::TransportError;
 use crate::lock::{Mutex, MutexGuard};
 use crate::settings::Settings;
 

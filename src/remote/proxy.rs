@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport, TransportAdapter};
 
 use super::deadline::Deadline;
-use super::transport::TransportError;
+use super::transport_error::TransportError;
 use crate::settings::{HostPort, Proxy};
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;

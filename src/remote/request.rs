@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::api::{self, AnswerError, KeyPlace, Payload};
+use super::api::{self, AnswerError, Body, KeyPlace, Payload};
 use super::endpoint::Endpoint;
 use super::headers::{Headers, HeadersError};
 use super::host::Host;
 use super::stats::{Measured, Stats};
 use super::tls::traffic;
-use super::transport::{Answer, Encoding, Method, Outgoing, Transport, TransportError};
+use super::transport::{Answer, Encoding, Method, Outgoing, Transport};
+use super::transport_error::TransportError;
 use super::url::Url;
 use crate::chain::chain;
 use crate::files;
@@ -177,11 +178,11 @@ impl RequestError {
 }
 
 /// A request, ready to be sent.
-pub struct Request {
+pub struct Request<'a> {
     endpoint: Endpoint,
     method: Method,
     url: Url,
-    body: String,
+    body: Body<'a>,
     node_key: Option<Secret>,
     headers: Headers,
 }
@@ -196,12 +197,12 @@ pub struct Applicant {
     pub details: Map<String, Value>,
 }
 
-impl Request {
+impl<'a> Request<'a> {
     /// A request as the node with this key.
     pub fn new(
         settings: &Settings,
         endpoint: Endpoint,
-        payload: Payload<'_>,
+        payload: Payload<'a>,
         key: &Secret,
     ) -> Result<Self, RequestError> {
         let place = key_place(settings);
@@ -212,8 +213,11 @@ impl Request {
         let key_in_url = (place == KeyPlace::Url).then_some(key);
         let url = url(settings, endpoint, key_in_url, url_secret(settings)?.as_ref())?;
         let made = if let Payload::Made(make) = payload { make(settings) } else { None };
-        let payload = made.as_deref().map_or(payload, Payload::Object);
-        let (body, headers) = (api::body(payload, key, place), Headers::of(settings)?);
+        let body = match made {
+            Some(object) => api::object_body(&object, key, place),
+            None => api::body(payload, key, place),
+        };
+        let headers = Headers::of(settings)?;
         Ok(Self { endpoint, method, url, body, node_key: Some(key.clone()), headers })
     }
 
@@ -237,16 +241,15 @@ impl Request {
     pub fn presence(settings: &Settings, endpoint: Endpoint) -> Result<Self, RequestError> {
         let url = url(settings, endpoint, None, None)?;
         let headers = Headers::of(settings)?;
-        Ok(Self { endpoint, method: Method::Get, url, body: String::new(), node_key: None, headers })
+        Ok(Self { endpoint, method: Method::Get, url, body: Body::none(), node_key: None, headers })
     }
 
     /// As the transport sends it.
     #[must_use]
-    pub fn outgoing<'a>(&'a self, encoding: Encoding, user_agent: &'a str) -> Outgoing<'a> {
+    pub fn outgoing<'o>(&'o self, encoding: Encoding, user_agent: &'o str) -> Outgoing<'o> {
         let Self { endpoint, method, url, body, node_key, headers } = self;
         let (node_key, largest_answer) = (node_key.as_ref(), endpoint.largest_answer());
-        let as_is = api::head_length(body);
-        Outgoing { method: *method, url, body, encoding, as_is, user_agent, node_key, headers, largest_answer }
+        Outgoing { method: *method, url, body, encoding, user_agent, node_key, headers, largest_answer }
     }
 }
 
@@ -270,18 +273,18 @@ impl Requests {
     pub fn make<T>(
         &self,
         settings: &Settings,
-        request: &Request,
+        request: &Request<'_>,
         encoding: Encoding,
         judge: impl FnOnce(Answer) -> Result<T, AnswerError>,
     ) -> Result<T, RequestError> {
         let endpoint = request.endpoint;
         let mut measured = Measured::default();
-        if let Some(dump) = Dump::of(settings, request.body.as_bytes()) {
+        if let Some(dump) = Dump::of(settings, || request.body.to_string().into_bytes()) {
             dump.say("request", endpoint);
         }
         let outcome = match self.send(settings, request, encoding, &mut measured) {
             Ok(answer) => {
-                let dump = Dump::of(settings, &answer.body);
+                let dump = Dump::of(settings, || &answer.body);
                 let judged = judge(answer);
                 // Judged first: from then on a new node key is known to be masked.
                 if let Some(dump) = dump {
@@ -303,7 +306,7 @@ impl Requests {
     fn send(
         &self,
         settings: &Settings,
-        request: &Request,
+        request: &Request<'_>,
         encoding: Encoding,
         measured: &mut Measured,
     ) -> Result<Answer, TransportError> {
@@ -376,9 +379,9 @@ struct Dump {
 
 impl Dump {
     /// Of this body, where the settings say so.
-    fn of(settings: &Settings, body: &[u8]) -> Option<Self> {
+    fn of<B: AsRef<[u8]>>(settings: &Settings, body: impl FnOnce() -> B) -> Option<Self> {
         let names = ["node_key", "id", settings.api.secret_name.as_str()];
-        (settings.api.dump && settings.verbose).then(|| Self::showing(body, &names))
+        (settings.api.dump && settings.verbose).then(|| Self::showing(body().as_ref(), &names))
     }
 
     /// Only what may be shown of a body is copied: it can be large.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::enroll::EnrollError;
 use super::node::RemoteError;
 use super::request::RequestError;
-use super::transport::TransportError;
+use super::transport_error::TransportError;
 use crate::lock::Mutex;
 use crate::policy::{Chance, Consequence, Failover, Verdict};
 use crate::settings::Settings;

@@ -1,31 +1,32 @@
 //! HTTP requests over kept-alive TLS connections, by ureq: what goes out, what comes back, and what can happen
 //! between.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::DeflateEncoder;
-use flate2::{Compression, Crc};
 use ureq::http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION,
+    RETRY_AFTER, USER_AGENT,
 };
 use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, TcpConnector};
-use ureq::{Agent, Body};
+use ureq::{Agent, SendBody};
 
+use super::api::Body;
+use super::gzip::gzip;
 use super::headers::Headers;
 use super::proxy::{ProxyConnector, ProxyError};
-use super::tls::{Expiries, TlsConnector, TlsError, answered_early};
+use super::tls::{Expiries, TlsConnector, answered_early};
+use super::transport_error::{HostNotFound, TransportError};
 use super::url::{Url, same_host_redirect};
 use crate::lock::{Mutex, MutexGuard};
 use crate::secret::Secret;
-use crate::settings::{Proxy, Server, SettingError, Settings, TlsSettings};
+use crate::settings::{Proxy, Server, Settings, TlsSettings};
 use crate::shown::beginning;
 use crate::shutdown::Shutdown;
 
@@ -44,92 +45,6 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Connections kept open: each of our threads has at most one request at a time.
 const KEPT_CONNECTIONS: usize = 4;
-
-/// Why no answer was got.
-#[derive(Debug, thiserror::Error)]
-pub enum TransportError {
-    /// A flag that the connection needs is unusable.
-    #[error(transparent)]
-    Setting(#[from] SettingError),
-    /// Trust, certificates or the handshake.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// A name has no address.
-    #[error(transparent)]
-    HostNotFound(#[from] HostNotFound),
-    /// The connection could not be made.
-    #[error("can't connect")]
-    Connect(#[source] io::Error),
-    /// The proxy refused, can't be reached, or is none.
-    #[error(transparent)]
-    Proxy(#[from] ProxyError),
-    /// A step took too long.
-    #[error("timed out ({0})")]
-    Timeout(Step),
-    /// The connection broke.
-    #[error("the connection broke: {0}")]
-    Broken(String),
-    /// The redirect leads elsewhere, or nowhere.
-    #[error("redirected {0}: not followed")]
-    Redirect(String),
-    /// The answer is too large to be one.
-    #[error("the answer is larger than {0} bytes")]
-    TooLarge(u64),
-    /// The answer's body is compressed although that was not asked for, or in another way.
-    #[error("the answer is encoded in a way that was not asked for: {0:?}")]
-    Encoded(String),
-    /// The answer's body is not compressed as its header says.
-    #[error("the answer says that it is gzip, and is not")]
-    NotGzip,
-    /// The process is ending.
-    #[error("ending")]
-    Ending,
-}
-
-impl TransportError {
-    /// Whether the server can't be reached, or doesn't answer in time: no flag is at fault, nor an answer.
-    #[must_use]
-    pub fn is_of_the_connection(&self) -> bool {
-        matches!(self, Self::HostNotFound(_) | Self::Connect(_) | Self::Proxy(_) | Self::Timeout(_) | Self::Broken(_))
-    }
-}
-
-/// A step of a request.
-#[derive(Clone, Copy, Debug)]
-pub struct Step(ureq::Timeout);
-
-impl Step {
-    /// Whether nothing has been sent yet.
-    #[must_use]
-    pub fn is_connecting(self) -> bool {
-        matches!(self.0, ureq::Timeout::Resolve | ureq::Timeout::Connect)
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            ureq::Timeout::Resolve => "the server's name was not resolved",
-            ureq::Timeout::Connect => "no connection was made",
-            ureq::Timeout::SendRequest | ureq::Timeout::SendBody | ureq::Timeout::Await100 => {
-                "the server did not take the request"
-            }
-            ureq::Timeout::RecvResponse => "no answer came",
-            ureq::Timeout::RecvBody => "the answer did not come to its end",
-            _ => "the request was not done within request_timeout",
-        })
-    }
-}
-
-/// A name that has no address.
-#[derive(Debug, thiserror::Error)]
-#[error("the name {host} can't be resolved")]
-pub struct HostNotFound {
-    host: String,
-    source: BoxedError,
-}
-
-type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The methods of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,12 +70,10 @@ pub struct Outgoing<'a> {
     pub method: Method,
     /// Where to.
     pub url: &'a Url,
-    /// The body, JSON.
-    pub body: &'a str,
+    /// The body, JSON. What stands before its lines is never compressed: a secret is among it.
+    pub body: &'a Body<'a>,
     /// How the body is sent.
     pub encoding: Encoding,
-    /// So many bytes at its beginning are never compressed: a secret is among them.
-    pub as_is: usize,
     /// The `User-Agent`.
     pub user_agent: &'a str,
     /// For the `Authorization` header.
@@ -237,15 +150,18 @@ impl Transport {
         let until = Instant::now() + settings.request_timeout;
         let server = settings.server.as_ref().map_err(Clone::clone)?;
         let agent = self.agent(settings, request.user_agent)?;
-        let body = match (request.method, request.encoding) {
-            (Method::Get, _) => Cow::Borrowed(&[][..]),
-            (Method::Post, Encoding::Plain) => Cow::Borrowed(request.body.as_bytes()),
-            (Method::Post, Encoding::Gzip) => {
-                Cow::Owned(gzip(request.body, request.as_is).map_err(TransportError::Connect)?)
-            }
+        let packed = match request.encoding {
+            Encoding::Gzip => Some(gzip(request.body).map_err(TransportError::Connect)?),
+            Encoding::Plain => None,
         };
-        let mut exchange =
-            Exchange { agent: &agent, settings, request, url: request.url.expose().to_owned(), body: &body, until };
+        let mut exchange = Exchange {
+            agent: &agent,
+            settings,
+            request,
+            url: request.url.expose().to_owned(),
+            packed: packed.as_deref(),
+            until,
+        };
         for _ in 0..=MAX_REDIRECTS {
             let response = self.once(&exchange)?;
             match response.status().as_u16() {
@@ -257,7 +173,7 @@ impl Transport {
     }
 
     /// Sends once; a kept connection that turns out to be closed costs one more sending, on a new one.
-    fn once(&self, exchange: &Exchange<'_>) -> Result<Response<Body>, TransportError> {
+    fn once(&self, exchange: &Exchange<'_>) -> Result<Response<ureq::Body>, TransportError> {
         let opened = OPENED.get();
         let error = match exchange.run(KeptConnections::Use) {
             Ok(response) => return Ok(response),
@@ -343,13 +259,14 @@ struct Exchange<'a> {
     settings: &'a Settings,
     request: &'a Outgoing<'a>,
     url: String,
-    body: &'a [u8],
+    /// The body, compressed, where it is sent so.
+    packed: Option<&'a [u8]>,
     /// When all must be over.
     until: Instant,
 }
 
 impl Exchange<'_> {
-    fn run(&self, kept: KeptConnections) -> Result<Response<Body>, ureq::Error> {
+    fn run(&self, kept: KeptConnections) -> Result<Response<ureq::Body>, ureq::Error> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(ureq::Error::Timeout(ureq::Timeout::Global));
@@ -369,7 +286,15 @@ impl Exchange<'_> {
                 self.agent.run(request.max_idle_age(idle_limit).timeout_global(Some(left)).build())
             }
             Method::Post => {
-                let request = self.agent.configure_request(builder.method("POST").body(self.body)?);
+                let [head, lines, tail] = self.request.body.pieces().map(str::as_bytes);
+                let mut pieces = head.chain(lines).chain(tail);
+                let mut packed = self.packed;
+                let (length, reader): (usize, &mut dyn Read) = match packed.as_mut() {
+                    Some(packed) => (packed.len(), packed),
+                    None => (self.request.body.length(), &mut pieces),
+                };
+                let builder = builder.header(CONTENT_LENGTH, length).method("POST");
+                let request = self.agent.configure_request(builder.body(SendBody::from_reader(reader))?);
                 self.agent.run(request.max_idle_age(idle_limit).timeout_global(Some(left)).build())
             }
         }?;
@@ -406,7 +331,7 @@ fn add_headers(headers: &mut HeaderMap, request: &Outgoing<'_>, accept_gzip: boo
     }
 }
 
-fn redirect(server: &Server, response: &Response<Body>) -> Result<String, TransportError> {
+fn redirect(server: &Server, response: &Response<ureq::Body>) -> Result<String, TransportError> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| TransportError::Redirect("to nowhere".to_owned()))?;
     same_host_redirect(server, location).ok_or_else(|| {
@@ -415,7 +340,7 @@ fn redirect(server: &Server, response: &Response<Body>) -> Result<String, Transp
     })
 }
 
-fn read(mut response: Response<Body>, accept_gzip: bool, largest: u64) -> Result<Answer, TransportError> {
+fn read(mut response: Response<ureq::Body>, accept_gzip: bool, largest: u64) -> Result<Answer, TransportError> {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
     let date = response.headers().get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
@@ -462,32 +387,6 @@ pub fn retry_after(value: &str) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
-/// A member of gzip (RFC 1952) whose first `as_is` bytes are stored as they are. The rest is compressed without looking at
-/// them, so that its size says nothing of them, whatever it is.
-fn gzip(text: &str, as_is: usize) -> io::Result<Vec<u8>> {
-    // Deflate, no flags, no time, fastest, no system named.
-    const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255];
-    let (stored, rest) = text.as_bytes().split_at_checked(as_is).unwrap_or((text.as_bytes(), &[]));
-    let mut member = Vec::with_capacity(HEADER.len() + stored.len() + text.len() / 8);
-    member.extend(HEADER);
-    for block in stored.chunks(usize::from(u16::MAX)) {
-        // Not the last block, and stored; its length, and that inverted (RFC 1951, 3.2.4).
-        let length = u16::try_from(block.len()).unwrap_or_default();
-        member.push(0);
-        member.extend(length.to_le_bytes());
-        member.extend((!length).to_le_bytes());
-        member.extend(block);
-    }
-    let mut encoder = DeflateEncoder::new(member, Compression::fast());
-    encoder.write_all(rest)?;
-    let mut member = encoder.finish()?;
-    let mut sum = Crc::new();
-    sum.update(text.as_bytes());
-    member.extend(sum.sum().to_le_bytes());
-    member.extend(sum.amount().to_le_bytes());
-    Ok(member)
-}
-
 /// Whether the other side is gone, as it is when it closed a connection while it was idle.
 fn is_broken(error: &ureq::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
@@ -496,46 +395,6 @@ fn is_broken(error: &ureq::Error) -> bool {
             matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
         }
         _ => false,
-    }
-}
-
-impl From<ureq::Error> for TransportError {
-    fn from(error: ureq::Error) -> Self {
-        use io::ErrorKind::{
-            AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied,
-        };
-        match error {
-            ureq::Error::Timeout(step) => Self::Timeout(Step(step)),
-            ureq::Error::Io(error) => match error.kind() {
-                ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable
-                | PermissionDenied => Self::Connect(error),
-                // What a reader of the body wraps.
-                _ => match error.downcast::<ureq::Error>() {
-                    Ok(inner) => Self::from(inner),
-                    Err(error) => Self::Broken(error.to_string()),
-                },
-            },
-            ureq::Error::Other(error) => Self::from_connector(error),
-            other => Self::Broken(other.to_string()),
-        }
-    }
-}
-
-impl TransportError {
-    /// What our own parts of the connector chain, and the resolver, report.
-    fn from_connector(error: BoxedError) -> Self {
-        let error = match error.downcast::<TlsError>() {
-            Ok(error) => return Self::Tls(*error),
-            Err(error) => error,
-        };
-        let error = match error.downcast::<ProxyError>() {
-            Ok(error) => return Self::Proxy(*error),
-            Err(error) => error,
-        };
-        match error.downcast::<HostNotFound>() {
-            Ok(error) => Self::HostNotFound(*error),
-            Err(error) => Self::Broken(error.to_string()),
-        }
     }
 }
 
@@ -581,28 +440,6 @@ impl fmt::Debug for CountOpened {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_compressed_is_one_member_with_its_beginning_as_it_is() {
-        let lines = "{\"name\":\"a\"},".repeat(20_000);
-        for as_is in [0, 1, 100, 70_000, 200_000, lines.len(), lines.len() + 1] {
-            let packed = gzip(&lines, as_is).unwrap();
-            let mut reader = flate2::bufread::GzDecoder::new(packed.as_slice());
-            let mut text = String::new();
-            reader.read_to_string(&mut text).unwrap();
-            assert!(text == lines && reader.into_inner().is_empty(), "{as_is}");
-            assert!(packed.len() < as_is + 2000, "{as_is}: {}", packed.len());
-        }
-    }
-
-    #[test]
-    fn the_size_says_nothing_of_what_is_stored() {
-        let sizes = ["key-0123456789", "yek-9876543210"].map(|guess| {
-            let head = "{\"node_key\":\"key-0123456789\",\"data\":[";
-            gzip(&format!("{head}\"{guess}\"]}}"), head.len()).unwrap().len()
-        });
-        assert_eq!(sizes[0], sizes[1]);
-    }
 
     #[test]
     fn retry_after_has_two_forms_and_a_cap() {

@@ -104,7 +104,8 @@ impl WriterEvents for Rings {
 }
 
 impl Assembly {
-    /// Puts a worker together. Nothing runs before `start`.
+    /// Puts a worker together. Nothing runs before `start`. It is long, and nothing in it is decided: one part after the
+    /// other, each given those that it needs.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let shutdown = Shutdown::default();

@@ -130,6 +130,9 @@ fn only_a_configuration_reaches_osqueryd() {
         (Answer::status(200, "{\"error\":\"no such team\"}"), "no such team"),
         (Answer::status(200, "{\"status\":\"error\",\"message\":\"bad host\"}"), "bad host"),
         (Answer::status(200, "{\"node_invalid\":false}"), "empty object"),
+        // What the reference server of osquery's documentation answers at any other path.
+        (Answer::status(200, "{\"foo\":\"bar\"}"), "none of a configuration's members"),
+        (Answer::status(200, "{\"message\":\"Not Found\"}"), "none of a configuration's members"),
         (Answer::status(200, deep), "33 levels"),
         (Answer::status(200, "{\"a\":\"\\ud83d\"}"), "not a JSON object"),
         (Answer::status(200, "{\n// a comment\n\"a\":1}"), "not a JSON object"),
@@ -186,10 +189,10 @@ fn a_server_that_is_not_well_is_asked_once_and_osqueryd_keeps_its_configuration(
 fn what_osqueryd_takes_is_handed_on_unchanged() {
     let rig = Setup::new().own_flag("--logger_expand_events=false").start();
     for text in [
-        format!("{}1{}", "{\"a\":".repeat(31), "}".repeat(31)),
-        "{\"a\":".repeat(31) + "{}" + &"}".repeat(31),
+        format!("{}1{}", "{\"yara\":".repeat(31), "}".repeat(31)),
+        "{\"yara\":".repeat(31) + "{}" + &"}".repeat(31),
         r#"{"schedule":{"q":{"query":"select 2 as two","interval":1,"description":"caf\udce9"}}}"#.to_owned(),
-        format!("{{\"a\":1,{}\"b\":2}}", "\n    ".repeat(1 << 18)),
+        format!("{{\"views\":{{}},{}\"b\":2}}", "\n    ".repeat(1 << 18)),
     ] {
         rig.server.always(Endpoint::Config, Some(Answer::status(200, &*text)));
         assert_eq!(rig.config().1, text);

@@ -16,10 +16,11 @@ use testkit::server::{Answer, Endpoint};
 use crate::rig::{Rig, Setup};
 
 /// Each row's subject in docs/migrate.md, and the test that tries it.
-const ROWS: [(&str, &str); 10] = [
+const ROWS: [(&str, &str); 11] = [
     ("suites", "otherwise::no_suites_but_those_with_forward_secrecy_are_offered"),
     ("a key for RSASSA-PSS alone, TLS 1.2", "trust::keys_on_p_521_and_keys_for_rsassa_pss_alone_are_known"),
     ("a client key on P-521", "otherwise::a_client_key_on_p_521_is_refused_by_name"),
+    ("a configuration with none of osquery's members", "config::only_a_configuration_reaches_osqueryd"),
     ("X.509 version 1", "trust::a_version_1_certificate_is_refused_and_the_message_says_why"),
     ("SHA-1, RSA below 2048 bits", "trust::weak_signatures_are_refused_by_name"),
     (
