@@ -24,6 +24,10 @@ use serde::{Deserialize, Serialize};
 use crate::lock::Mutex;
 use crate::settings::{FrontSettings, Options};
 
+/// What a worker is called among the host's processes; its number follows. There the doctor reads how many were started, also
+/// when none of them answers.
+pub const WORKER_NAME: &str = "remote_tls.ext: worker ";
+
 /// Descriptors that one message may bring.
 const MOST_DESCRIPTORS: usize = 4;
 

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use super::subject::{Running, Subject};
 use super::told;
 use super::{Check, Report};
+use crate::control::WORKER_NAME;
 use crate::platform::Seen;
+use crate::words::counted;
 
 /// A worker that is younger, and came later than its front did, is worth a second look.
 const YOUNG: Duration = Duration::from_secs(60);
 
-/// A front's first worker is there so soon.
+/// A front's first worker is there so soon, where osqueryd was there before it. That counts only for workers that don't say their
+/// number, which an older version's don't.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// How long that second look takes.
@@ -35,11 +38,9 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
             report.fail(CHECK, format!("the extension does not answer: {error}"), format!("{LOG}; restart osqueryd"))
         }
         (Ok(_), None) => match told::workers(&subject.workers) {
-            Some((front, workers)) if is_replaced(front, &workers) => report.warn(
-                CHECK,
-                format!("the worker runs for {} s only, and the extension for {} s", oldest(&workers), front.as_secs()),
-                format!("nothing after an upgrade or a SIGHUP; else {LOG}"),
-            ),
+            Some((front, workers)) if is_replaced(front, &workers) => {
+                report.warn(CHECK, young(front, &workers), format!("nothing after an upgrade or a SIGHUP; else {LOG}"))
+            }
             Some((_, workers)) => {
                 report.ok(CHECK, format!("the extension answers; its worker runs for {} s", oldest(&workers)));
             }
@@ -48,9 +49,24 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     }
 }
 
-/// Whether there were other workers a short while ago.
+/// Whether there were other workers a short while ago. The first worker comes when osqueryd has answered, however long its front
+/// has waited for that.
 fn is_replaced(front: Duration, workers: &[&Seen]) -> bool {
-    workers.iter().all(|worker| worker.age < YOUNG && worker.age + AT_ONCE <= front)
+    let is_late = |worker: &&Seen| number(worker).map_or(worker.age + AT_ONCE <= front, |number| number > 1);
+    workers.iter().all(|worker| worker.age < YOUNG && is_late(worker))
+}
+
+/// Which of its front's workers it is: the first is 1.
+fn number(worker: &Seen) -> Option<u64> {
+    worker.arguments.first()?.strip_prefix(WORKER_NAME)?.parse().ok()
+}
+
+fn young(front: Duration, workers: &[&Seen]) -> String {
+    let ages = format!("the worker runs for {} s only, and the extension for {} s", oldest(workers), front.as_secs());
+    match workers.iter().filter_map(|worker| number(worker)).max() {
+        Some(number) => format!("{ages}: {} were started", counted(number, "worker")),
+        None => ages,
+    }
 }
 
 fn oldest(workers: &[&Seen]) -> u64 {
@@ -85,4 +101,32 @@ fn watch(subject: &Subject, running: &Running) -> Option<String> {
 
 fn ids(workers: &[&Seen]) -> Vec<u32> {
     workers.iter().map(|worker| worker.id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(name: &str, age: u64) -> Seen {
+        let arguments = vec![name.to_owned(), "--worker".to_owned()];
+        Seen { id: 2, parent: 1, arguments, directory: "/".into(), age: Duration::from_secs(age) }
+    }
+
+    fn replaced(front: u64, name: &str, age: u64) -> bool {
+        is_replaced(Duration::from_secs(front), &[&worker(name, age)])
+    }
+
+    #[test]
+    fn the_first_worker_has_replaced_none_however_late_it_came() {
+        assert!(!replaced(9, "remote_tls.ext: worker 1", 4));
+        assert!(replaced(9, "remote_tls.ext: worker 2", 4));
+        assert!(!replaced(900, "remote_tls.ext: worker 7", 61));
+        // Of an older version.
+        assert!(replaced(9, "remote_tls.ext: worker", 4));
+        assert!(!replaced(9, "remote_tls.ext: worker", 8));
+        assert_eq!(
+            young(Duration::from_secs(9), &[&worker("remote_tls.ext: worker 3", 4)]),
+            "the worker runs for 4 s only, and the extension for 9 s: 3 workers were started"
+        );
+    }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
-use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther};
+use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther, WORKER_NAME};
 use crate::files::open_program;
 use crate::platform::is_stopped;
 
@@ -136,7 +136,7 @@ impl WorkerProcess {
         let (ours, theirs) = UnixStream::pair().context("can't make a socket pair")?;
         let judged = program.for_a_worker();
         let mut command = Command::new(&judged.path);
-        command.arg0("remote_tls.ext: worker").arg("--worker").args(arguments);
+        command.arg0(format!("{WORKER_NAME}{number}")).arg("--worker").args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         for (name, value) in ALLOCATOR {
             if std::env::var_os(name).is_none() {

@@ -310,7 +310,7 @@ fn both_processes_are_known_by_name() {
     let rig = Rig::start();
     let command = |process: u32| fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap();
     assert!(command(rig.pid()).contains("osquery-remote-tls.ext"), "{}", command(rig.pid()));
-    assert!(command(rig.worker_pid()).starts_with("remote_tls.ext: worker"), "{}", command(rig.worker_pid()));
+    assert!(command(rig.worker_pid()).starts_with("remote_tls.ext: worker 1\0"), "{}", command(rig.worker_pid()));
 }
 
 #[test]

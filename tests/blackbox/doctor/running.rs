@@ -166,6 +166,37 @@ fn a_worker_that_dies_again_and_again_is_said() {
     examined.must_say_only("worker", "failure", message, "\"the worker ... ended\" says how");
 }
 
+/// An osqueryd that was stopped for 5 s before it opened its socket: the doctor said that the worker had been replaced.
+#[test]
+fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
+    let (_server, mut options, directory) = well(Setup::new()).finish();
+    options.extensions.clear();
+    let socket = directory.path().join("osquery.em");
+    let mut extension = Command::new(BINARY)
+        .args(["--timeout=60", "--socket"])
+        .arg(&socket)
+        .envs(options.env.clone())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let born = Instant::now();
+    while born.elapsed() < Duration::from_secs(5) {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let flagfile = directory.path().join("osquery.flags");
+    options.flags.insert("extensions_socket".to_owned(), socket.display().to_string());
+    fs::write(&flagfile, options.flags.iter().map(|(name, value)| format!("--{name}={value}\n")).collect::<String>())
+        .unwrap();
+    let osqueryd = testkit::osqueryd::Osqueryd::start_bare(options);
+    let examined = osqueryd.wait("the extension", LIMIT, || {
+        let examined = look(&flagfile, &directory.path().join("remote_tls.flags"), &[]);
+        (examined.of("worker")[0]["level"] != "skipped").then_some(examined)
+    });
+    extension.kill().unwrap();
+    extension.wait().unwrap();
+    examined.must_say("worker", "ok", "the extension answers; its worker runs for ", "");
+}
+
 /// Fleet's agent gives its osqueryd flags and socket on the command line: the first version said that no osqueryd runs.
 #[test]
 fn an_osqueryd_whose_command_line_has_flags_and_socket_is_found() {
