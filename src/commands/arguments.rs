@@ -75,6 +75,8 @@ pub enum RejectedCommand {
     List(ListFlags),
 
     /// Show whole lines, as they would have been sent
+    ///
+    /// Why each was set aside stands before it, on the standard error.
     Show(TheseFlags),
 
     /// Give them to the logger again, and forget them

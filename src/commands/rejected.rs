@@ -21,7 +21,7 @@ use crate::words::counted;
 const MOST: usize = 1000;
 
 /// Characters of a reason, and of a line, in a list.
-const REASON: usize = 60;
+const REASON: usize = 100;
 const BEGINNING: usize = 60;
 
 /// Names in one call: osqueryd hands it on whole.
@@ -84,11 +84,17 @@ fn text(lines: &[RejectedLine], words: ToWords<'_>) -> String {
             ago(line.time),
             one_line(&line.stream).into_owned(),
             line.size.to_string(),
-            words(&line.reason, REASON),
+            words(last_words(&line.reason), REASON),
             words(&line.beginning, BEGINNING),
         ]
     };
     table::text(heads, &lines.iter().map(row).collect::<Vec<_>>())
+}
+
+/// A reason without what comes before the server's own words, which every line that it refuses has: only they differ.
+fn last_words(reason: &str) -> &str {
+    let words = reason.split_once("): ").map_or(reason, |(_, words)| words);
+    words.strip_prefix("the server answered ").filter(|words| words.starts_with("HTTP ")).unwrap_or(words)
 }
 
 fn show(flags: &TheseFlags) -> ExitCode {
@@ -101,7 +107,11 @@ fn show(flags: &TheseFlags) -> ExitCode {
         Err(error) => return fail(error),
     };
     let mut out = io::stdout().lock();
-    let mut show = |line: &RejectedLine| writeln!(out, "{}", one_line(&redact(&line.beginning)));
+    let mut show = |line: &RejectedLine| {
+        // Beside the lines, which may be meant for another program.
+        note(format!("{}, of {}, set aside {}: {}", line.id, line.stream, ago(line.time), line.reason));
+        writeln!(out, "{}", one_line(&redact(&line.beginning)))
+    };
     if lines.iter().try_for_each(&mut show).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -180,4 +190,19 @@ fn read(subject: &Subject, most: usize, characters: usize) -> Result<Vec<Rejecte
     let directory = &subject.settings.buffer_path;
     let what = format!("the lines that were set aside in {}", directory.display());
     inspect::rejected(directory, most, characters).map_err(|error| unreadable(what, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_refusal_the_server_s_words_are_shown() {
+        let refused =
+            |words: &str| format!("the server refuses it alone, and takes others: logger (https://x/log): {words}");
+        assert_eq!(last_words(&refused("the server answered HTTP 400: \"bad time\"")), "HTTP 400: \"bad time\"");
+        let error = "the server answered with an error (HTTP 400): bad time";
+        assert_eq!(last_words(&refused(error)), error);
+        assert_eq!(last_words("it is no JSON"), "it is no JSON");
+    }
 }

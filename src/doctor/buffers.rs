@@ -140,7 +140,7 @@ fn set_aside(directory: &Path, report: &mut Report<'_>) {
         report.warn(
             Check::Buffers,
             format!("lines were set aside and never sent; the newest one, of {}: {}", line.stream, line.reason),
-            format!("see them in {}", directory.join("rejected.ndjson").display()),
+            "see them: `osquery-remote-tls rejected list`; then `rejected retry` or `rejected discard`",
         );
     }
 }

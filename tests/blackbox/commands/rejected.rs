@@ -41,7 +41,10 @@ fn lines_are_listed_shown_and_discarded_by_their_names() {
     let text = run(&rig, &["rejected", "list"]).out;
     assert!(text.lines().nth(1).unwrap().starts_with(&format!("{}  ", name(no_json))), "{text}");
     let shown = run(&rig, &["rejected", "show", name(too_long), name(no_json)]);
-    assert_eq!(said(&shown), (0, &*format!("no JSON\n{long}\n"), ""));
+    assert_eq!((shown.code, shown.out), (0, format!("no JSON\n{long}\n")));
+    let whys: Vec<&str> = shown.err.lines().collect();
+    assert!(whys[0].starts_with(&format!("{}, of results, set aside ", name(no_json))), "{whys:?}");
+    assert!(whys[0].ends_with(" ago: it is no JSON") && whys[1].contains("(logger_tls_max_linesize)"), "{whys:?}");
 
     // What comes meanwhile changes no name, and stays.
     rig.log("no JSON either");
@@ -59,6 +62,28 @@ fn lines_are_listed_shown_and_discarded_by_their_names() {
     rig.log("no JSON again");
     rig.settled();
     assert_eq!(listed(&rig).len(), 1);
+}
+
+/// Case operator: the list showed the same first 60 characters of every refusal, and never the server's words.
+#[test]
+fn what_the_server_said_of_a_line_is_shown() {
+    let rig = Rig::start();
+    rig.config();
+    rig.server.always(Endpoint::Log, Some(Answer::empty(503)));
+    rig.log(&line(0));
+    rig.log("{\"n\":1,\"x\":\"poison\"}");
+    (2..9).for_each(|n| rig.log(&line(n)));
+    rig.server.refuse("poison", Some(Answer::status(400, "the column epoch is out of range")));
+    rig.server.always(Endpoint::Log, None);
+    rig.osqueryd.wait("the refused line", LIMIT, || (listed(&rig).len() == 1).then_some(()));
+    let text = run(&rig, &["rejected", "list"]).out;
+    let row = text.lines().nth(1).unwrap();
+    assert!(row.contains("  HTTP 400") && row.contains("the column epoch is out of range"), "{text}");
+    let shown = run(&rig, &["rejected", "show", "--all"]);
+    assert_eq!((shown.code, shown.out.as_str()), (0, "{\"n\":1,\"x\":\"poison\"}\n"));
+    let why =
+        format!("the server refuses it alone, and takes others: logger (https://{}/log): ", rig.server.hostname());
+    assert!(shown.err.contains(&why) && shown.err.contains("the column epoch is out of range"), "{}", shown.err);
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(BUFFERS, "warning", "foreign or damaged files were moved aside in ", "read them, or delete them",
         |host| drop(host.file("remote_tls/statuses.damaged-1", ""))),
     fault(BUFFERS, "warning", "lines were set aside and never sent; the newest one, of results: it is no JSON",
-        "remote_tls/rejected.ndjson", |host| {
+        "osquery-remote-tls rejected list", |host| {
             let text = set_aside(2, "it is the first") + &set_aside(1, "it is no JSON");
             host.file("remote_tls/rejected.ndjson", &(text + "{\"time\":half a line"));
         }),

@@ -73,13 +73,13 @@ pub(super) const FAULTS: &[Fault] = &[
             rig.log(&line(0));
             rig.settled();
         }),
-    fault("buffers", "warning", "the newest one, of results: it has more than 1000 bytes (logger_tls_max_linesize)", "rejected.ndjson",
+    fault("buffers", "warning", "the newest one, of results: it has more than 1000 bytes (logger_tls_max_linesize)", "osquery-remote-tls rejected list",
         |setup| setup.flag("logger_tls_max_linesize", "1000"), |rig| {
             rig.config();
             rig.log(&json!({"name": "x".repeat(2000)}).to_string());
             rig.settled();
         }),
-    fault("buffers", "warning", "lines were set aside and never sent; the newest one, of results: ", "rejected.ndjson",
+    fault("buffers", "warning", "lines were set aside and never sent; the newest one, of results: ", "osquery-remote-tls rejected list",
         as_it_is, |rig| { rig.config(); rig.log("no JSON"); rig.settled(); }),
     // Case plugin-options: what a configuration's options can do to a plugin's flag.
     fault("active plugins", "failure", "--distributed_plugin=remote_tls is set, and osqueryd uses tls", "Fleet: agent options",
