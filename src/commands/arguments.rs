@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 
 /// Which osqueryd is meant: as for the doctor, so that one line of habit is enough for all commands.
@@ -149,6 +150,13 @@ pub enum Stream {
     Pending,
 }
 
+/// The journals that the worker reads as long as it runs; `pending` is empty then.
+fn discardable() -> impl TypedValueParser<Value = Stream> {
+    let streams = Stream::value_variants().iter().filter(|stream| **stream != Stream::Pending);
+    PossibleValuesParser::new(streams.filter_map(Stream::to_possible_value))
+        .try_map(|name| Stream::from_str(&name, false))
+}
+
 /// Which records are shown.
 #[derive(Args, Debug)]
 pub struct ShowFlags {
@@ -186,6 +194,6 @@ pub struct DiscardFlags {
     pub target: Target,
 
     /// The journal
-    #[arg(value_parser = clap::builder::EnumValueParser::<Stream>::new())]
+    #[arg(value_parser = discardable())]
     pub stream: Stream,
 }
