@@ -13,6 +13,7 @@ use super::{ask, ask_for_count, fail, know_secrets, manager, note, print, subjec
 use crate::doctor::subject::Subject;
 use crate::extension::manager::Manager;
 use crate::journal::inspect::{self, RejectedLine};
+use crate::plugins::logger::RETRIED;
 use crate::secret::redact;
 use crate::shown::{one_line, shown};
 use crate::words::counted;
@@ -120,10 +121,10 @@ fn discard(flags: &TheseFlags) -> ExitCode {
     let discard = || {
         let manager = manager(&subject)?;
         if flags.all {
-            return forget(manager, "all");
+            return forget(manager, "all", "");
         }
         let lines = chosen(&subject, flags)?;
-        forget_these(manager, lines.into_iter().map(|line| line.id).collect())
+        forget_these(manager, lines.into_iter().map(|line| line.id).collect(), "")
     };
     match discard() {
         Ok(count) => print(&format!("{} discarded\n", counted(count, "line"))),
@@ -147,7 +148,7 @@ fn retry(flags: &TheseFlags) -> ExitCode {
         }
     }
     let count = taken.len() as u64;
-    let forgotten = forget_these(manager, taken);
+    let forgotten = forget_these(manager, taken, RETRIED);
     let code = print(&format!("{} given to the logger again\n", counted(count, "line")));
     if let Err(error) = forgotten {
         return fail(format!("they are still set aside: {error}"));
@@ -168,12 +169,13 @@ fn retake(manager: &Manager, line: &RejectedLine) -> Result<(), String> {
 }
 
 /// Has these forgotten: how many it were.
-fn forget_these(manager: &Manager, names: Vec<String>) -> Result<u64, String> {
-    names.chunks(NAMES).map(|names| forget(manager, &names.join(","))).sum()
+fn forget_these(manager: &Manager, names: Vec<String>, since: &str) -> Result<u64, String> {
+    names.chunks(NAMES).map(|names| forget(manager, &names.join(","), since)).sum()
 }
 
-fn forget(manager: &Manager, names: &str) -> Result<u64, String> {
-    ask_for_count(manager, &[("action", "forget"), ("ids", names)])
+/// `since` is for the log.
+fn forget(manager: &Manager, names: &str, since: &str) -> Result<u64, String> {
+    ask_for_count(manager, &[("action", "forget"), ("ids", names), ("since", since)])
 }
 
 /// The lines that are meant, whole; each name must be there.

@@ -13,7 +13,7 @@ use crate::doctor::subject::{Running, Subject};
 use crate::doctor::told::{self, Enrolled, Told};
 use crate::secret::redact;
 use crate::shown::{one_line, shown};
-use crate::words::Span;
+use crate::words::{Span, counted};
 
 /// The registries that have a plugin of ours.
 const REGISTRIES: [&str; 3] = ["config", "logger", "distributed"];
@@ -106,7 +106,7 @@ fn enrollment(enrolled: &Enrolled) -> String {
     } else if enrolled.last_error.is_empty() {
         format!("no, and not tried since the worker began; the server is {}", enrolled.server_name)
     } else {
-        format!("no, after {} attempts: {}", enrolled.attempts, shown(&enrolled.last_error, ERROR))
+        format!("no, after {}: {}", counted(enrolled.attempts, "attempt"), shown(&enrolled.last_error, ERROR))
     };
     format!("enrolled    {}\n", one_line(&line))
 }

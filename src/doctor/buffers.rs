@@ -14,12 +14,12 @@ use crate::clock::unix_time;
 use crate::journal::inspect::{self, Look};
 use crate::line_count::LineCounter;
 
-/// The streams, by their directories, and what waits in each.
-const STREAMS: [(&str, &str); 4] = [
-    ("results", "result lines"),
-    ("statuses", "status lines"),
-    ("distributed", "results of distributed queries"),
-    ("pending", "status calls that no worker has taken"),
+/// The streams, by their directories, and what waits in each: one, and more.
+const STREAMS: [(&str, [&str; 2]); 4] = [
+    ("results", ["result line waits", "result lines wait"]),
+    ("statuses", ["status line waits", "status lines wait"]),
+    ("distributed", ["result of a distributed query waits", "results of distributed queries wait"]),
+    ("pending", ["status call that no worker has taken waits", "status calls that no worker has taken wait"]),
 ];
 
 /// What earlier versions kept lines in.
@@ -93,7 +93,7 @@ fn others_write(directory: &Path, report: &mut Report<'_>) {
 }
 
 /// Looks at one journal: how much waits in it.
-fn stream(path: &Path, what: &str, subject: &Subject, report: &mut Report<'_>) -> Option<String> {
+fn stream(path: &Path, [one, more]: [&str; 2], subject: &Subject, report: &mut Report<'_>) -> Option<String> {
     const CHECK: Check = Check::Buffers;
     let look = inspect::look::<LineCounter>(path);
     if !look.exists {
@@ -107,14 +107,15 @@ fn stream(path: &Path, what: &str, subject: &Subject, report: &mut Report<'_>) -
     if limit.is_some_and(|limit| look.waiting_lines.saturating_mul(2) > limit) {
         report.warn(
             CHECK,
-            format!(
-                "{} {what} wait: more than half of --buffered_log_max, beyond which the oldest go",
-                look.waiting_lines
-            ),
+            format!("{} {more}: more than half of --buffered_log_max, beyond which the oldest go", look.waiting_lines),
             "see why they are not delivered (the checks above), or raise --buffered_log_max",
         );
     }
-    (look.waiting_lines > 0).then(|| format!("{} {what} wait", look.waiting_lines))
+    match look.waiting_lines {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        lines => Some(format!("{lines} {more}")),
+    }
 }
 
 fn say_damaged(look: &Look, path: &Path, report: &mut Report<'_>) {

@@ -17,6 +17,7 @@ use crate::chain::chain;
 use crate::clock::unix_time;
 use crate::remote::{Look, TlsError, TransportError, bundle, look, old_version, server_date};
 use crate::settings::{HostPort, Proxy};
+use crate::words::counted;
 
 /// A resolver that takes longer is none.
 const RESOLVER_LIMIT: Duration = Duration::from_secs(5);
@@ -199,7 +200,7 @@ fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
         Some(days) => report.problem(
             CHECK,
             Level::Warning,
-            format!("{agreed}; a certificate of the chain ends in {days} days:"),
+            format!("{agreed}; a certificate of the chain ends in {}:", counted(days.unsigned_abs(), "day")),
             "renew it on the server",
             presented,
         ),

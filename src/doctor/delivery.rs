@@ -8,6 +8,7 @@ use super::told::Told;
 use super::{Check, Report};
 use crate::clock::unix_time;
 use crate::remote::Endpoint;
+use crate::words::counted;
 
 /// A line that waits longer, in seconds, of an endpoint that works is behind.
 const LATE: i64 = 15 * 60;
@@ -28,8 +29,18 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     }
     if report.is_clean(CHECK) {
         let (lines, _) = told.waiting();
-        report.ok(CHECK, format!("{lines} lines wait, none was dropped since the worker began"));
+        report.ok(CHECK, format!("{}, none was dropped since the worker began", waiting(lines, 0)));
     }
+}
+
+/// How many lines wait, and since when the oldest does, where that is known.
+pub(super) fn waiting(lines: u64, oldest: i64) -> String {
+    let wait = if lines == 1 { "waits" } else { "wait" };
+    let since = match oldest {
+        0 => String::new(),
+        time => format!(", the oldest since {}", day_and_time(time)),
+    };
+    format!("{} {wait}{since}", counted(lines, "line"))
 }
 
 /// What is wrong, and what to do; not that lines wait, where that has been told.
@@ -49,7 +60,7 @@ fn problems(told: &Told, flags: &Flags, is_told: bool, now: i64) -> Vec<(String,
     let (lines, oldest) = told.waiting();
     if !is_told && lines > 0 && oldest > 0 && now - oldest > LATE {
         problems.push((
-            format!("{lines} lines wait, the oldest since {}", day_and_time(oldest)),
+            waiting(lines, oldest),
             "after an outage they are sent slowly (docs/fleet.md says how); else see the logger endpoint".to_owned(),
         ));
     }

@@ -5,6 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::certificates::date;
+use super::delivery::waiting;
 use super::fault::{self, Fault, Flags, words_of};
 use super::flags::is_needed;
 use super::handshake;
@@ -202,7 +203,7 @@ impl Judge<'_> {
         };
         let (lines, oldest) = told.waiting();
         let waiting = match endpoint {
-            Endpoint::Logger if lines > 0 => format!("; {lines} lines wait, the oldest since {}", day_and_time(oldest)),
+            Endpoint::Logger if lines > 0 => format!("; {}", waiting(lines, oldest)),
             _ => String::new(),
         };
         let (failures, words) = (row.consecutive_failures, row.words());
@@ -236,13 +237,13 @@ impl Judge<'_> {
         let most = self.subject.settings.enroll.max_attempts.map(u64::from);
         let over = match most.filter(|most| !enrollment.enrolled && enrollment.attempts >= *most) {
             Some(most) => format!(
-                "; --tls_enroll_max_attempts={most} are used up: it goes on when a node key is needed again, at the latest \
+                "; as many as --tls_enroll_max_attempts={most} allows: it goes on when a node key is needed again, at the latest \
                  when osqueryd is restarted"
             ),
             None => String::new(),
         };
         let attempts = enrollment.attempts;
-        let message = format!("{url}: not enrolled after {attempts} attempts: {words}{over}");
+        let message = format!("{url}: not enrolled after {}: {words}{over}", counted(attempts, "attempt"));
         report.fail(CHECK, message, self.remedy(Endpoint::Enroll, row.last_status, words));
     }
 

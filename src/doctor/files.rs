@@ -90,7 +90,7 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
 fn warn_of_the_end(check: Check, place: &str, certificate: &CertificateDer<'_>, report: &mut Report<'_>) {
     let what = match Term::of(certificate) {
         Term::Valid(_) => return,
-        Term::EndsSoon(days) => format!("ends in {days} days"),
+        Term::EndsSoon(days) => format!("ends in {}", counted(days.unsigned_abs(), "day")),
         Term::Over(date) => format!("ended on {date}"),
         Term::NotYet(date) => format!("begins on {date} only"),
         Term::Unreadable => "can't be parsed".to_owned(),

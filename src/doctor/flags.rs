@@ -82,7 +82,8 @@ fn file(subject: &Subject, report: &mut Report<'_>) {
                 CHECK,
                 format!(
                     "{place}: the line does not begin with --, so osqueryd takes it for another program's name and \
-                     leaves out all that is behind it ({lost} flags)"
+                     leaves out all that is behind it ({})",
+                    counted(*lost as u64, "flag")
                 ),
                 "put -- before a flag and # before a comment",
             ),
@@ -111,7 +112,7 @@ fn file(subject: &Subject, report: &mut Report<'_>) {
     if report.is_clean(CHECK) {
         let (flags, files) = (subject.flagfile.given.len(), subject.flagfile.files);
         let line = if matches!(subject.source, Source::CommandLine(_)) { "osqueryd's command line and " } else { "" };
-        report.ok(CHECK, format!("{flags} flags in {line}{}", counted(files as u64, "file")));
+        report.ok(CHECK, format!("{} in {line}{}", counted(flags as u64, "flag"), counted(files as u64, "file")));
     }
 }
 

@@ -10,6 +10,7 @@ use super::fault::CLIENT_CERTIFICATE;
 use crate::chain::chain;
 use crate::remote::{NotPinned, TlsError, TransportError};
 use crate::settings::HostPort;
+use crate::words::counted;
 
 const DAY: i64 = 24 * 3600;
 
@@ -135,16 +136,16 @@ impl Facts<'_> {
         let whose =
             if self.chain.first() == Some(one) { "the server's certificate" } else { "a certificate of the chain" };
         if self.now > validity.end {
-            let days = (self.now - validity.end) / DAY;
+            let days = counted(((self.now - validity.end) / DAY).unsigned_abs(), "day");
             return word(
-                format!("{whose} has expired on {}, {days} days ago (today is {today} here)", date(validity.end)),
+                format!("{whose} has expired on {}, {days} ago (today is {today} here)", date(validity.end)),
                 "renew it on the server; if it is today's elsewhere, set this host's clock".to_owned(),
             );
         }
-        let days = (validity.begin - self.now) / DAY;
+        let days = counted(((validity.begin - self.now) / DAY).unsigned_abs(), "day");
         word(
             format!(
-                "{whose} is not valid yet: it begins on {}, in {days} days (today is {today} here)",
+                "{whose} is not valid yet: it begins on {}, in {days} (today is {today} here)",
                 date(validity.begin)
             ),
             "set this host's clock if it is behind; else issue the certificate anew".to_owned(),

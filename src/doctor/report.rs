@@ -8,6 +8,7 @@ use super::Check;
 use crate::clock::unix_time;
 use crate::secret::redact;
 use crate::shown::one_line;
+use crate::words::counted;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +221,7 @@ impl<'a> Report<'a> {
             .map(|finding| lines(finding, self.form))
             .collect();
         let again = if problems.is_empty() { String::new() } else { format!("\nWhat is not well:\n{problems}\n") };
-        format!("{again}{ok} ok, {skipped} skipped, {warnings} warnings, {failures} failed\n")
+        format!("{again}{ok} ok, {skipped} skipped, {}, {failures} failed\n", counted(warnings as u64, "warning"))
     }
 
     fn add(&mut self, finding: Finding) {

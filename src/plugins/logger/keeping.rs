@@ -7,12 +7,16 @@ use crate::chain::chain;
 use crate::extension::registry::{Reply, StringMap};
 use crate::journal::{Reader, Rejected, Which, Writer};
 use crate::line_count::LineCounter;
+use crate::words::counted;
 
 /// Throw away what waits in a journal, forget lines that were set aside, take one of them again.
 pub(super) const ACTIONS: [&str; 3] = [DISCARD, FORGET, RETAKE];
 const DISCARD: &str = "discard";
 const FORGET: &str = "forget";
 const RETAKE: &str = "retake";
+
+/// What has become of lines that are forgotten: the logger has them again.
+pub const RETRIED: &str = "retried";
 
 /// The journals and the lines that were set aside, as this worker has them.
 pub struct Keeping {
@@ -31,7 +35,7 @@ impl Keeping {
         let text = |name: &str| request.get(name).map_or("", String::as_str);
         match text("action") {
             DISCARD => self.discard(text("stream")),
-            FORGET => self.forget(text("ids")),
+            FORGET => self.forget(text("ids"), text("since")),
             _ => self.retake(text("stream"), text("line")),
         }
     }
@@ -42,21 +46,28 @@ impl Keeping {
         };
         match journal.drop_all() {
             Ok(lines) => {
-                log::info!("{lines} lines of the {stream} journal are discarded, as an operator asked");
+                log::info!("discarded {} of the {stream} journal, as an operator asked", counted(lines, "line"));
                 Reply::row("lines", lines.to_string())
             }
             Err(error) => Reply::failed(chain(&error).to_string()),
         }
     }
 
-    fn forget(&self, ids: &str) -> Reply {
+    /// `since` says what has become of them where that is not their end.
+    fn forget(&self, ids: &str, since: &str) -> Reply {
         let which = match ids {
             "all" => Which::All,
             ids => Which::These(ids.split(',').map(str::to_owned).collect()),
         };
         match self.rejected.forget(&which) {
             Ok(lines) => {
-                log::info!("{lines} lines that were set aside are forgotten, as an operator asked");
+                let count = counted(lines, "line");
+                match since {
+                    RETRIED => {
+                        log::info!("given to the logger again, as an operator asked: {count} that had been set aside")
+                    }
+                    _ => log::info!("forgot {count} that had been set aside, as an operator asked"),
+                }
                 Reply::row("lines", lines.to_string())
             }
             Err(error) => Reply::failed(format!("the lines that were set aside can't be forgotten: {error}")),

@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub(crate) use self::bundle::{Batches, Bundler, Room};
 pub use self::decorations::{Decorations, LARGEST_FINDING, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
-pub use self::keeping::Keeping;
+pub use self::keeping::{Keeping, RETRIED};
 pub use self::pending::Pending;
 pub use self::status_line::{Decoration, StatusLine};
 pub(crate) use self::window::Window;

@@ -96,6 +96,7 @@ fn lines_are_sent_when_they_are_tried_again_and_what_is_refused_again_is_set_asi
     rig.log(&line(0));
     rig.delivered(1);
     assert_eq!(said(&run(&rig, &["rejected", "retry", "--all"])), (0, "2 lines given to the logger again\n", ""));
+    rig.said("given to the logger again, as an operator asked: 2 lines that had been set aside");
     assert_eq!(rig.delivered(2), [0, 1]);
     let again = rig.osqueryd.wait("a line that is set aside anew", LIMIT, || {
         let again = listed(&rig);

@@ -62,7 +62,7 @@ fn an_enrollment_that_fails_is_told_with_its_reason() {
     let said = run(&rig, &["status"]);
     assert_eq!(said.code, 0);
     let line = said.out.lines().find(|line| line.starts_with("enrolled ")).unwrap();
-    assert!(line.contains("no, after 1 attempts: ") && line.contains("HTTP 403"), "{line}");
+    assert!(line.contains("no, after 1 attempt: ") && line.contains("HTTP 403"), "{line}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn what_waits_in_the_buffers_is_said() {
     host.file("remote_tls/distributed/0000000000000000.ndjson", &lines(2));
     host.file("remote_tls/pending/0000000000000000.ndjson", &lines(3));
     let before = state(&host.path("remote_tls"));
-    let all = "remote_tls: 6 result lines wait, 1 status lines wait, 2 results of distributed queries wait, 3 status calls \
+    let all = "remote_tls: 6 result lines wait, 1 status line waits, 2 results of distributed queries wait, 3 status calls \
                that no worker has taken wait";
     host.examine(&[]).must_say(BUFFERS, "ok", all, "");
     assert!(before == state(&host.path("remote_tls")), "something changed");

@@ -37,9 +37,9 @@ const fn fault(
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[
-    fault("enroll endpoint", "failure", "--tls_enroll_max_attempts=2 are used up", "the secret is the first guess: compare --enroll_secret_path=",
+    fault("enroll endpoint", "failure", "as many as --tls_enroll_max_attempts=2 allows", "the secret is the first guess: compare --enroll_secret_path=",
         |setup| { secret(&setup, "another"); setup.flag("tls_enroll_max_attempts", "2") }, |rig| drop(rig.gen_config())),
-    fault("enroll endpoint", "failure", "not enrolled after 1 attempts", "the secret is the first guess",
+    fault("enroll endpoint", "failure", "not enrolled after 1 attempt: ", "the secret is the first guess",
         |setup| { secret(&setup, "\u{201c}another\u{201d}"); setup.flag("tls_enroll_max_attempts", "1") }, |rig| drop(rig.gen_config())),
     fault("enroll endpoint", "failure", "HTTP 403", "the secret is the first guess",
         |setup| setup.flag("tls_enroll_max_attempts", "1"), |rig| { always(rig, Endpoint::Enroll, Answer::empty(403)); rig.gen_config(); }),
@@ -54,7 +54,7 @@ pub(super) const FAULTS: &[Fault] = &[
         as_it_is, |rig| { rig.config(); always(rig, Endpoint::Config, Answer::json(json!({}))); }),
     fault("config endpoint", "failure", "HTTP 404", "--config_tls_endpoint=/config is not this server's path",
         as_it_is, |rig| { rig.config(); always(rig, Endpoint::Config, Answer::empty(404)); }),
-    fault("logger endpoint", "failure", "HTTP 413; 1 lines wait, the oldest since ", "--logger_max_request_bytes below it in ",
+    fault("logger endpoint", "failure", "HTTP 413; 1 line waits, the oldest since ", "--logger_max_request_bytes below it in ",
         as_it_is, |rig| fail(rig, Answer::empty(413))),
     fault("logger endpoint", "failure", "HTTP 404", "--logger_tls_endpoint=/log is not this server's path",
         as_it_is, |rig| fail(rig, Answer::empty(404))),
