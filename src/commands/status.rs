@@ -9,6 +9,7 @@ use super::arguments::StatusFlags;
 use super::table::{self, Align};
 use crate::clock::unix_time;
 use crate::doctor::endpoints::day_and_time;
+use crate::doctor::plugins::NOT_CHOSEN;
 use crate::doctor::subject::{Running, Subject};
 use crate::doctor::told::{self, Enrolled, Told};
 use crate::secret::redact;
@@ -71,8 +72,7 @@ fn head(subject: &Subject) -> String {
         subject.socket.display(),
     );
     if let Some(running) = running {
-        let active = REGISTRIES.map(|registry| format!("{registry} {}", active(running, registry).join("+")));
-        text.push_str(&format!("plugins     {}\n", active.join(", ")));
+        text.push_str(&format!("plugins     {}\n", plugins(running)));
     }
     if let Some((front, workers)) = told::workers(&subject.workers) {
         let age = |age: Duration| Span(Duration::from_secs(age.as_secs()));
@@ -86,8 +86,24 @@ fn head(subject: &Subject) -> String {
     text
 }
 
-fn active(running: &Running, registry: &str) -> Vec<String> {
-    running.active(registry).into_iter().collect()
+fn plugins(running: &Running) -> String {
+    let (mut shown, mut not_chosen) = (Vec::new(), Vec::new());
+    for registry in REGISTRIES {
+        match active(running, registry) {
+            Some(active) => shown.push(format!("{registry} {}", active.join("+"))),
+            None if running.uses_none(registry) => shown.push(format!("{registry} none")),
+            None => not_chosen.push(registry),
+        }
+    }
+    if !not_chosen.is_empty() {
+        shown.push(format!("{} {NOT_CHOSEN}", not_chosen.join(" and ")));
+    }
+    shown.join(", ")
+}
+
+/// The plugins that osqueryd uses, where it has chosen some.
+fn active(running: &Running, registry: &str) -> Option<Vec<String>> {
+    running.has_chosen(registry).then(|| running.active(registry).into_iter().collect())
 }
 
 pub(super) fn host() -> String {

@@ -28,7 +28,7 @@ mod flags;
 mod handshake;
 mod osquery_flags;
 mod osqueryd;
-mod plugins;
+pub(crate) mod plugins;
 mod report;
 mod running;
 mod secret_file;

@@ -9,6 +9,9 @@ use crate::extension::registry::NAME;
 
 const REGISTRIES: [&str; 3] = ["config", "logger", "distributed"];
 
+/// What is said of registries whose plugins osqueryd has not chosen.
+pub(crate) const NOT_CHOSEN: &str = "not chosen yet: osqueryd waits for its first configuration";
+
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::ActivePlugins;
     let running = match &subject.running {
@@ -21,8 +24,14 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
         }
         Ok(running) => running,
     };
-    let mut active = Vec::new();
+    let (mut active, mut not_chosen) = (Vec::new(), Vec::new());
     for registry in REGISTRIES.into_iter().filter(|registry| subject.uses(registry)) {
+        if !running.has_chosen(registry) {
+            if !running.uses_none(registry) {
+                not_chosen.push(registry);
+            }
+            continue;
+        }
         let state = State {
             registry,
             given: subject.file.get(&format!("{registry}_plugin")).map(String::as_str),
@@ -36,7 +45,9 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
         }
     }
     if report.is_clean(CHECK) {
-        if active.is_empty() {
+        if !not_chosen.is_empty() {
+            report.skip(CHECK, format!("{} {NOT_CHOSEN}", not_chosen.join(" and ")));
+        } else if active.is_empty() {
             report.skip(CHECK, "no flag names the extension's plugins");
         } else {
             report.ok_with(

@@ -104,6 +104,18 @@ impl Running {
         self.rows(registry).filter(active).filter_map(|row| row.get("name").cloned()).collect()
     }
 
+    /// Whether osqueryd has chosen among a registry's plugins. Until it has, which is after its first configuration for all but
+    /// config, its registry shows every one as active.
+    pub(crate) fn has_chosen(&self, registry: &str) -> bool {
+        let (active, flag) = (self.active(registry), self.options.get(&format!("{registry}_plugin")));
+        active != self.plugins(registry) || active.len() <= names(flag.map_or("", String::as_str)).count().max(1)
+    }
+
+    /// Whether it never chooses, since it uses none.
+    pub(crate) fn uses_none(&self, registry: &str) -> bool {
+        registry == "distributed" && self.options.get("disable_distributed").is_some_and(|value| value == "true")
+    }
+
     fn rows<'a>(&'a self, registry: &'a str) -> impl Iterator<Item = &'a StringMap> {
         self.plugins.iter().filter(move |row| row.get("registry").is_some_and(|of| of == registry))
     }

@@ -54,6 +54,25 @@ fn one_screen_says_how_the_extension_fares() {
     assert_eq!((numbers[1], &numbers[numbers.len() - 4..]), ("1", &["2", "1", "0", "0"][..]), "{row}");
 }
 
+/// Case operator: a status of "logger filesystem+remote_tls+stdout+syslog+tls" while osqueryd waited for a server that was down.
+#[test]
+fn plugins_that_osqueryd_has_not_chosen_yet_are_not_called_active() {
+    let rig = Setup::new().flag("disable_distributed", "false").start();
+    rig.osqueryd.undecided(true);
+    let not_chosen = "not chosen yet: osqueryd waits for its first configuration";
+    let text = run(&rig, &["status"]).out;
+    let wanted = format!("plugins     config remote_tls, logger and distributed {not_chosen}\n");
+    assert!(text.contains(&wanted), "{text}");
+    let json = run(&rig, &["status", "--json"]).json();
+    assert_eq!(json["active_plugins"], json!({"config": ["remote_tls"], "logger": null, "distributed": null}));
+    let doctor = run(&rig, &["doctor"]).out;
+    let line = doctor.lines().find(|line| line.contains("active plugins")).unwrap();
+    assert!(line.contains("skip") && line.ends_with(not_chosen), "{line}");
+    rig.osqueryd.options_set("disable_distributed", "true");
+    let text = run(&rig, &["status"]).out;
+    assert!(text.contains("config remote_tls, distributed none, logger not chosen yet"), "{text}");
+}
+
 #[test]
 fn an_enrollment_that_fails_is_told_with_its_reason() {
     let rig = Setup::new().flag("tls_enroll_max_attempts", "1").start();

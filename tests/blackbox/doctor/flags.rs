@@ -14,7 +14,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "sed -i '1s/", |host| host.raw_flagfile(b"\xef\xbb\xbf--tls_hostname=x\n")),
     fault("flag file", "failure", "osquery.flags is UTF-16: osqueryd finds no flag in it",
         "iconv -f UTF-16", |host| host.raw_flagfile(b"\xff\xfe-\0-\0u\0t\0c\0\n\0")),
-    fault("flag file", "failure", "takes it for another program's name and leaves out all that is behind it (1 flags)",
+    fault("flag file", "failure", "takes it for another program's name and leaves out all that is behind it (1 flag)",
         "put -- before", |host| host.lines.push_str("tls_hostname=x\n--verbose\n")),
     fault("flag file", "failure", "--utc has its value behind a space",
         "--utc=VALUE", |host| host.lines.push_str("--utc false\n")),

@@ -48,6 +48,8 @@ pub(super) struct Core {
     /// Bodies of `writeResults` calls by the distributed runner.
     pub(super) written: Mutex<Vec<String>>,
     pub(super) hangs: AtomicBool,
+    /// Which plugins are used is not decided.
+    pub(super) undecided: AtomicBool,
     pub(super) remarks: AtomicBool,
     pub(super) worker: Mutex<Option<Arc<Worker>>>,
     pub(super) watcher: Watcher,
@@ -91,6 +93,7 @@ impl Core {
             configs: Mutex::default(),
             written: Mutex::default(),
             hangs: AtomicBool::new(false),
+            undecided: AtomicBool::new(false),
             remarks: AtomicBool::new(false),
             worker: Mutex::default(),
             watcher: Watcher::default(),

@@ -134,6 +134,11 @@ impl Osqueryd {
         self.core.transcript.note(format!("the manager hangs: {hangs}"));
     }
 
+    /// Before its first configuration osqueryd has chosen the config plugin only, and its registry shows all others as active.
+    pub fn undecided(&self, undecided: bool) {
+        self.core.undecided.store(undecided, Ordering::SeqCst);
+    }
+
     /// While true, osqueryd's log has a line about each query that it runs for an extension.
     pub fn remark_on_queries(&self, remarks: bool) {
         self.core.remarks.store(remarks, Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! The tables that the stand-in has: those about the host and osqueryd itself, and a few to query in tests.
 
 use std::fs;
+use std::sync::atomic::Ordering;
 
 use super::registry::built_in;
 use super::worker::Worker;
@@ -186,6 +187,7 @@ fn osquery_registry(worker: &Worker) -> Vec<Vec<String>> {
     let active = |registry: &str, plugin: &str| -> &'static str {
         let flag = match registry {
             "table" => return "1",
+            "logger" | "distributed" if worker.core.undecided.load(Ordering::SeqCst) => return "1",
             "config" | "logger" | "distributed" => worker.plugin_of(registry),
             _ => return "0",
         };
