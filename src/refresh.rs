@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::chain::chain;
 use crate::cli::RefreshFlags;
+use crate::commands::unasked;
 use crate::extension::manager::Manager;
 
 /// Asks by osqueryd's socket, prints what came of it, and sets the exit code.
@@ -19,7 +19,7 @@ pub fn run(flags: &RefreshFlags) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let _ = writeln!(io::stderr(), "the configuration is not refreshed: {}", chain(&error));
+            let _ = writeln!(io::stderr(), "the configuration is not refreshed: {}", unasked(&error));
             ExitCode::FAILURE
         }
     }

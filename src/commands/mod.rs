@@ -24,7 +24,7 @@ use self::arguments::Target;
 use crate::chain::chain;
 use crate::cli::DoctorFlags;
 use crate::doctor::subject::{Running, Subject};
-use crate::extension::manager::Manager;
+use crate::extension::manager::{Manager, ManagerError};
 use crate::remote::{enroll_secret, stored_key};
 use crate::secret::redact;
 use crate::settings::SecretSource;
@@ -57,10 +57,9 @@ fn know_secrets(subject: &Subject) -> Result<(), String> {
             "the enroll secret is in osqueryd's environment variable {name}, which this command needs too"
         ));
     }
-    let unknown =
-        |error: &(dyn std::error::Error + 'static)| format!("osqueryd does not give the node key: {}", chain(error));
-    let running = subject.running.as_ref().map_err(|error| unknown(error))?;
-    stored_key(&running.manager).map(drop).map_err(|error| unknown(&error))
+    let unknown = |error: String| format!("osqueryd does not give the node key: {error}");
+    let running = running(subject).map_err(unknown)?;
+    stored_key(&running.manager).map(drop).map_err(|error| unknown(chain(&error).to_string()))
 }
 
 /// What is said where the words of lines are not shown.
@@ -91,7 +90,14 @@ fn note(message: impl Display) {
 
 /// The osqueryd that runs.
 fn running(subject: &Subject) -> Result<&Running, String> {
-    subject.running.as_ref().map_err(|error| chain(error).to_string())
+    subject.running.as_ref().map_err(unasked)
+}
+
+/// Why osqueryd was not asked, and what to do where this user may not.
+pub(crate) fn unasked(error: &ManagerError) -> String {
+    let is_denied =
+        matches!(error, ManagerError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied);
+    format!("{}{}", chain(error), if is_denied { "; run it as root (sudo)" } else { "" })
 }
 
 /// Has the extension's logger do something: what it answers.
@@ -106,7 +112,7 @@ fn ask_for_count(manager: &Manager, request: &[(&str, &str)]) -> Result<u64, Str
 
 /// Says that something of the buffers can't be read, and what to do.
 fn unreadable(what: impl Display, error: &io::Error) -> String {
-    let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; run it as root" } else { "" };
+    let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; run it as root (sudo)" } else { "" };
     format!("{what} can't be read: {error}{remedy}")
 }
 
@@ -122,6 +128,20 @@ fn manager(subject: &Subject) -> Result<&Manager, String> {
     match &running.extension {
         Ok(Some(_)) => Ok(&running.manager),
         Ok(None) => Err("osqueryd runs without the extension, which has to do this".to_owned()),
-        Err(error) => Err(chain(error).to_string()),
+        Err(error) => Err(unasked(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_ask_is_told_what_to_do() {
+        let said =
+            |kind: io::ErrorKind| unasked(&ManagerError::Unreachable { path: "/s.em".into(), source: kind.into() });
+        let denied = "can't connect to osqueryd's extension manager at /s.em: permission denied; run it as root (sudo)";
+        assert_eq!(said(io::ErrorKind::PermissionDenied), denied);
+        assert!(said(io::ErrorKind::NotFound).ends_with("entity not found"));
     }
 }

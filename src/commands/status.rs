@@ -55,7 +55,7 @@ pub(super) fn as_text(subject: &Subject) -> String {
 /// Why nothing is told, with osqueryd's own error where it is that.
 fn why(subject: &Subject, reason: &str) -> String {
     match &subject.running {
-        Err(error) => crate::chain::chain(error).to_string(),
+        Err(error) => super::unasked(error),
         Ok(_) => reason.to_owned(),
     }
 }
