@@ -2,6 +2,7 @@
 //! the default ones of some servers do.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::subject::{Running, Subject};
 use super::{Check, Report};
@@ -36,6 +37,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
             registry,
             given: subject.file.get(&format!("{registry}_plugin")).map(String::as_str),
             now: running.options.get(&format!("{registry}_plugin")).map_or("", String::as_str),
+            local_cause: (!subject.settings.keep_plugins).then(|| subject.own_path.as_path()),
             is_registered: running.plugins(registry).contains(NAME),
             active: running.active(registry),
         };
@@ -77,6 +79,8 @@ struct State<'a> {
     given: Option<&'a str>,
     /// The flag as osqueryd has it.
     now: &'a str,
+    /// Our own flag file, where it lets a configuration's options set these flags.
+    local_cause: Option<&'a Path>,
     is_registered: bool,
     active: BTreeSet<String>,
 }
@@ -100,7 +104,13 @@ impl State<'_> {
         let given = self.given.unwrap_or(NAME);
         let message = format!("--{registry}_plugin={given} is set, and osqueryd uses {now}");
         // Only this one counts at once when a configuration sets it.
-        let remedy = if *registry == "distributed" {
+        let remedy = if let Some(own_flags) = self.local_cause.filter(|_| *registry == "distributed") {
+            format!(
+                "take --keep_plugins=false out of {}: with it, the \"options\" in the server's configuration (Fleet: agent \
+                 options) may set {registry}_plugin; or take it out of them",
+                own_flags.display()
+            )
+        } else if *registry == "distributed" {
             format!(
                 "take {registry}_plugin out of the \"options\" in the server's configuration (Fleet: agent options), which \
                  set it to {now}; if they don't, restart osqueryd"
@@ -118,7 +128,21 @@ mod tests {
 
     fn problem(registry: &str, now: &str, is_registered: bool, active: &[&str]) -> Option<(String, String)> {
         let active = active.iter().map(|name| (*name).to_owned()).collect();
-        State { registry, given: Some("remote_tls"), now, is_registered, active }.problem()
+        State { registry, given: Some("remote_tls"), now, local_cause: None, is_registered, active }.problem()
+    }
+
+    #[test]
+    fn keep_plugins_of_this_host_is_named_where_it_lets_the_server_choose() {
+        let state = State {
+            registry: "distributed",
+            given: Some("remote_tls"),
+            now: "tls",
+            local_cause: Some(Path::new("/etc/osquery/remote_tls.flags")),
+            is_registered: true,
+            active: BTreeSet::from(["tls".to_owned()]),
+        };
+        let (_, remedy) = state.problem().unwrap();
+        assert!(remedy.starts_with("take --keep_plugins=false out of /etc/osquery/remote_tls.flags: "), "{remedy}");
     }
 
     #[test]

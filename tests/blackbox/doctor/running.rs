@@ -84,6 +84,8 @@ pub(super) const FAULTS: &[Fault] = &[
     // Case plugin-options: what a configuration's options can do to a plugin's flag.
     fault("active plugins", "failure", "--distributed_plugin=remote_tls is set, and osqueryd uses tls", "Fleet: agent options",
         as_it_is, |rig| { rig.config(); rig.osqueryd.options_set("distributed_plugin", "tls"); }),
+    fault("active plugins", "failure", "--distributed_plugin=remote_tls is set, and osqueryd uses tls", "take --keep_plugins=false out of ",
+        |setup| setup.own_flag("--keep_plugins=false"), |rig| { rig.config(); rig.osqueryd.options_set("distributed_plugin", "tls"); }),
 ];
 
 fn as_it_is(setup: Setup) -> Setup {
