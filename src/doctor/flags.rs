@@ -1,6 +1,10 @@
 //! osqueryd's flag file and our own: names, values, and what goes together.
 
+use std::fs;
 use std::io;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
 
 use super::fault;
 use super::flagfile::{Flagfile, Given, Oddity, Place, Source};
@@ -366,9 +370,36 @@ fn own(subject: &Subject, report: &mut Report<'_>) {
             ),
         );
     }
+    let settings = &subject.settings;
+    for (flag, path) in [(&own::METRICS_FILE, &settings.metrics_file), (&own::LOG_FILE, &settings.log.file)] {
+        if let Some(reason) = path.as_deref().and_then(unwritable) {
+            let (name, own_flags) = (flag.name, subject.own_path.display());
+            report.warn(
+                CHECK,
+                format!("--{name} can't be written: {reason}"),
+                format!("make the directory, or correct --{name} in {own_flags}: its directory must be there, and osqueryd's user's to write in"),
+            );
+        }
+    }
     if report.is_clean(CHECK) {
         let path = subject.own_path.display();
         let there = if subject.own_path.exists() { "all can be used" } else { "not there, so all have their defaults" };
         report.ok(CHECK, format!("{path}: {there}"));
+    }
+}
+
+/// Why no file of this name can be made or written, as far as can be seen without trying.
+fn unwritable(path: &Path) -> Option<String> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shown = directory.display();
+    match fs::metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(format!("the directory {shown} is not there")),
+        Err(error) => Some(format!("the directory {shown} can't be used: {error}")),
+        Ok(found) if !found.is_dir() => Some(format!("{shown} is no directory")),
+        Ok(_) if path.is_dir() => Some(format!("{} is a directory", path.display())),
+        Ok(_) => {
+            let denied = access(directory, Access::WRITE_OK | Access::EXEC_OK).err()?;
+            Some(format!("this user can't write in the directory {shown}: {}", io::Error::from(denied)))
+        }
     }
 }

@@ -76,6 +76,14 @@ pub(super) const FAULTS: &[Fault] = &[
         "correct the value", |host| drop(host.file("remote_tls.flags", "--request_timeout=0\n"))),
     fault("own flags", "failure", "--tls_pins=x can't be used",
         "until then no request is made", |host| drop(host.file("remote_tls.flags", "--tls_pins=x\n"))),
+    fault("own flags", "warning", "--metrics_file can't be written: the directory /no/such is not there",
+        "make the directory, or correct --metrics_file in ",
+        |host| drop(host.file("remote_tls.flags", "--metrics_file=/no/such/x.prom\n"))),
+    fault("own flags", "warning", "--log_file can't be written: the directory /no/such is not there",
+        "make the directory, or correct --log_file in ",
+        |host| drop(host.file("remote_tls.flags", "--log_file=/no/such/log\n"))),
+    fault("own flags", "warning", "osquery.flags is no directory", "make the directory",
+        |host| drop(host.file("remote_tls.flags", &format!("--log_file={}/log\n", host.path("osquery.flags").display())))),
 ];
 
 #[test]
