@@ -29,7 +29,11 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     }
     if report.is_clean(CHECK) {
         let (lines, _) = told.waiting();
-        report.ok(CHECK, format!("{}, none was dropped since the worker began", waiting(lines, 0)));
+        let discarded = match told.discarded() {
+            0 => String::new(),
+            discarded => format!(" but {} that an operator discarded", counted(discarded, "line")),
+        };
+        report.ok(CHECK, format!("{}, none was dropped since the worker began{discarded}", waiting(lines, 0)));
     }
 }
 
@@ -48,9 +52,12 @@ fn problems(told: &Told, flags: &Flags, is_told: bool, now: i64) -> Vec<(String,
     let mut problems = Vec::new();
     for row in &told.buffers {
         let stream = &row.stream;
-        if row.dropped > 0 {
+        // What an operator has thrown away is no fault.
+        let dropped = row.dropped.saturating_sub(row.discarded);
+        if dropped > 0 {
+            let were = if dropped == 1 { "was" } else { "were" };
             problems.push((
-                format!("{stream}: {} lines were dropped since the worker began", row.dropped),
+                format!("{stream}: {} {were} dropped since the worker began", counted(dropped, "line")),
                 "the log says why; over a limit: raise --buffered_log_max or --buffer_max_bytes, or see why the server was \
                  behind"
                     .to_owned(),
@@ -107,6 +114,8 @@ mod tests {
     fn what_is_lost_or_late_is_said() {
         assert_eq!(said(|_, _| {}), [""; 0]);
         assert!(said(|_, row| row.dropped = 3)[0].starts_with("results: 3 lines were dropped"));
+        assert_eq!(said(|_, row| (row.dropped, row.discarded) = (3, 3)), [""; 0]);
+        assert!(said(|_, row| (row.dropped, row.discarded) = (4, 3))[0].starts_with("results: 1 line was dropped"));
         let late = |row: &mut Waiting, age| (row.waiting_lines, row.oldest_time) = (9, NOW - age);
         assert!(
             said(|_, row| late(row, 3600))[0].starts_with("9 lines wait, the oldest since 2030-03-17 16:46:40 UTC")

@@ -50,6 +50,8 @@ pub(crate) struct Waiting {
     pub(crate) accepted: u64,
     pub(crate) delivered: u64,
     pub(crate) dropped: u64,
+    /// Those of them that an operator discarded; 0 of an older extension.
+    pub(crate) discarded: u64,
     pub(crate) set_aside: u64,
 }
 
@@ -71,6 +73,11 @@ impl Told {
     pub(crate) fn of(&self, endpoint: Endpoint) -> Option<&Exchange> {
         let name = endpoint.to_string();
         self.endpoints.iter().find(|row| row.name == name)
+    }
+
+    /// The lines that an operator discarded.
+    pub(crate) fn discarded(&self) -> u64 {
+        self.buffers.iter().map(|row| row.discarded).sum()
     }
 
     /// The lines that wait for the logger's endpoint, and when the oldest was made.
@@ -167,6 +174,7 @@ fn waiting(row: &StringMap) -> Waiting {
         accepted: number(row, "accepted"),
         delivered: number(row, "delivered"),
         dropped: number(row, "dropped"),
+        discarded: number(row, "discarded"),
         set_aside: number(row, "set_aside"),
     }
 }

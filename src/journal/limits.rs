@@ -40,7 +40,7 @@ impl<W: Weigher> Reader<W> {
         }
         let waiting = state.place.waiting_lines();
         let lines = state.place.drop_lines::<W>(waiting);
-        self.tally.drop(lines, "an operator discarded them");
+        self.tally.discard(lines);
         self.note_missing(&mut state);
         Ok(lines)
     }

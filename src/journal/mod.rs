@@ -162,6 +162,8 @@ pub struct Counts {
     pub set_aside: u64,
     /// Lines given up: over a limit, or with no place to keep them.
     pub dropped: u64,
+    /// Those of them that an operator has thrown away.
+    pub discarded: u64,
 }
 
 impl std::ops::Add for Counts {
@@ -173,6 +175,7 @@ impl std::ops::Add for Counts {
             delivered: self.delivered.saturating_add(other.delivered),
             set_aside: self.set_aside.saturating_add(other.set_aside),
             dropped: self.dropped.saturating_add(other.dropped),
+            discarded: self.discarded.saturating_add(other.discarded),
         }
     }
 }

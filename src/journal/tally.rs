@@ -13,6 +13,8 @@ pub(super) struct Tally {
     delivered: AtomicU64,
     set_aside: AtomicU64,
     dropped: AtomicU64,
+    /// Those that an operator wanted to be dropped.
+    discarded: AtomicU64,
     /// What was said of losses, for those who don't read the log.
     losses: Mutex<Vec<String>>,
 }
@@ -25,6 +27,7 @@ impl Tally {
             delivered: AtomicU64::new(0),
             set_aside: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            discarded: AtomicU64::new(0),
             losses: Mutex::default(),
         }
     }
@@ -43,6 +46,12 @@ impl Tally {
 
     pub(super) fn drop(&self, lines: u64, reason: &str) {
         self.lose(&self.dropped, lines, "dropped", reason);
+    }
+
+    /// Dropped, and not for a fault.
+    pub(super) fn discard(&self, lines: u64) {
+        self.discarded.fetch_add(lines, Ordering::Relaxed);
+        self.drop(lines, "an operator discarded them");
     }
 
     /// Counts losses of a kind. Said at the first and then each time the number has doubled: a flood of losses is no
@@ -67,6 +76,7 @@ impl Tally {
             delivered: self.delivered.load(Ordering::Relaxed),
             set_aside: self.set_aside.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
+            discarded: self.discarded.load(Ordering::Relaxed),
         }
     }
 

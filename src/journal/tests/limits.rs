@@ -59,14 +59,14 @@ fn an_acknowledgement_of_lines_of_which_some_were_dropped_counts_the_others() {
     rig.reader.keep_within(&most(4));
     rig.reader.set_aside(b"one of them", 1, "it is too long");
     rig.reader.acknowledge(sent.end());
-    assert_eq!(rig.reader.counts(), Counts { delivered: 3, set_aside: 1, dropped: 6, accepted: 0 });
+    assert_eq!(rig.reader.counts(), Counts { delivered: 3, set_aside: 1, dropped: 6, ..Counts::default() });
     // More set aside than is left: nothing wraps.
     rig.append(&[batch(2)]);
     let sent = chunk(&rig.reader, ALL);
     rig.reader.keep_within(&most(1));
     rig.reader.set_aside(b"both", 2, "they are too long");
     rig.reader.acknowledge(sent.end());
-    assert_eq!(rig.reader.counts(), Counts { delivered: 3, set_aside: 3, dropped: 7, accepted: 0 });
+    assert_eq!(rig.reader.counts(), Counts { delivered: 3, set_aside: 3, dropped: 7, ..Counts::default() });
 }
 
 #[test]

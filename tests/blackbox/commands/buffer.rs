@@ -69,7 +69,11 @@ fn what_is_discarded_is_never_sent_and_counted_and_what_comes_after_it_is_sent()
         // It is counted a moment before it is forgotten.
         (rows[0]["delivered"] == "1" && rows[0]["waiting_lines"] == "0").then(|| rows[0].clone())
     });
-    assert_eq!(row["dropped"], "50");
+    assert_eq!((row["dropped"].as_str(), row["discarded"].as_str()), ("50", "50"));
+    let doctor = run(&rig, &["doctor"]).out;
+    let line = doctor.lines().find(|line| line.contains("delivery")).unwrap();
+    let wanted = "0 lines wait, none was dropped since the worker began but 50 lines that an operator discarded";
+    assert!(line.starts_with("ok ") && line.ends_with(wanted), "{line}");
     rig.said("50 lines of the results journal dropped so far; the last because an operator discarded them");
 }
 
