@@ -108,6 +108,9 @@ impl Fault<'_> {
             407 => PROXY_CREDENTIALS.to_owned(),
             408 => SLOW.to_owned(),
             429 => "the server limits requests (osctrl: enrollments by address): wait, or raise its limit".to_owned(),
+            500.. if has("asks to be left alone") => {
+                "wait: the extension asks again when that time is over; the server's log says why it is busy".to_owned()
+            }
             502..=504 => "what stands before the server (a proxy, a load balancer) doesn't reach it: look there, and \
                           whether the server runs"
                 .to_owned(),
@@ -307,6 +310,7 @@ mod tests {
             (Logger, 408, "", "too slow"),
             (Logger, 0, "timed out (receive response)", "too slow"),
             (Logger, 500, "", "look at the server's log"),
+            (Logger, 503, "the server answered HTTP 503; it asks to be left alone for 10 min", "asks again when"),
             (Logger, 502, "", "what stands before the server"),
             (Logger, 0, "the connection broke: reset", "the connection is cut"),
             (Logger, 0, "can't connect: refused", "was broken then, and is not now"),

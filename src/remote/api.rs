@@ -13,6 +13,7 @@ use super::node_key;
 use crate::members;
 use crate::secret::Secret;
 use crate::shown::beginning;
+use crate::words::Span;
 
 /// Why an answer is not a success.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub enum AnswerError {
         message: Option<String>,
     },
     /// The answer has an `error`, or a `status` of `"error"`.
-    #[error("the server answered with an error (HTTP {status}): {message}")]
+    #[error("the server answered with an error (HTTP {status}): {message}{}", patience(*.retry_after))]
     Error {
         /// The HTTP status.
         status: u16,
@@ -36,7 +37,7 @@ pub enum AnswerError {
         retry_after: Option<Duration>,
     },
     /// Any status but 2xx, without an `error`.
-    #[error("the server answered HTTP {status}{}", quoted(.beginning))]
+    #[error("the server answered HTTP {status}{}{}", quoted(.beginning), patience(*.retry_after))]
     Status {
         /// The HTTP status.
         status: u16,
@@ -58,7 +59,10 @@ pub enum AnswerError {
         depth: usize,
     },
     /// An enrollment that the server refuses, in whatever way.
-    #[error("the server refused the enrollment (HTTP {status}){}; is the enroll secret the server's?", reason(.message))]
+    #[error(
+        "the server refused the enrollment (HTTP {status}){}{}; is the enroll secret the server's?",
+        reason(.message), patience(*.retry_after)
+    )]
     Refused {
         /// The HTTP status.
         status: u16,
@@ -134,6 +138,12 @@ fn quoted(beginning: &str) -> String {
 
 fn reason(message: &Option<String>) -> String {
     message.as_ref().map(|message| format!(": {message}")).unwrap_or_default()
+}
+
+/// An operator is to see why nothing is asked for a while.
+fn patience(retry_after: Option<Duration>) -> String {
+    let asked = retry_after.filter(|asked| !asked.is_zero());
+    asked.map(|asked| format!("; it asks to be left alone for {}", Span(asked))).unwrap_or_default()
 }
 
 /// The members that every answer may have, as they are written: a tree of them would take fifty times their size.

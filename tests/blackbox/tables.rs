@@ -134,6 +134,8 @@ fn a_wait_that_the_server_asks_for_is_told() {
     for name in ["config", "logger"] {
         let is = |row: &Row| number(row, "backoff_until") > 0;
         let until = number(&wait(&rig, "a back-off", || endpoint(&rig, name), is), "backoff_until");
+        let asked = "the server answered HTTP 503; it asks to be left alone for 10 min";
+        assert!(endpoint(&rig, name)["last_error"].ends_with(asked), "{:?}", endpoint(&rig, name));
         assert!((now() + 500..=now() + 1201).contains(&until), "{name}: {until}, and it is {}", now());
     }
     assert_eq!(endpoint(&rig, "enroll")["backoff_until"], "0");
