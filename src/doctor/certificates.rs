@@ -86,6 +86,15 @@ pub(super) fn issuer(certificate: &CertificateDer<'static>) -> String {
     X509Certificate::from_der(certificate).map_or_else(|_| "?".to_owned(), |(_, parsed)| parsed.issuer().to_string())
 }
 
+/// Whether a certificate names the other one as its issuer.
+pub(super) fn names_as_issuer(certificate: &CertificateDer<'_>, authority: &CertificateDer<'_>) -> bool {
+    let parsed = |one| X509Certificate::from_der(one).map(|(_, parsed)| parsed);
+    match (parsed(certificate), parsed(authority)) {
+        (Ok(certificate), Ok(authority)) => certificate.issuer().as_raw() == authority.subject().as_raw(),
+        _ => false,
+    }
+}
+
 /// Its key, as `tls_pins` names it; `None` for what can't be parsed.
 pub(super) fn pin(certificate: &CertificateDer<'_>) -> Option<Pin> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::{AlertDescription as Alert, CertificateError as Cert, Error};
 use rustls_pki_types::CertificateDer;
 
-use super::certificates::{Term, common_name, describe, pin};
+use super::certificates::{Term, common_name, describe, names_as_issuer, pin};
 use super::fault::PROXY_CREDENTIALS;
 use super::handshake::Facts;
 use super::subject::Subject;
@@ -196,20 +196,46 @@ fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
         Term::Over(_) => Some(0),
         _ => None,
     });
-    match soon.min() {
-        Some(days) => report.problem(
+    match (soon.min(), ending_trust(subject, look)) {
+        (Some(days), _) => report.problem(
             CHECK,
             Level::Warning,
             format!("{agreed}; a certificate of the chain ends in {}:", counted(days.unsigned_abs(), "day")),
             "renew it on the server",
             presented,
         ),
-        None => {
+        (None, Some(end)) => report.problem(
+            CHECK,
+            Level::Warning,
+            format!("{agreed}; the authority by which the server's certificate is trusted {end}; it presents:"),
+            "add your server's next authority to the file of --tls_server_certs",
+            presented,
+        ),
+        (None, None) => {
             let pinned = subject.settings.tls.pins.as_ref().is_ok_and(|pins| !pins.is_empty());
             let and_pinned = if pinned { ", and a key of its chain is pinned" } else { "" };
             report.ok_with(CHECK, format!("{agreed}; the server's certificate is trusted{and_pinned}:"), presented);
         }
     }
+}
+
+/// Of those in `tls_server_certs` by which the chain is trusted, where none of them lasts: how the first one ends. Where nothing in
+/// that file lasts, `files` has said so.
+fn ending_trust(subject: &Subject, look: &Look) -> Option<String> {
+    let bundle = bundle(&subject.settings.tls.server_certs).unwrap_or_default();
+    let lasts = |authority: &CertificateDer<'_>| matches!(Term::of(authority), Term::Valid(_));
+    let is_used = |authority: &&CertificateDer<'static>| look.chain.iter().any(|one| names_as_issuer(one, authority));
+    let used: Vec<&CertificateDer<'static>> = bundle.iter().filter(is_used).collect();
+    if !bundle.iter().any(lasts) || used.iter().any(|authority| lasts(authority)) {
+        return None;
+    }
+    let authority = used.first()?;
+    let ends = match Term::of(authority) {
+        Term::EndsSoon(days) => format!("ends in {}", counted(days.unsigned_abs(), "day")),
+        Term::Over(date) => format!("ended on {date}"),
+        _ => return None,
+    };
+    Some(format!("{ends} ({})", common_name(authority)))
 }
 
 /// What the server presents, each certificate with its key's pin; and what else is pinned that there is.

@@ -12,7 +12,7 @@ use super::subject::Subject;
 use super::{Check, Report, secret_file};
 use crate::chain::chain;
 use crate::remote::{Headers, HeadersError, TlsError, bundle, certificates, check_files};
-use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, TlsSettings};
+use crate::settings::{ClientIdentity, TlsSettings};
 use crate::words::counted;
 
 const OTHERS_READ: u32 = 0o004;
@@ -60,19 +60,26 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
         }
     };
     let terms: Vec<Term> = bundle.iter().map(Term::of).collect();
-    let good = terms.iter().filter(|term| matches!(term, Term::Valid(_) | Term::EndsSoon(_))).count();
-    let is_default = tls.server_certs == Path::new(DEFAULT_SERVER_CERTS);
-    if good == 0 {
+    let good = terms.iter().any(|term| matches!(term, Term::Valid(_) | Term::EndsSoon(_)));
+    let lasting = terms.iter().any(|term| matches!(term, Term::Valid(_)));
+    let ending = terms.iter().filter(|term| matches!(term, Term::Over(_) | Term::EndsSoon(_))).count() as u64;
+    let (count, have) = (counted(bundle.len() as u64, "certificate"), if ending == 1 { "has" } else { "have" });
+    let end = if ending == 1 { "ends" } else { "end" };
+    let of_them = format!("{ending} of {count} {have} ended or {end} soon");
+    if !good {
         report.fail(
             CHECK,
             format!("{shown}: no certificate in it is valid today"),
             "get your server's authority anew, and see that this host's clock is right",
         );
-    } else if !is_default {
-        // Of a public bundle's many authorities some always end.
-        for certificate in &bundle {
-            warn_of_the_end(CHECK, &format!("{shown}: "), certificate, report);
-        }
+    } else if let (false, [only]) = (lasting, bundle.as_slice()) {
+        warn_of_the_end(CHECK, &format!("{shown}: "), only, report);
+    } else if !lasting {
+        report.warn(
+            CHECK,
+            format!("{shown}: {of_them}"),
+            "get your server's authority anew, before its certificate ends",
+        );
     }
     if tls.pins.as_ref().is_ok_and(|pins| pins.len() == 1) {
         report.warn(
@@ -82,8 +89,8 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
         );
     }
     if report.is_clean(CHECK) {
-        let others = if good == bundle.len() { String::new() } else { format!(", {good} of them valid today") };
-        report.ok(CHECK, format!("{shown}: {}{others}", counted(bundle.len() as u64, "certificate")));
+        // Of a public bundle's many authorities some always do. `connection` knows whether the server needs one of them.
+        report.ok(CHECK, format!("{shown}: {}", if ending == 0 { count } else { of_them }));
     }
 }
 

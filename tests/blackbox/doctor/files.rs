@@ -101,9 +101,20 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("server trust", "failure", "no certificate in it is valid today",
         "anew",
         |host| drop(host.file("ca.pem", &expired_authority()))),
-    fault("server trust", "warning", "a certificate ended on 2021-01-01: CN=old",
+    fault("server trust", "warning", "ca.pem: a certificate ends in 10 days: CN=short",
         "replace",
-        |host| drop(host.file("ca.pem", &format!("{}{}", default_authority().cert_pem(), expired_authority())))),
+        |host| {
+            let authority = short_lived_authority();
+            *host = Host::with_server(|server| server.identity = authority.issue_server_with(|_| {}));
+            host.file("ca.pem", &authority.cert_pem());
+        }),
+    fault("server trust", "warning", "ca.pem: 2 of 2 certificates have ended or end soon",
+        "get your server's authority anew",
+        |host| {
+            let authority = short_lived_authority();
+            *host = Host::with_server(|server| server.identity = authority.issue_server_with(|_| {}));
+            host.file("ca.pem", &format!("{}{}", expired_authority(), authority.cert_pem()));
+        }),
     fault("server trust", "warning", "--tls_pins has one key and no spare",
         "make a spare key", |host| {
             let authority = pin(&default_authority().cert_pem());
@@ -178,6 +189,29 @@ fn expired_authority() -> String {
         params.not_after = rcgen::date_time_ymd(2021, 1, 1);
     })
     .cert_pem
+}
+
+fn short_lived_authority() -> Authority {
+    let soon = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(10 * 24 * 3600 + 3600);
+    Authority::new_with("short", |params| params.not_after = soon)
+}
+
+/// Case operator: a distribution's bundle has some that ended, and the exit code was 2 for ever.
+#[test]
+fn certificates_that_end_are_nothing_to_wonder_about_unless_the_server_needs_them() {
+    let host = Host::new();
+    host.file("ca.pem", &[default_authority().cert_pem(), expired_authority(), expired_authority()].concat());
+    let examined = host.examine(&[]);
+    examined.must_say("server trust", "ok", "ca.pem: 2 of 3 certificates have ended or end soon", "");
+    assert_eq!(examined.problems().len(), 0, "{}", examined.text);
+
+    let authority = short_lived_authority();
+    let host = Host::with_server(|server| server.identity = authority.issue_server_with(|_| {}));
+    host.file("ca.pem", &format!("{}{}", default_authority().cert_pem(), authority.cert_pem()));
+    let examined = host.examine(&[]);
+    examined.must_say("server trust", "ok", "ca.pem: 1 of 2 certificates has ended or ends soon", "");
+    let message = "the authority by which the server's certificate is trusted ends in 10 days (CN=short); it presents:";
+    examined.must_say_only("tls handshake", "warning", message, "add your server's next authority");
 }
 
 #[test]

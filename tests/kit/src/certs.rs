@@ -19,10 +19,14 @@ pub struct Authority {
 impl Authority {
     /// A new authority with a new key.
     pub fn new(common_name: &str) -> Authority {
-        Authority {
-            issuer: CertifiedIssuer::self_signed(authority_params(common_name), new_key())
-                .expect("a CA certificate is made"),
-        }
+        Authority::new_with(common_name, |_| {})
+    }
+
+    /// The same, after `customise` has changed its certificate.
+    pub fn new_with(common_name: &str, customise: impl FnOnce(&mut CertificateParams)) -> Authority {
+        let mut params = authority_params(common_name);
+        customise(&mut params);
+        Authority { issuer: CertifiedIssuer::self_signed(params, new_key()).expect("a CA certificate is made") }
     }
 
     /// The authority's own certificate: what `tls_server_certs` names.
