@@ -26,26 +26,27 @@ pub const OSQUERY_FLAGFILE: &str =
 /// What a person wants to know of `--help` first of all.
 const EXAMPLES: &str = "\
 Examples:
-  sudo osquery-remote-tls doctor         what is wrong on this host, and what to do
-  sudo osquery-remote-tls status         how the extension fares, on one screen
-  sudo osquery-remote-tls logger test    a line on its whole way to the server
-  osquery-remote-tls rejected --help     what a command does, and what it takes";
+  sudo osquery-remote-tls doctor       what is wrong on this host, what to do
+  sudo osquery-remote-tls status       how the extension fares, on one screen
+  sudo osquery-remote-tls logger test  a line on its whole way to the server
+  osquery-remote-tls rejected --help   what a command does, and what it takes";
 
 /// What is said to somebody who runs it on a terminal without a word: an extension is osqueryd's to start.
 pub const INTRODUCTION: &str = concat!(
     "osquery-remote-tls ",
     env!("CARGO_PKG_VERSION"),
-    ": an extension that carries osquery's results to a server over TLS.\n",
-    "osqueryd starts it by itself, from its extensions.load. What there is to run by hand:\n\n",
-    "  sudo osquery-remote-tls doctor         what is wrong on this host, and what to do\n",
-    "  sudo osquery-remote-tls status         how the extension fares, on one screen\n",
-    "  osquery-remote-tls --help              everything else\n",
+    ": an extension that carries osquery's results\n",
+    "to a server over TLS. osqueryd starts it by itself, from its extensions.load.\n",
+    "What there is to run by hand:\n\n",
+    "  sudo osquery-remote-tls doctor  what is wrong on this host, what to do\n",
+    "  sudo osquery-remote-tls status  how the extension fares, on one screen\n",
+    "  osquery-remote-tls --help       everything else\n",
 );
 
 /// osquery extension: config, logger and distributed plugins named `remote_tls`, which speak osquery's remote
 /// TLS API. osqueryd starts it (see extensions.load) and hands it all of its own flags.
 #[derive(Debug, Parser)]
-#[command(name = "osquery-remote-tls", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "osquery-remote-tls", version, disable_help_subcommand = true)]
 // As gflags has it: the last one of a name counts.
 #[command(args_override_self = true, next_help_heading = "As osqueryd starts it", after_help = EXAMPLES)]
 pub struct Cli {
@@ -156,12 +157,12 @@ pub struct DoctorFlags {
     #[arg(long = "own_flagfile", value_name = "PATH")]
     pub own_flagfile: Option<PathBuf>,
 
-    /// Before osqueryd is restarted: look at what its next start finds, and not at what runs; warnings don't count
+    /// Before a restart of osqueryd: check the flags and files that its next start will read, not what runs now; warnings
+    /// don't change the exit code
     #[arg(long)]
     pub before: bool,
 
-    /// Ask the server's endpoints with a node key that is none, too: servers may log that, and one was seen to end of
-    /// it
+    /// Also send requests with an invalid node key to the server's endpoints: servers may log that, and one crashed at it
     #[arg(long)]
     pub deep: bool,
 

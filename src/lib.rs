@@ -7,6 +7,7 @@
 //! In reading order:
 
 pub mod cli;
+pub mod help;
 pub mod settings;
 
 pub mod front;

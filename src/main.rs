@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use osquery_remote_tls::cli::{Cli, Command, INTRODUCTION};
 use osquery_remote_tls::extension::registry::routes;
+use osquery_remote_tls::help::wrapped;
 use osquery_remote_tls::plugins::tables::tables;
 use osquery_remote_tls::{commands, doctor, front, logging, platform, refresh, worker};
 
@@ -22,8 +23,13 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are "errors" too, which go to stdout and end well. If printing fails, no place is left
             // to say so.
-            let _ = error.print();
-            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+            let text = wrapped(&error.render().to_string());
+            if error.use_stderr() {
+                let _ = io::stderr().write_all(text.as_bytes());
+                return USAGE.into();
+            }
+            let _ = io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
         }
     };
     logging::start(cli.verbosity());

@@ -187,7 +187,7 @@ impl Judge<'_> {
                 let remedy = self.remedy(Endpoint::Config, status, &words);
                 report.fail(check, format!("{url}: {words}"), remedy);
             }
-            _ => report.skip(check, "there is no node key to ask with; --deep asks with one that is none"),
+            _ => report.skip(check, "there is no node key to ask with; --deep asks with an invalid one"),
         }
     }
 

@@ -10,7 +10,7 @@
 //! | distributed write | nothing; with `--deep` with an invalid key | a valid one would be the results of something |
 //! | logger | nothing; with `--deep` with an invalid key, and one status line that says what it is | no line under this host's name |
 //!
-//! Servers log a request with an invalid key as an alarm, and one was seen to end of it: so those are only made when they
+//! Servers log a request with an invalid key as an alarm, and one crashed at it: so those are only made when they
 //! are asked for. A server of the remote API rejects such a key, which shows that it is one. The log request has a line
 //! since servers have been seen to crash on one without.
 

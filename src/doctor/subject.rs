@@ -58,7 +58,7 @@ pub(crate) struct Subject {
     pub(super) setting_errors: Vec<SettingError>,
     /// Whether an enrollment may be tried.
     pub(super) enroll: bool,
-    /// Whether endpoints may be asked with a node key that is none.
+    /// Whether endpoints may be asked with an invalid node key.
     pub(super) deep: bool,
     /// What is asked about the host.
     pub(super) occasion: Occasion,

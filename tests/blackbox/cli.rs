@@ -54,6 +54,18 @@ fn the_help_has_commands_first_then_its_groups_and_examples() {
 }
 
 #[test]
+fn every_help_fits_a_terminal_of_80_columns() {
+    for command in
+        ["", "doctor", "refresh", "status", "buffer", "rejected", "logger", "flare", "buffer discard", "logger test"]
+    {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let help = String::from_utf8(run(&arguments).stdout).unwrap();
+        let too_long: Vec<&str> = help.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(help.contains("Usage:") && too_long.is_empty(), "{command}: {too_long:#?}");
+    }
+}
+
+#[test]
 fn without_a_word_on_a_terminal_it_says_what_it_is() {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     unlockpt(&terminal).unwrap();
@@ -65,6 +77,7 @@ fn without_a_word_on_a_terminal_it_says_what_it_is() {
     let length = File::from(terminal).read(&mut said).unwrap();
     let said = String::from_utf8_lossy(&said[..length]);
     assert_eq!(status.code(), Some(64), "{said}");
+    assert!(said.lines().all(|line| line.len() <= 80), "{said}");
     assert!(said.starts_with("osquery-remote-tls ") && said.contains("osquery-remote-tls doctor "), "{said}");
 }
 
