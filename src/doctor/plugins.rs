@@ -37,7 +37,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
             registry,
             given: subject.file.get(&format!("{registry}_plugin")).map(String::as_str),
             now: running.options.get(&format!("{registry}_plugin")).map_or("", String::as_str),
-            local_cause: (!subject.settings.keep_plugins).then(|| subject.own_path.as_path()),
+            local_cause: (!subject.settings.keep_plugins).then_some(subject.own_path.as_path()),
             is_registered: running.plugins(registry).contains(NAME),
             active: running.active(registry),
         };
