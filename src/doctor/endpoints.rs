@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::certificates::date;
 use super::delivery::waiting;
-use super::fault::{self, Fault, Flags, words_of};
+use super::fault::{self, Fault, Flags, WAITS_FOR_ANOTHER_KEY, words_of};
 use super::flags::is_needed;
 use super::handshake;
 use super::server::{Asked, Asker, Unanswered, doctor_s_name};
@@ -24,6 +24,9 @@ const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
 /// Clocks that differ by more make certificates look expired, or not yet valid.
 const CLOCK_FAILURE: Duration = Duration::from_secs(3600);
+
+/// What an enrollment says that waits for its moment within `reenroll_within`.
+const SPREAD: &str = "another one is asked for in ";
 
 /// So many failures in a row are no chance.
 const FAILS: u64 = 2;
@@ -234,6 +237,10 @@ impl Judge<'_> {
             return report.skip(CHECK, "not enrolled, and nobody has needed it yet; --enroll tries one");
         }
         let words = error.split_once("): ").map_or(error, |(_, words)| words);
+        if words.contains(SPREAD) {
+            let remedy = "nothing: it waits on purpose, and asks by itself; `osquery-remote-tls refresh` asks at once";
+            return report.warn(CHECK, format!("{url}: {words}"), remedy);
+        }
         let most = self.subject.settings.enroll.max_attempts.map(u64::from);
         let over = match most.filter(|most| !enrollment.enrolled && enrollment.attempts >= *most) {
             Some(most) => format!(
@@ -290,11 +297,9 @@ impl Judge<'_> {
                 format!("{url}: {error} that this host has"),
                 "enroll it anew: --disable_reenrollment keeps osqueryd from it",
             ),
-            Err(error @ AnswerError::NodeInvalid { .. }) => report.warn(
-                CHECK,
-                format!("{url}: {error} that this host has"),
-                "nothing, if osqueryd enrolls anew at its next request; else see the enroll endpoint (--enroll)",
-            ),
+            Err(error @ AnswerError::NodeInvalid { .. }) => {
+                report.warn(CHECK, format!("{url}: {error} that this host has"), WAITS_FOR_ANOTHER_KEY)
+            }
             Err(error) => self.failed(Endpoint::Config, CHECK, answer, &error, report),
         }
     }

@@ -34,6 +34,10 @@ const SERVERS: [(&str, [&str; 5]); 4] = [
     ("doorman", ["/enroll", "/config", "/log", "/distributed/read", "/distributed/write"]),
 ];
 
+/// What a server that has given up the node key needs.
+pub(super) const WAITS_FOR_ANOTHER_KEY: &str = "nothing: the host asks for another one within --reenroll_within seconds (600), \
+                                                or at once by `osquery-remote-tls refresh`; --enroll tries whether it gets one";
+
 /// So many characters of a server's own words are shown.
 const LONGEST_WORDS: usize = 160;
 
@@ -137,9 +141,7 @@ impl Fault<'_> {
 
     fn without_a_status(&self, has: &dyn Fn(&str) -> bool) -> String {
         let text = match () {
-            () if has("does not accept the node key") => {
-                "nothing, if osqueryd enrolls anew at its next request; else see the enroll endpoint (--enroll)"
-            }
+            () if has("does not accept the node key") => WAITS_FOR_ANOTHER_KEY,
             () if has("not a json object") => {
                 "something else answers here, such as a web page or a login of a proxy: see --tls_hostname and the \
                  endpoint's flag"
@@ -298,7 +300,7 @@ mod tests {
             (Enroll, 0, "so many node keys were rejected that the next one waits", "why it gives up this host's keys"),
             (Enroll, 429, "the server answered HTTP 429", "enrollments by address"),
             (Config, 401, "the server does not accept the node key", "why it refuses this host"),
-            (Config, 200, "the server does not accept the node key", "enrolls anew"),
+            (Config, 200, "the server does not accept the node key", "asks for another one within"),
             (Config, 403, "the server answered HTTP 403", "why it refuses this host"),
             (Config, 200, "the answer is not a JSON object (it begins \"<html>\")", "something else answers here"),
             (Config, 200, "the answer is not a configuration: an empty object", "correct this host's configuration"),

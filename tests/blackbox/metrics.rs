@@ -159,6 +159,10 @@ fn the_numbers_of_the_tables_are_in_a_file_that_prometheus_takes() {
     assert_eq!(names, named_in("docs/operations.md"));
     let alerts = named_in("packaging/prometheus-alerts.yml");
     assert!(alerts.len() > 5 && alerts.is_subset(&names), "{alerts:?}");
+    let shown = named_in("packaging/grafana-dashboard.json");
+    assert!(shown.len() > 5 && shown.is_subset(&names), "{shown:?}");
+    let dashboard = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/grafana-dashboard.json")).unwrap();
+    serde_json::from_slice::<serde_json::Value>(&dashboard).unwrap();
 
     let families = parse(&fresh(&rig, &path));
     assert_eq!(value(&families, "workers_started_total", &[]), Some(2.0), "another worker");

@@ -50,6 +50,10 @@ pub(super) const FAULTS: &[Fault] = &[
             always(rig, Endpoint::Config, Answer::json(json!({"node_invalid": true})));
             rig.gen_config();
         }),
+    fault("enroll endpoint", "warning", "another one is asked for in ", "it waits on purpose, and asks by itself; `osquery-remote-tls refresh`",
+        |setup| setup.own_flag("--reenroll_within=80000"), |rig| { rig.config(); rig.server.forget_nodes(); rig.gen_config(); }),
+    fault("config endpoint", "failure", "not a configuration: it has none of a configuration's members", "correct this host's configuration",
+        as_it_is, |rig| { rig.config(); always(rig, Endpoint::Config, Answer::json(json!({"foo": "bar"}))); }),
     fault("config endpoint", "failure", "not a configuration: an empty object", "correct this host's configuration",
         as_it_is, |rig| { rig.config(); always(rig, Endpoint::Config, Answer::json(json!({}))); }),
     fault("config endpoint", "failure", "HTTP 404", "--config_tls_endpoint=/config is not this server's path",
@@ -287,7 +291,7 @@ fn the_running_osqueryd_is_compared() {
     examined.must_say("server trust", "ok", &bundle, "");
     osqueryd.store_put("configurations", "nodeKey", "a-key-that-nobody-knows");
     let examined = examine(&file(""), &own, &[]);
-    examined.must_say("config endpoint", "warning", "does not accept the node key that this host has", "enrolls anew");
+    examined.must_say("config endpoint", "warning", "does not accept the node key that this host has", "asks for another one within");
     assert!(!examined.text.contains("a-key-that-nobody-knows"), "{}", examined.text);
     assert_eq!(osqueryd.store_get("configurations", "nodeKey").as_deref(), Some("a-key-that-nobody-knows"));
     let examined = examine(&file("--disable_reenrollment\n"), &own, &[]);
