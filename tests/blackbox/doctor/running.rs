@@ -291,7 +291,12 @@ fn the_running_osqueryd_is_compared() {
     examined.must_say("server trust", "ok", &bundle, "");
     osqueryd.store_put("configurations", "nodeKey", "a-key-that-nobody-knows");
     let examined = examine(&file(""), &own, &[]);
-    examined.must_say("config endpoint", "warning", "does not accept the node key that this host has", "asks for another one within");
+    examined.must_say(
+        "config endpoint",
+        "warning",
+        "does not accept the node key that this host has",
+        "asks for another one within",
+    );
     assert!(!examined.text.contains("a-key-that-nobody-knows"), "{}", examined.text);
     assert_eq!(osqueryd.store_get("configurations", "nodeKey").as_deref(), Some("a-key-that-nobody-knows"));
     let examined = examine(&file("--disable_reenrollment\n"), &own, &[]);
