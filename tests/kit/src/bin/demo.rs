@@ -135,7 +135,8 @@ impl Demo {
     fn outage(&self) {
         let before = self.counters().len();
         self.server.stop();
-        self.say(&format!("the server is stopped, after {before} runs of the query; osqueryd goes on logging"));
+        let times = if before == 1 { "once".to_owned() } else { format!("{before} times") };
+        self.say(&format!("the query has run {times}; the server is stopped, and osqueryd goes on logging"));
         self.pass_time(Duration::from_secs(5));
         self.server.resume().expect("the server's port");
         self.say("the server is there again");
