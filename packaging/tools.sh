@@ -1,19 +1,24 @@
 # shellcheck shell=bash disable=SC2034
-# What packaging/build, check and test share: the tools that they need, in the versions that made the packages the
-# same twice, and where things are. Sourced, not run.
+# What the scripts in this directory need: tools, in the versions that make the packages the same twice, and where things
+# are. Sourced, not run.
 
 CARGO_DEB=3.8.0
 CARGO_GENERATE_RPM=0.21.1
 CARGO_CYCLONEDX=0.5.9
 
+# The glibc that the Linux binaries need at least.
+GLIBC=2.17
+
 # The generated files, the build and the packages; all of them can be removed.
 GENERATED=target/packaging
 PACKAGES=${PACKAGES:-target/packages}
 
-# need_crate COMMAND VERSION: cargo leaves it alone when that version is there.
+# need_crate COMMAND VERSION: cargo leaves it alone when that version is there. Compiled without much optimization, which
+# would take longer than all of the tool's work.
 need_crate() {
     if [ "$("$1" "${1#cargo-}" --version 2>/dev/null | grep -o '[0-9.]*$')" != "$2" ]; then
-        cargo install --quiet --locked "$1@$2"
+        env -u CARGO_TARGET_DIR -u RUSTFLAGS CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked "$1@$2"
     fi
 }
 
@@ -28,6 +33,21 @@ need_debian() {
         apt-get update -qq
         apt-get install -y -qq --no-install-recommends "$2" >/dev/null
     fi
+}
+
+# need_zig: zig and cargo-zigbuild, as packaging/zig.txt pins them, in a Python environment of their own.
+need_zig() {
+    local home=$PWD/$GENERATED/zig
+    if ! cmp -s packaging/zig.txt "$home/made"; then
+        python3 -c "import ensurepip, venv" 2>/dev/null || need_debian "Python's venv" python3-venv
+        rm -rf "$home"
+        python3 -m venv "$home"
+        "$home/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+            -r packaging/zig.txt
+        cp packaging/zig.txt "$home/made"
+    fi
+    export CARGO_ZIGBUILD_ZIG_PATH=$home/bin/python-zig
+    export PATH=$home/bin:$PATH
 }
 
 # version: of the workspace, as Cargo.toml has it.

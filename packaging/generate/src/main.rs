@@ -1,7 +1,7 @@
 //! Writes what the packages contain and the code knows: man pages and shell completions from the command line's
 //! definition, the settings file with every flag of ours, and the notices of the crates that the binary is made of.
 //!
-//! `generate DIRECTORY`, as `packaging/build` calls it.
+//! `generate DIRECTORY [TARGET]`, as `packaging/build` calls it; the target is the one whose notices are written.
 
 mod man;
 mod notices;
@@ -19,10 +19,12 @@ use osquery_remote_tls::cli::Cli;
 const COMMAND: &str = "osquery-remote-tls";
 
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let (Some(directory), None) = (arguments.next(), arguments.next()) else {
-        bail!("one argument is needed: the directory to write to");
+    let mut arguments = std::env::args_os().skip(1);
+    let (Some(directory), target, None) = (arguments.next(), arguments.next(), arguments.next()) else {
+        bail!("needed are the directory to write to and, unless it is this machine's, the target");
     };
+    let directory = PathBuf::from(directory);
+    let target = target.map(|target| target.to_string_lossy().into_owned());
     for (name, page) in man::pages(command())? {
         write(&directory.join("man").join(name), &page)?;
     }
@@ -34,7 +36,7 @@ fn main() -> anyhow::Result<()> {
         write(&directory.join("completions").join(name), &completion(shell))?;
     }
     write(&directory.join("remote_tls.flags"), settings_file::text().as_bytes())?;
-    write(&directory.join("THIRD-PARTY"), notices::text()?.as_bytes())
+    write(&directory.join("THIRD-PARTY"), notices::text(target)?.as_bytes())
 }
 
 /// The command line, without the `help` that clap adds to subcommands.

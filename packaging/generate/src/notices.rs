@@ -17,8 +17,9 @@ bring them.
 /// How the names of files begin that hold licences and notices.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
 
-pub(crate) fn text() -> anyhow::Result<String> {
-    let metadata = metadata()?;
+/// For a target triple, or the machine's own.
+pub(crate) fn text(target: Option<String>) -> anyhow::Result<String> {
+    let metadata = metadata(&target.map_or_else(host, Ok)?)?;
     let crates = linked(&metadata)?;
     let mut text = HEAD.to_owned();
     let mut bodies: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -37,9 +38,9 @@ pub(crate) fn text() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn metadata() -> anyhow::Result<Value> {
+fn metadata(target: &str) -> anyhow::Result<Value> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo.args(["metadata", "--locked", "--format-version=1", "--filter-platform", &host()?]);
+    cargo.args(["metadata", "--locked", "--format-version=1", "--filter-platform", target]);
     cargo.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
     let output = cargo.output().context("can't run cargo metadata")?;
     if !output.status.success() {
@@ -48,7 +49,7 @@ fn metadata() -> anyhow::Result<Value> {
     serde_json::from_slice(&output.stdout).context("cargo metadata answers no JSON")
 }
 
-/// The target triple that is built for.
+/// The machine's own target triple.
 fn host() -> anyhow::Result<String> {
     let output = Command::new("rustc").arg("-vV").output().context("can't run rustc")?;
     let text = String::from_utf8_lossy(&output.stdout);
