@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         wait_for_lines(&osqueryd, &server, counters(&server).len() + 2);
         let counters = counters(&server);
         assert!(counters.iter().copied().eq(0..counters.len() as u64), "lines are missing among {counters:?}");
-        println!("upgraded while it ran: a new worker has taken over, no line is missing");
+        println!("upgraded while it ran: both processes are of the new binary, no line is missing");
     }
     let report = osqueryd.stop();
     assert_eq!(report.exit_code(), Some(0), "{report:?}\n{}", osqueryd.transcript());
@@ -87,6 +87,9 @@ fn upgrade(osqueryd: &Osqueryd, command: &str, arguments: &[String]) {
     let status = Command::new(command).args(arguments).status().expect("the upgrade can be run");
     assert!(status.success(), "{command} ended with {status}");
     osqueryd.wait("the new binary to be taken into use", LIMIT, || (takeovers() > 0).then_some(()));
+    // The first process follows after its worker; until it goes on it doesn't hear of osqueryd's end.
+    let goes_on = || osqueryd.stderr_of_extensions().contains("as which osqueryd has registered this extension");
+    osqueryd.wait("the new binary to go on in the first process", LIMIT, || goes_on().then_some(()));
     assert_eq!(osqueryd.registrations().len(), 1, "{}", osqueryd.transcript());
 }
 
