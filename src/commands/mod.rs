@@ -25,7 +25,7 @@ use crate::chain::chain;
 use crate::cli::DoctorFlags;
 use crate::doctor::subject::{Running, Subject};
 use crate::extension::manager::{Manager, ManagerError};
-use crate::remote::{enroll_secret, stored_key};
+use crate::remote::{enroll_secret, mask_stored_keys};
 use crate::secret::redact;
 use crate::settings::SecretSource;
 use crate::shown::one_line;
@@ -59,7 +59,7 @@ fn know_secrets(subject: &Subject) -> Result<(), String> {
     }
     let unknown = |error: String| format!("osqueryd does not give the node key: {error}");
     let running = running(subject).map_err(unknown)?;
-    stored_key(&running.manager).map(drop).map_err(|error| unknown(chain(&error).to_string()))
+    mask_stored_keys(&running.manager, &subject.settings).map_err(|error| unknown(chain(&error).to_string()))
 }
 
 /// What is said where the words of lines are not shown.

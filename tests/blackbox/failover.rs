@@ -1,11 +1,12 @@
 //! `failover_hostnames`: other servers are asked while the first one fails.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use testkit::server::{Answer, Endpoint, Options, Server};
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line, numbers, pass};
+use crate::rig::{BINARY, LIMIT, Rig, SECRET, Setup, line, numbers, pass};
 
 /// A second server, with its own list of nodes, and a setup that names it.
 fn two_servers(node_keys: &str) -> (Setup, Server) {
@@ -50,6 +51,14 @@ fn the_next_server_is_asked_while_the_first_one_is_away_and_no_line_is_lost() {
     let kept = format!("nodeKey.{}", second.hostname());
     assert_eq!(rig.osqueryd.store_get("configurations", &kept), Some(keys.1[0].clone()));
     assert_eq!(rig.stored_key(), Some(keys.0[0].clone()), "the first one's key is kept");
+    // Both are masked, whoever shows what stands in lines.
+    rig.log(&format!("no JSON: {}, {}", keys.0[0], keys.1[0]));
+    rig.osqueryd.wait("a line that is set aside", LIMIT, || (!rig.set_aside().is_empty()).then_some(()));
+    let mut list = Command::new(BINARY);
+    list.args(["rejected", "list", "--json", "--socket"]).arg(rig.osqueryd.socket());
+    let output = list.arg("--own_flagfile").arg(rig.directory.path().join("remote_tls.flags")).output().unwrap();
+    let listed = String::from_utf8(output.stdout).unwrap();
+    assert!(listed.contains("no JSON: <hidden>, <hidden>"), "{listed}");
 
     rig.server.resume().unwrap();
     log_until(&rig, &rig.server, &mut logged, "a line at the first server again");

@@ -399,6 +399,19 @@ pub fn stored_key(manager: &Manager) -> Result<Option<Secret>, ManagerError> {
     Ok(manager.setting(KEY)?.filter(|key| !key.is_empty() && is_usable(key)).map(Secret::new))
 }
 
+/// Has every node key in osqueryd's store masked from now on, also those of `failover_hostnames`.
+///
+/// # Errors
+/// osqueryd doesn't give one.
+pub fn mask_stored_keys(manager: &Manager, settings: &Settings) -> Result<(), ManagerError> {
+    for server in 0..=settings.failover.servers.len() {
+        let slot = Slot::new(settings, For::One(server));
+        // To be known is to be masked.
+        let _known = manager.setting(&slot.key)?.filter(|key| is_usable(key)).map(Secret::new);
+    }
+    Ok(())
+}
+
 /// Whether a stored key can be used: one that no server could have given us counts as none, so that nothing in the
 /// store can keep this host from enrolling.
 fn is_usable(key: &str) -> bool {
