@@ -84,7 +84,7 @@ impl Soak<'_> {
         (self.say)(&format!("largest backlog seen: {lines} lines, {} MiB of results", report::mib(bytes)));
         if let Some(last) = self.quiet.last() {
             let [results, others] = [last.files[0], last.others].map(report::mib);
-            (self.say)(&format!("at the end: {results} MiB of results, {others} MiB of lines set aside"));
+            (self.say)(&format!("at the last quiet moment: {results} MiB of results, {others} MiB of lines set aside"));
         }
         for trend in verdict::describe_trends(&self.quiet) {
             (self.say)(&trend);
