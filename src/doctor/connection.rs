@@ -43,8 +43,7 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) -> Option<Look> 
         skip(STEPS.get(1..).unwrap_or_default(), "the name has no address", report);
         return None;
     }
-    let files = [Check::ServerTrust, Check::ClientCertificate];
-    if let Some(failed) = files.into_iter().find(|check| report.has_failed(*check)) {
+    if let Some(failed) = failed_file(report) {
         skip(STEPS.get(1..).unwrap_or_default(), &format!("no connection can be made: see {}", failed.name()), report);
         return None;
     }
@@ -73,8 +72,7 @@ pub(super) fn others(subject: &Subject, report: &mut Report<'_>) {
     if others.is_empty() {
         return report.ok(CHECK, "none is set (--failover_hostnames)");
     }
-    let files = [Check::ServerTrust, Check::ClientCertificate];
-    if let Some(failed) = files.into_iter().find(|check| report.has_failed(*check)) {
+    if let Some(failed) = failed_file(report) {
         return report.skip(CHECK, format!("no connection can be made: see {}", failed.name()));
     }
     let (mut failed, mut lines) = (0, Vec::new());
@@ -99,6 +97,11 @@ pub(super) fn others(subject: &Subject, report: &mut Report<'_>) {
             lines,
         ),
     }
+}
+
+/// The check of a file without which no connection can be made, where it has failed.
+fn failed_file(report: &Report<'_>) -> Option<Check> {
+    [Check::ServerTrust, Check::ClientCertificate].into_iter().find(|check| report.has_failed(*check))
 }
 
 fn skip(steps: &[Check], reason: &str, report: &mut Report<'_>) {

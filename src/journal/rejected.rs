@@ -148,8 +148,8 @@ impl Rejected {
             fs::remove_file(path)?;
         } else if forgotten > 0 {
             let aside = path.with_extension("new");
-            let options = OpenOptions::new().write(true).truncate(true).create(true).clone();
-            let mut new = segments::open_or_replace(&aside, &options)?;
+            let mut new =
+                segments::open_or_replace(&aside, OpenOptions::new().write(true).truncate(true).create(true))?;
             new.write_all(&kept.concat())?;
             // Or a power cut could leave the name to an empty file.
             new.sync_all()?;

@@ -119,7 +119,7 @@ impl Metrics {
         let node = &self.sources.node;
         let standing = node.enrollment().standing();
         let identifier = node.host.known_identifier(&settings.identity).unwrap_or_default();
-        let server = node.servers.in_use(settings).server.as_ref().map_or_else(|_| String::new(), ToString::to_string);
+        let server = settings.server_name(node.servers.number());
         let enrolled = standing.enrolled && !settings.enroll.disabled;
         to.family("osquery_remote_tls_enrolled", Kind::Gauge, "Whether this host has a node key.")
             .sample(&[], u8::from(enrolled));

@@ -1,7 +1,6 @@
 //! The server in use, of those that `tls_hostname` and `failover_hostnames` name: what becomes of requests decides
 //! ([`Failover`]), and the log tells of each change.
 
-use std::borrow::Cow;
 use std::time::Instant;
 
 use super::enroll::EnrollError;
@@ -18,12 +17,6 @@ use crate::words::Span;
 pub struct Servers(Mutex<Failover>);
 
 impl Servers {
-    /// The settings with the server that is in use.
-    #[must_use]
-    pub fn in_use<'a>(&self, settings: &'a Settings) -> Cow<'a, Settings> {
-        settings.with_server(self.number())
-    }
-
     /// The number of the server in use: 0 is `tls_hostname`.
     #[must_use]
     pub fn number(&self) -> usize {
@@ -39,16 +32,16 @@ impl Servers {
     pub(super) fn note(&self, settings: &Settings, server: usize, verdict: Verdict) -> Consequence {
         let (count, after) = (1 + settings.failover.servers.len(), settings.failover.after);
         let consequence = self.0.lock().note(server, verdict, count, after, Instant::now(), &mut Chance::new());
-        let name =
-            |number| settings.with_server(number).server.clone().map_or_else(|_| String::new(), |it| it.to_string());
         match consequence {
             Consequence::Leave(next, failed_for) => log::warn!(
                 "the server {} has failed for {}: {} is asked from now on (failover_hostnames)",
-                name(server),
+                settings.server_name(server),
                 Span(failed_for),
-                name(next)
+                settings.server_name(next)
             ),
-            Consequence::Return => log::info!("the server {} works again, and is asked from now on", name(server)),
+            Consequence::Return => {
+                log::info!("the server {} works again, and is asked from now on", settings.server_name(server))
+            }
             Consequence::None | Consequence::Repeat(_) => {}
         }
         consequence

@@ -282,10 +282,23 @@ impl Settings {
     /// The same with another server, if that is another one: the first one is 0, then those of `failover` follow.
     #[must_use]
     pub fn with_server(&self, number: usize) -> Cow<'_, Self> {
-        match number.checked_sub(1).and_then(|number| self.failover.servers.get(number)) {
+        match self.other_server(number) {
             None => Cow::Borrowed(self),
             Some(server) => Cow::Owned(Self { server: Ok(server.clone()), ..self.clone() }),
         }
+    }
+
+    /// The server of this number, where it is one of `failover`.
+    #[must_use]
+    pub fn other_server(&self, number: usize) -> Option<&Server> {
+        self.failover.servers.get(number.checked_sub(1)?)
+    }
+
+    /// How the server of this number is written; empty when it is unusable.
+    #[must_use]
+    pub fn server_name(&self, number: usize) -> String {
+        let server = self.other_server(number).or(self.server.as_ref().ok());
+        server.map(ToString::to_string).unwrap_or_default()
     }
 
     /// Whether osqueryd has this extension for a logger, and no other one.

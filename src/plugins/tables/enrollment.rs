@@ -35,7 +35,7 @@ pub(super) fn rows(sources: &Sources) -> Rows {
         standing.last_error.unwrap_or_default().into(),
         node.host.known_identifier(&settings.identity).unwrap_or_default().into(),
         secret_source(&settings.enroll.secret).into(),
-        node.servers.in_use(&settings).server.as_ref().map_or_else(|_| String::new(), ToString::to_string).into(),
+        settings.server_name(node.servers.number()).into(),
         expiries.server.load(Ordering::Relaxed).into(),
         expiries.client.load(Ordering::Relaxed).into(),
     ]]

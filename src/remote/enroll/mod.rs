@@ -385,7 +385,7 @@ impl Slot {
     fn new(settings: &Settings, whose: For) -> Self {
         let other = match whose {
             For::All => None,
-            For::One(server) => server.checked_sub(1).and_then(|other| settings.failover.servers.get(other)),
+            For::One(server) => settings.other_server(server),
         };
         match other {
             None => Self { key: KEY.into(), time: KEY_TIME.into() },
