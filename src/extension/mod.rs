@@ -3,6 +3,7 @@
 //! [`manager`] calls osqueryd, [`server`] takes its calls on a [`socket`], [`wire`] reads them, [`service`] answers them by
 //! way of the [`registry`], [`lifecycle`] registers. Nothing here knows of HTTP or of the journal.
 
+mod connections;
 pub mod lifecycle;
 pub mod manager;
 pub mod protocol;

@@ -9,18 +9,19 @@
 //! in `accept` are woken by connections of our own. What osqueryd connects meanwhile waits in the listener's backlog
 //! for the one that serves it next: this process, a new program in it, or another process.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::Level;
 
+pub use super::connections::Connection;
+use super::connections::{Connections, Open};
 use super::socket::{Socket, connect_at_once};
 use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::logging::Streak;
@@ -55,10 +56,7 @@ const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks for connections to end then.
 const CROWDED_PAUSE: Duration = Duration::from_millis(100);
 
-/// A message that comes more slowly counts as silence, in bytes a millisecond. Any osqueryd is a thousand times as fast.
-const SLOWEST: u64 = 64;
-
-/// The same while the threads are to end. On a busy host, a process that has connected may be kept from speaking for a
+/// How long it may do so while the threads are to end. On a busy host, a process that has connected may be kept from speaking for a
 /// while.
 const LAST_IDLE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -70,9 +68,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Between two looks whether the threads have ended.
 const STOP_PAUSE: Duration = Duration::from_millis(2);
-
-/// No socket's buffer is smaller: what fits into it is written without waiting for the other side.
-const FITS_ANYWAY: usize = 4096;
 
 /// Answers the messages of one connection.
 pub trait Converse: Send + Sync {
@@ -110,34 +105,6 @@ struct Shared<C> {
     refused: Streak,
     /// Spare threads that could not be started.
     spares_missing: Streak,
-}
-
-/// The open connections, by number, so that silent ones can be ended.
-#[derive(Default)]
-struct Connections {
-    last: u64,
-    open: Vec<(u64, Arc<Open>)>,
-}
-
-struct Open {
-    stream: UnixStream,
-    /// Milliseconds after the server's beginning up to which it has said something; [`ANSWERING`] while an answer is made.
-    /// The first bytes of a message count as heard when they come, further ones as [`SLOWEST`] has it.
-    heard: AtomicU64,
-    /// The first bytes of a message have come, and no answer is made yet.
-    is_speaking: AtomicBool,
-    /// Whether anything has come.
-    has_spoken: AtomicBool,
-}
-
-const ANSWERING: u64 = u64::MAX;
-
-/// One connection, as its conversation sees it.
-pub struct Connection<'s> {
-    open: &'s Open,
-    began: Instant,
-    stopping: &'s AtomicBool,
-    silent: &'s AtomicUsize,
 }
 
 impl<C: Converse + 'static> Server<C> {
@@ -263,9 +230,16 @@ impl<C: Converse + 'static> Shared<C> {
         let speaking = threads.saturating_sub(self.silent.load(Ordering::SeqCst));
         self.end_unspoken();
         if speaking >= MOST_THREADS || threads >= MOST_WITH_SILENT {
+            // Until a connection ends: its thread takes the next caller, and waits then in this thread's place. One that
+            // waited for an idle thread would wait for as long as there are callers, and so would each one after it.
+            let ended = self.connections().ended;
             while self.idle.load(Ordering::SeqCst) == 0 && !self.is_stopping() {
                 self.end_silent(CROWDED_IDLE_LIMIT);
-                drop(self.closed.wait(self.connections(), Some(Instant::now() + CROWDED_PAUSE)));
+                let connections = self.connections();
+                if connections.ended != ended {
+                    return;
+                }
+                drop(self.closed.wait(connections, Some(Instant::now() + CROWDED_PAUSE)));
             }
             return;
         }
@@ -283,9 +257,7 @@ impl<C: Converse + 'static> Shared<C> {
     }
 
     fn serve(&self, stream: UnixStream) {
-        let heard = AtomicU64::new(milliseconds(self.began));
-        let open =
-            Arc::new(Open { stream, heard, is_speaking: AtomicBool::default(), has_spoken: AtomicBool::default() });
+        let open = Arc::new(Open::new(stream, self.began));
         let number = self.connections().add(Arc::clone(&open));
         self.silent.fetch_add(1, Ordering::SeqCst);
         let connection = Connection { open: &open, began: self.began, stopping: &self.stopping, silent: &self.silent };
@@ -307,25 +279,14 @@ impl<C: Converse + 'static> Shared<C> {
         if self.silent.load(Ordering::SeqCst) <= FEW_SILENT {
             return;
         }
-        self.end_those(FIRST_WORD_LIMIT, |open| !open.has_spoken.load(Ordering::Relaxed));
-    }
-
-    /// Ends connections that nothing has come from for `limit`.
-    fn end_silent(&self, limit: Duration) {
-        self.end_those(limit, |_| true);
-    }
-
-    /// Ends those that are meant and that nothing has come from for `limit`, unless they wait for an answer. Only their
-    /// reading side: an answer still gets out.
-    fn end_those(&self, limit: Duration, is_meant: impl Fn(&Open) -> bool) {
-        let now = milliseconds(self.began);
-        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        for (_, open) in &self.connections().open {
-            let heard = open.heard.load(Ordering::Relaxed);
-            if heard != ANSWERING && now.saturating_sub(heard) >= limit && is_meant(open) {
-                let _ = open.stream.shutdown(Shutdown::Read);
-            }
+        for (_, open) in self.connections().open.iter().filter(|(_, open)| open.is_unspoken()) {
+            open.end_if_silent(self.began, FIRST_WORD_LIMIT);
         }
+    }
+
+    /// Ends connections that nothing has come from for `limit`, unless they wait for an answer.
+    fn end_silent(&self, limit: Duration) {
+        self.connections().open.iter().for_each(|(_, open)| open.end_if_silent(self.began, limit));
     }
 
     fn is_stopping(&self) -> bool {
@@ -347,72 +308,10 @@ impl<C> Drop for ThreadGuard<C> {
     }
 }
 
-impl Connections {
-    fn add(&mut self, open: Arc<Open>) -> u64 {
-        self.last += 1;
-        self.open.push((self.last, open));
-        self.last
-    }
-
-    fn remove(&mut self, number: u64) {
-        self.open.retain(|(other, _)| *other != number);
-    }
-}
-
-impl Connection<'_> {
-    /// Whether no further message is to be read after an answer.
-    #[must_use]
-    pub fn is_last(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
-    }
-
-    /// It has said something, or is over.
-    fn note_word(&self) {
-        if !self.open.has_spoken.swap(true, Ordering::Relaxed) {
-            self.silent.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// A message has come: until [`Self::answer`] the connection may be silent as long as it takes.
-    pub fn begin_answer(&self) {
-        self.open.is_speaking.store(false, Ordering::Relaxed);
-        self.open.heard.store(ANSWERING, Ordering::Relaxed);
-    }
-
-    /// Writes an answer to a client that must read it in time.
-    ///
-    /// # Errors
-    /// The client is gone, or doesn't read.
-    pub fn answer(&self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.len() > FITS_ANYWAY {
-            self.open.stream.set_write_timeout(Some(IDLE_LIMIT))?;
-        }
-        (&self.open.stream).write_all(bytes)?;
-        self.open.heard.store(milliseconds(self.began), Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-impl Read for &Connection<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = (&self.open.stream).read(buffer)?;
-        let mut heard = milliseconds(self.began);
-        if self.open.is_speaking.swap(true, Ordering::Relaxed) {
-            let bytes = u64::try_from(count).unwrap_or(u64::MAX);
-            heard = heard.min(self.open.heard.load(Ordering::Relaxed).saturating_add(bytes / SLOWEST));
-        }
-        self.open.heard.store(heard, Ordering::Relaxed);
-        self.note_word();
-        Ok(count)
-    }
-}
-
-fn milliseconds(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_millis()).unwrap_or(ANSWERING - 1)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(30);
@@ -497,6 +396,59 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(server.shared.threads.load(Ordering::SeqCst), MOST_IDLE);
+        assert!(server.stop(LIMIT));
+    }
+
+    /// Answers a byte as it is; over a 1 it takes its time until the gate is open.
+    #[derive(Default)]
+    struct Gate {
+        is_open: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Converse for Arc<Gate> {
+        fn converse(&self, mut connection: &Connection<'_>, _: &mut Vec<u8>) -> io::Result<()> {
+            let mut byte = [0];
+            connection.read_exact(&mut byte)?;
+            connection.begin_answer();
+            let mut is_open = self.is_open.lock();
+            while byte == [1] && !*is_open {
+                is_open = self.changed.wait(is_open, None);
+            }
+            drop(is_open);
+            connection.answer(&byte)
+        }
+    }
+
+    /// Each thread that ended a call once took the next caller and waited, with it, for a thread that waits for callers:
+    /// with more callers than threads, all of them ended up so.
+    #[test]
+    fn callers_that_are_more_than_the_threads_are_answered_one_after_the_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = Socket::bind(&directory.path().join("s.em")).unwrap();
+        socket.show(7, None).unwrap();
+        let gate = Arc::new(Gate::default());
+        let server = Server::start(&socket, Arc::clone(&gate)).unwrap();
+        thread::scope(|scope| {
+            let slow: Vec<_> = (0..MOST_THREADS).map(|_| scope.spawn(|| ask(&socket, 1))).collect();
+            let deadline = Instant::now() + LIMIT;
+            while server.shared.connections().open.len() < MOST_THREADS - 1 && Instant::now() < deadline {
+                thread::sleep(STOP_PAUSE);
+            }
+            // They wait in the listener's backlog.
+            let mut others: Vec<_> =
+                (0..2 * MOST_THREADS - 10).map(|_| UnixStream::connect(socket.shown().unwrap()).unwrap()).collect();
+            others.iter_mut().for_each(|stream| stream.write_all(&[2]).unwrap());
+            *gate.is_open.lock() = true;
+            gate.changed.notify_all();
+            for stream in &mut others {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                let mut answer = [0];
+                stream.read_exact(&mut answer).unwrap();
+                assert_eq!(answer, [2]);
+            }
+            slow.into_iter().for_each(|asking| assert_eq!(asking.join().unwrap().unwrap(), 1));
+        });
         assert!(server.stop(LIMIT));
     }
 
