@@ -37,15 +37,16 @@ pub fn calendar_time(at: OffsetDateTime) -> String {
     )
 }
 
-/// A moment, by the boot that it was in and the seconds since then; what the host slept through counts.
+/// A point in time: the boot that it was in, and the seconds since that boot, with those that the host slept through. The
+/// host's clock can jump; this can't.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Moment {
+pub struct BootInstant {
     boot: String,
     uptime: u64,
 }
 
-impl Moment {
-    /// This moment. Where the kernel doesn't say which boot this is, all are taken for one.
+impl BootInstant {
+    /// The present one. Where the kernel doesn't say which boot this is, all are taken for one.
     #[must_use]
     pub fn now() -> Self {
         let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
@@ -53,7 +54,7 @@ impl Moment {
         Self { boot: boot.trim().to_owned(), uptime }
     }
 
-    /// How much time has passed since an earlier moment, at least: from another boot it counts from this one's
+    /// How much time has passed since an earlier one, at least: from another boot it counts from this one's
     /// beginning, since nothing but a clock that may be wrong could tell how long the host was off.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Duration {
@@ -66,25 +67,25 @@ impl Moment {
 mod tests {
     use super::*;
 
-    fn moment(boot: &str, uptime: u64) -> Moment {
-        Moment { boot: boot.to_owned(), uptime }
+    fn instant(boot: &str, uptime: u64) -> BootInstant {
+        BootInstant { boot: boot.to_owned(), uptime }
     }
 
     #[test]
     fn time_within_a_boot_is_exact_and_time_from_another_one_counts_from_the_boot() {
-        let now = moment("b", 100);
-        assert_eq!(now.since(&moment("b", 40)), Duration::from_secs(60));
-        assert_eq!(now.since(&moment("a", 40)), Duration::from_secs(100));
+        let now = instant("b", 100);
+        assert_eq!(now.since(&instant("b", 40)), Duration::from_secs(60));
+        assert_eq!(now.since(&instant("a", 40)), Duration::from_secs(100));
         // No boot is known, and there was one between.
-        assert_eq!(moment("", 100).since(&moment("", 5000)), Duration::from_secs(100));
+        assert_eq!(instant("", 100).since(&instant("", 5000)), Duration::from_secs(100));
     }
 
     #[test]
     fn this_boot_is_known_and_its_time_goes_on() {
-        let then = Moment::now();
+        let then = BootInstant::now();
         assert_eq!(then.boot.len(), 36, "{then:?}");
         assert!(then.uptime > 0);
-        let now = Moment::now();
+        let now = BootInstant::now();
         assert_eq!(now.boot, then.boot);
         assert!(now.since(&then) < Duration::from_secs(60));
     }

@@ -24,8 +24,8 @@ const STREAM: &str = "statuses";
 /// Between two looks whether it is there.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a request may take once lines are sent, when the limit isn't given.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Without `--timeout` the line may wait for the sender's period, and then as long as this for the request itself.
+const SENDING_LIMIT: Duration = Duration::from_secs(30);
 
 /// Characters of an error that are shown.
 const ERROR: usize = 500;
@@ -49,7 +49,7 @@ pub fn run(command: &LoggerCommand) -> ExitCode {
 
 /// Sends a line and waits for it: its message.
 fn test(subject: &Subject, flags: &TestFlags, began: Instant) -> Result<String, String> {
-    let limit = flags.timeout.unwrap_or_else(|| subject.settings.logger.period + PATIENCE);
+    let limit = flags.timeout.unwrap_or_else(|| subject.settings.logger.period + SENDING_LIMIT);
     let manager = manager(subject)?;
     let before = subject.told.as_ref().map_err(Clone::clone)?;
     let message = format!("osquery-remote-tls logger test {:08x}", fastrand::u32(..));

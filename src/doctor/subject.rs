@@ -16,8 +16,8 @@ use crate::platform::Seen;
 use crate::settings::own::{self, FlagfileError};
 use crate::settings::{Options, OwnFlags, SettingError, Settings};
 
-/// As long as all of it may take: who waits before a terminal gives up then.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// All checks together take this long at most: an operator who waits at a terminal gives up then.
+const TIME_LIMIT: Duration = Duration::from_secs(20);
 
 /// osqueryd's own answers are there in milliseconds.
 pub(super) const OSQUERYD_LIMIT: Duration = Duration::from_secs(4);
@@ -128,7 +128,7 @@ impl Running {
 
 impl Subject {
     pub(crate) fn find(given: &DoctorFlags) -> Self {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIME_LIMIT;
         let choice = running::choose(given.flagfile.as_deref(), given.socket.as_deref(), running::osqueryds());
         // Read twice: only with osqueryd's own list of flags is it known what is unknown.
         let first = Flagfile::read(&choice.source, &|_| false);
@@ -187,7 +187,7 @@ impl Subject {
         }
     }
 
-    /// So much of a time is left of the patience.
+    /// `most`, or what is left of [`TIME_LIMIT`] where that is less.
     pub(super) fn left(&self, most: Duration) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()).min(most)
     }

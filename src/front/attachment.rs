@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 /// time between the signal and the first sign, and to wait too long costs nothing: the whole end may take 3 s.
 pub const ALONE_AFTER: Duration = Duration::from_millis(700);
 
-/// How the front stands with osqueryd.
+/// How the front is attached to osqueryd; [`AttachmentState::next`] decides what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum AttachmentState {
     /// Registered.
     Attached,
     /// Registered, and asked to end since then, without a sign of osqueryd's end.
@@ -54,7 +54,7 @@ pub struct Seen {
     pub return_limit: Duration,
 }
 
-impl Standing {
+impl AttachmentState {
     /// How it stands after what is seen. That another osqueryd was registered with, which leads from [`Self::Away`]
     /// back to [`Self::Attached`], is the caller's to say.
     #[must_use]
@@ -99,48 +99,48 @@ mod tests {
     #[test]
     fn a_clean_stop_is_followed_to_the_end_of_osqueryd_s_process() {
         let asked = Seen { asked_to_end: true, ..seen() };
-        let standing = Standing::Attached.next(&asked);
-        assert_eq!(standing, Standing::Asked(asked.now));
+        let state = AttachmentState::Attached.next(&asked);
+        assert_eq!(state, AttachmentState::Asked(asked.now));
         let ending = Seen { manager_is_gone: true, ..asked };
-        let standing = standing.next(&ending);
-        assert_eq!(standing, Standing::Ending);
+        let state = state.next(&ending);
+        assert_eq!(state, AttachmentState::Ending);
         let later = Seen { now: ending.now + Duration::from_secs(10), ..ending };
-        assert_eq!(standing.next(&later), Standing::Ending, "however long its last query takes");
+        assert_eq!(state.next(&later), AttachmentState::Ending, "however long its last query takes");
         let gone = Seen { osqueryd_lives: false, ..later };
-        assert_eq!(standing.next(&gone), Standing::Over(Why::WithOsqueryd));
+        assert_eq!(state.next(&gone), AttachmentState::Over(Why::WithOsqueryd));
     }
 
     #[test]
     fn a_signal_without_a_sign_of_osqueryd_s_end_is_for_the_extension_alone() {
         let asked = Seen { asked_to_end: true, ..seen() };
-        let standing = Standing::Attached.next(&asked);
+        let state = AttachmentState::Attached.next(&asked);
         let soon = Seen { now: asked.now + ALONE_AFTER / 2, ..asked };
-        assert_eq!(standing.next(&soon), standing);
+        assert_eq!(state.next(&soon), state);
         let later = Seen { now: asked.now + ALONE_AFTER, ..asked };
-        assert_eq!(standing.next(&later), Standing::Over(Why::Alone));
+        assert_eq!(state.next(&later), AttachmentState::Over(Why::Alone));
     }
 
     #[test]
     fn a_worker_of_osqueryd_s_that_is_stopped_or_killed_is_followed_by_another_one() {
         let stopped = Seen { manager_is_gone: true, ..seen() };
-        assert_eq!(Standing::Attached.next(&stopped), Standing::Ending);
+        assert_eq!(AttachmentState::Attached.next(&stopped), AttachmentState::Ending);
         let gone = Seen { osqueryd_lives: false, ..stopped };
-        assert_eq!(Standing::Ending.next(&gone), Standing::Away(gone.now));
-        assert_eq!(Standing::Attached.next(&gone), Standing::Away(gone.now));
+        assert_eq!(AttachmentState::Ending.next(&gone), AttachmentState::Away(gone.now));
+        assert_eq!(AttachmentState::Attached.next(&gone), AttachmentState::Away(gone.now));
         let waited = Seen { now: gone.now + gone.return_limit, ..gone };
-        assert_eq!(Standing::Away(gone.now).next(&gone), Standing::Away(gone.now));
-        assert_eq!(Standing::Away(gone.now).next(&waited), Standing::Over(Why::NoReturn));
+        assert_eq!(AttachmentState::Away(gone.now).next(&gone), AttachmentState::Away(gone.now));
+        assert_eq!(AttachmentState::Away(gone.now).next(&waited), AttachmentState::Over(Why::NoReturn));
     }
 
     #[test]
     fn nothing_is_waited_for_when_all_of_osqueryd_is_gone_or_the_end_was_asked_for() {
         let gone = Seen { manager_is_gone: true, osqueryd_lives: false, ..seen() };
         for over in [Seen { parent_lives: false, ..gone }, Seen { asked_to_end: true, ..gone }] {
-            for standing in [Standing::Attached, Standing::Ending, Standing::Away(gone.now)] {
-                assert_eq!(standing.next(&over), Standing::Over(Why::WithOsqueryd), "{standing:?}");
+            for state in [AttachmentState::Attached, AttachmentState::Ending, AttachmentState::Away(gone.now)] {
+                assert_eq!(state.next(&over), AttachmentState::Over(Why::WithOsqueryd), "{state:?}");
             }
         }
         // Its parent alone: osqueryd's own worker ends by itself then.
-        assert_eq!(Standing::Attached.next(&Seen { parent_lives: false, ..seen() }), Standing::Attached);
+        assert_eq!(AttachmentState::Attached.next(&Seen { parent_lives: false, ..seen() }), AttachmentState::Attached);
     }
 }

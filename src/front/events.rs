@@ -9,7 +9,7 @@ use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
-use super::worker_process::News;
+use super::worker_process::WorkerEvent;
 
 /// One of them.
 pub(super) enum Event {
@@ -20,7 +20,7 @@ pub(super) enum Event {
     /// SIGHUP: a new worker, please.
     Renew,
     /// A worker, by its number, has something to say.
-    Worker(u64, News),
+    Worker(u64, WorkerEvent),
 }
 
 /// Events, some of which are put off while only the end is waited for.

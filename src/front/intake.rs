@@ -147,8 +147,8 @@ impl Intake {
         let is_ours = conversation.bytes(&message.call.item) == NAME.as_bytes();
         let is_logger = is_ours && conversation.bytes(&message.call.registry) == b"logger";
         let is_status = is_logger && value(b"status").is_some();
-        let patience = if is_status { STATUS_WAIT } else { WORKER_WAIT };
-        let unanswered = match self.elsewhere.answer(frame, patience) {
+        let wait_limit = if is_status { STATUS_WAIT } else { WORKER_WAIT };
+        let unanswered = match self.elsewhere.answer(frame, wait_limit) {
             Ok(answer) => return answer,
             Err(unanswered) => unanswered,
         };

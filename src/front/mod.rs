@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use signal_hook::consts::SIGXFSZ;
 
-use self::attachment::{Seen, Standing, Why};
+use self::attachment::{AttachmentState, Seen, Why};
 use self::events::{Event, Events};
 use self::intake::Intake;
 use self::journals::Journals;
@@ -103,7 +103,7 @@ struct Front {
     server: Server<Intake>,
     relay: Arc<Relay>,
     workers: Workers,
-    standing: Standing,
+    attachment: AttachmentState,
     uuid: i64,
     osqueryd: Option<Arc<Process>>,
     parent: u32,
@@ -161,7 +161,7 @@ impl Front {
             server,
             relay,
             workers,
-            standing: Standing::Attached,
+            attachment: AttachmentState::Attached,
             uuid: 0,
             osqueryd: None,
             parent: parent_id(),
@@ -210,7 +210,7 @@ impl Front {
         self.server.conversing().uuid.store(uuid, Ordering::Relaxed);
         self.socket.show(uuid, self.osqueryd.clone()).context("can't listen on the extension's socket")?;
         self.uuid = uuid;
-        self.standing = Standing::Attached;
+        self.attachment = AttachmentState::Attached;
         self.relay.take_time();
         self.hung_up = false;
         self.next_check = Instant::now() + self.cli.interval;
@@ -257,16 +257,16 @@ impl Front {
                     self.reload();
                     self.workers.renew();
                 }
-                Ok(Event::Worker(number, news)) => self.workers.hear(number, news),
+                Ok(Event::Worker(number, event)) => self.workers.hear(number, event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             self.workers.keep_deadlines();
-            if let Standing::Over(why) = self.look() {
+            if let AttachmentState::Over(why) = self.look() {
                 self.end(why);
                 return Ok(());
             }
-            if let Standing::Away(_) = self.standing {
+            if let AttachmentState::Away(_) = self.attachment {
                 self.come_back()?;
             }
             self.go_on_with_new_binary();
@@ -274,17 +274,17 @@ impl Front {
     }
 
     fn next_look(&self) -> Instant {
-        let look = match self.standing {
-            Standing::Attached => self.next_check,
-            Standing::Away(_) => Instant::now() + LOOK_FOR_MANAGER,
+        let look = match self.attachment {
+            AttachmentState::Attached => self.next_check,
+            AttachmentState::Away(_) => Instant::now() + LOOK_FOR_MANAGER,
             _ => Instant::now() + SHORT_LOOK,
         };
         self.workers.next_deadline().into_iter().chain(self.resume_at).fold(look, Instant::min)
     }
 
     /// Looks at osqueryd, as far as that is due, and at what follows.
-    fn look(&mut self) -> Standing {
-        let is_attached = matches!(self.standing, Standing::Attached | Standing::Asked(_));
+    fn look(&mut self) -> AttachmentState {
+        let is_attached = matches!(self.attachment, AttachmentState::Attached | AttachmentState::Asked(_));
         let manager_is_gone = match is_attached && Instant::now() >= self.next_check {
             true => self.check(),
             false => !is_attached,
@@ -297,18 +297,18 @@ impl Front {
             parent_lives: parent_id() == self.parent,
             return_limit: self.settings.return_timeout,
         };
-        let before = self.standing;
-        self.standing = before.next(&seen);
-        if self.standing != before {
+        let before = self.attachment;
+        self.attachment = before.next(&seen);
+        if self.attachment != before {
             self.act_on_change();
         }
-        if self.standing == Standing::Ending {
+        if self.attachment == AttachmentState::Ending {
             self.socket.put_back_missing();
             if self.break_off_at.take_if(|at| seen.now >= *at).is_some() {
                 self.relay.break_off();
             }
         }
-        self.standing
+        self.attachment
     }
 
     /// Checks the registration and the worker: whether osqueryd's manager is gone. Registers again where osqueryd has
@@ -342,26 +342,26 @@ impl Front {
     }
 
     fn act_on_change(&mut self) {
-        match self.standing {
-            Standing::Ending => {
+        match self.attachment {
+            AttachmentState::Ending => {
                 log::info!("osqueryd is ending: its lines are taken until its process is gone");
                 self.relay.hurry();
                 self.break_off_at = Some(Instant::now() + relay::LAST_CALL_LIMIT);
             }
-            Standing::Away(_) => {
+            AttachmentState::Away(_) => {
                 self.socket.hide();
                 self.workers.detached();
                 self.relay.break_off();
                 log::info!("osqueryd's process is gone: waiting for the next one");
             }
-            Standing::Asked(_) => log::info!("asked to end: looking whether osqueryd ends, too"),
-            Standing::Over(Why::WithOsqueryd) => log::info!("osqueryd's process is gone: ending"),
-            Standing::Over(Why::Alone) => log::info!("osqueryd goes on: ending alone"),
-            Standing::Over(Why::NoReturn) => {
+            AttachmentState::Asked(_) => log::info!("asked to end: looking whether osqueryd ends, too"),
+            AttachmentState::Over(Why::WithOsqueryd) => log::info!("osqueryd's process is gone: ending"),
+            AttachmentState::Over(Why::Alone) => log::info!("osqueryd goes on: ending alone"),
+            AttachmentState::Over(Why::NoReturn) => {
                 let limit = self.settings.return_timeout.as_secs();
                 log::info!("osqueryd did not come back within {limit} s: ending");
             }
-            Standing::Attached => {}
+            AttachmentState::Attached => {}
         }
     }
 
@@ -380,7 +380,7 @@ impl Front {
     /// Lets a new binary's front take this one's place, once its worker serves and no call is in flight.
     fn go_on_with_new_binary(&mut self) {
         let is_due = self.resume_at.is_some_and(|at| Instant::now() >= at);
-        if !is_due || self.standing != Standing::Attached {
+        if !is_due || self.attachment != AttachmentState::Attached {
             return;
         }
         self.resume_at = Some(Instant::now() + RESUME_PAUSE);
@@ -434,7 +434,7 @@ impl Front {
         self.journals.close();
         while self.workers.are_left() && Instant::now() < deadline {
             match self.events.next(deadline) {
-                Ok(Event::Worker(number, news)) => self.workers.hear(number, news),
+                Ok(Event::Worker(number, event)) => self.workers.hear(number, event),
                 Ok(_) => {}
                 Err(_) => break,
             }

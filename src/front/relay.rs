@@ -39,12 +39,12 @@ pub enum Unanswered {
 
 /// Where calls are answered that the front doesn't answer itself.
 pub trait Elsewhere: Send + Sync {
-    /// Answers a call's whole message; waits at most `patience` while there is no worker, and as long as it takes
+    /// Answers a call's whole message; waits at most `wait_limit` while there is no worker, and as long as it takes
     /// while one is at it.
     ///
     /// # Errors
     /// There is no answer.
-    fn answer(&self, frame: &[u8], patience: Duration) -> Result<Vec<u8>, Unanswered>;
+    fn answer(&self, frame: &[u8], wait_limit: Duration) -> Result<Vec<u8>, Unanswered>;
 }
 
 /// Hands calls to the worker that is there.
@@ -143,7 +143,7 @@ impl Relay {
 }
 
 impl Elsewhere for Relay {
-    fn answer(&self, frame: &[u8], patience: Duration) -> Result<Vec<u8>, Unanswered> {
+    fn answer(&self, frame: &[u8], wait_limit: Duration) -> Result<Vec<u8>, Unanswered> {
         let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
         let _counted = InFlight(&self.in_flight);
         if others >= MOST_IN_FLIGHT {
@@ -151,7 +151,7 @@ impl Elsewhere for Relay {
         }
         let mut dead = None;
         for _ in 0..MOST_DEATHS {
-            let (number, worker) = self.worker(dead, Instant::now() + patience)?;
+            let (number, worker) = self.worker(dead, Instant::now() + wait_limit)?;
             match self.ask(&worker, frame) {
                 Ok(answer) => return Ok(answer),
                 Err(_) if self.is_ending.load(Ordering::SeqCst) => return Err(Unanswered::Ending),

@@ -103,13 +103,13 @@ fn look(path: &Path) -> Option<FileLook> {
     Some((file.ino(), file.mtime(), file.mtime_nsec(), file.size()))
 }
 
-/// What a worker has said, or its end.
-pub(super) enum News {
+/// What the front hears of a worker process.
+pub(super) enum WorkerEvent {
     /// It takes calls.
     Ready(Ready),
     /// It has answered this ping.
     Pong(u64),
-    /// It is gone.
+    /// The connection to it has ended, so the process is gone or will be.
     Ended,
 }
 
@@ -161,25 +161,25 @@ impl WorkerProcess {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Starts the thread that hears the worker and sees its end: `tell` gets its news, `serve` the rest.
+    /// Starts the thread that hears the worker and sees its end: `tell` gets its events, `serve` the rest.
     ///
     /// # Errors
     /// No thread can be started.
     pub(super) fn watch(
         &self,
-        tell: impl Fn(News) + Send + 'static,
+        tell: impl Fn(WorkerEvent) + Send + 'static,
         serve: impl Fn(Report, Descriptors) + Send + 'static,
     ) -> anyhow::Result<()> {
         let mut reports = Receiver::new(self.to.stream()?);
         let hear = move || {
             while let Ok(Some((report, descriptors))) = reports.receive() {
                 match report {
-                    Report::Ready(ready) => tell(News::Ready(ready)),
-                    Report::Pong { number } => tell(News::Pong(number)),
+                    Report::Ready(ready) => tell(WorkerEvent::Ready(ready)),
+                    Report::Pong { number } => tell(WorkerEvent::Pong(number)),
                     other => serve(other, descriptors),
                 }
             }
-            tell(News::Ended);
+            tell(WorkerEvent::Ended);
         };
         let name = format!("worker-{}", self.number);
         thread::Builder::new().name(name).spawn(hear).context("can't start a thread")?;

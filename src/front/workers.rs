@@ -14,7 +14,7 @@ use super::Event;
 use super::journals::Supply;
 use super::relay::Relay;
 use super::succession::Estate;
-use super::worker_process::{Deaths, HUNG_LIMIT, News, Program, WorkerProcess};
+use super::worker_process::{Deaths, HUNG_LIMIT, Program, WorkerEvent, WorkerProcess};
 use crate::cli::Cli;
 use crate::control::{Attached, Listener, Order, Ready, Start};
 use crate::platform::resident_bytes;
@@ -248,31 +248,31 @@ impl Workers {
         let (supply, to) = (Arc::clone(&self.supply), Arc::clone(&worker.to));
         worker.watch(
             // The receiver is gone only when the process ends anyway.
-            move |news| drop(events.send(Event::Worker(number, news))),
+            move |event| drop(events.send(Event::Worker(number, event))),
             move |report, descriptors| supply.serve(&to, report, descriptors),
         )
     }
 
     /// Acts on what a worker has said, or its end.
-    pub(super) fn hear(&mut self, number: u64, news: News) {
+    pub(super) fn hear(&mut self, number: u64, event: WorkerEvent) {
         if let Some(index) = self.retiring.iter().position(|worker| worker.number == number) {
-            if matches!(news, News::Ended) {
+            if matches!(event, WorkerEvent::Ended) {
                 let _ = self.retiring.swap_remove(index).end();
             }
         } else if self.candidate.as_ref().is_some_and(|candidate| candidate.worker.number == number) {
-            match news {
-                News::Ready(ready) => self.take_over(ready),
-                News::Ended => self.give_candidate_up("it ended"),
-                News::Pong(_) => {}
+            match event {
+                WorkerEvent::Ready(ready) => self.take_over(ready),
+                WorkerEvent::Ended => self.give_candidate_up("it ended"),
+                WorkerEvent::Pong(_) => {}
             }
         } else if let Some(worker) = self.present.as_mut().filter(|worker| worker.number == number) {
-            match news {
-                News::Ready(ready) => {
+            match event {
+                WorkerEvent::Ready(ready) => {
                     worker.ready = Some(ready);
                     self.relay.use_worker(number, Arc::clone(&worker.to));
                 }
-                News::Pong(ping) => worker.hear_pong(ping),
-                News::Ended => self.bury(),
+                WorkerEvent::Pong(ping) => worker.hear_pong(ping),
+                WorkerEvent::Ended => self.bury(),
             }
         }
     }

@@ -34,12 +34,12 @@ pub struct Chunk {
     bytes: Vec<u8>,
     start: Position,
     end: Position,
-    records: Vec<Place>,
+    records: Vec<RecordBounds>,
 }
 
-/// A record of a chunk.
+/// Where a record of a chunk ends; it begins where the one before it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct RecordBounds {
     /// Where its text ends in the chunk.
     text_end: usize,
     end: Position,
@@ -79,7 +79,7 @@ impl Chunk {
             weigher.feed(text);
             let length = (newline + 1).min(bytes.len()) - at;
             end = behind(end, length as u64, weigher.finish());
-            records.push(Place { text_end: newline, end });
+            records.push(RecordBounds { text_end: newline, end });
             at += length;
         }
         (!records.is_empty()).then_some(Self { bytes, start, end, records })
@@ -88,10 +88,10 @@ impl Chunk {
     /// The records, oldest first.
     pub fn records(&self) -> impl ExactSizeIterator<Item = Record<'_>> {
         let (mut at, mut start) = (0, self.start);
-        self.records.iter().map(move |place| {
-            let bytes = self.bytes.get(at..place.text_end).unwrap_or_default();
-            at = place.text_end + 1;
-            Record { start: std::mem::replace(&mut start, place.end), end: place.end, bytes }
+        self.records.iter().map(move |bounds| {
+            let bytes = self.bytes.get(at..bounds.text_end).unwrap_or_default();
+            at = bounds.text_end + 1;
+            Record { start: std::mem::replace(&mut start, bounds.end), end: bounds.end, bytes }
         })
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::place::beginning_of;
+use super::segment_reader::beginning_of;
 use super::segments::{self, CURSOR};
 use super::walk::{self, Walk};
 use super::{Position, Weigher};

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::place::beginning_of;
+use super::segment_reader::beginning_of;
 use super::walk::{self, Step, Walk};
 use super::{Position, Weigher, cursor, rejected, segments};
 

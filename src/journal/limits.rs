@@ -3,8 +3,8 @@
 use std::io;
 
 use super::backstop::free_bytes;
-use super::place::{Outcome, Place, beginning_of};
 use super::reader::{Reader, State};
+use super::segment_reader::{Outcome, SegmentReader, beginning_of};
 use super::walk::Walk;
 use super::{Limits, Position, Weigher, chain, chunk};
 
@@ -38,8 +38,8 @@ impl<W: Weigher> Reader<W> {
         if !self.look(&mut state)? {
             return Ok(0);
         }
-        let waiting = state.place.waiting_lines();
-        let lines = state.place.drop_lines::<W>(waiting);
+        let waiting = state.segments.waiting_lines();
+        let lines = state.segments.drop_lines::<W>(waiting);
         self.tally.discard(lines);
         self.note_missing(&mut state);
         Ok(lines)
@@ -54,17 +54,18 @@ impl<W: Weigher> Reader<W> {
             self.tally.drop(lines, reason);
             dropped += lines;
         };
-        let place = &mut state.place;
-        if let Some(surplus) = limits.lines.and_then(|most| place.waiting_lines().checked_sub(most)) {
-            let lines = place.drop_lines::<W>(surplus);
+        let segments = &mut state.segments;
+        if let Some(surplus) = limits.lines.and_then(|most| segments.waiting_lines().checked_sub(most)) {
+            let lines = segments.drop_lines::<W>(surplus);
             note(lines, "more of them wait than buffered_log_max allows");
         }
-        if let Some(surplus) = place.waiting_bytes().checked_sub(limits.bytes) {
-            let lines = place.drop_bytes::<W>(surplus);
+        if let Some(surplus) = segments.waiting_bytes().checked_sub(limits.bytes) {
+            let lines = segments.drop_bytes::<W>(surplus);
             note(lines, "they take more bytes than buffer_max_bytes allows");
         }
-        if place.has_grown_by(LOOK_EVERY) && free_bytes(&self.directory).is_some_and(|free| free < limits.free_bytes) {
-            let lines = place.drop_segments();
+        if segments.has_grown_by(LOOK_EVERY) && free_bytes(&self.directory).is_some_and(|free| free < limits.free_bytes)
+        {
+            let lines = segments.drop_segments();
             note(lines, "less of the disk is free than buffer_min_free_bytes");
         }
         self.note_missing(state);
@@ -72,18 +73,18 @@ impl<W: Weigher> Reader<W> {
     }
 }
 
-impl Place {
+impl SegmentReader {
     /// Drops so many of the oldest lines: how many it were.
     fn drop_lines<W: Weigher>(&mut self, lines: u64) -> u64 {
         let line = self.position().line.saturating_add(lines);
-        self.drop_with(|place| {
-            while let Some(next) = place.next_segment().filter(|&next| next <= line) {
-                place.pass(beginning_of(next));
+        self.drop_with(|reader| {
+            while let Some(next) = reader.next_segment().filter(|&next| next <= line) {
+                reader.pass(beginning_of(next));
             }
-            place.pass_records::<W>(|_, behind| behind.line <= line)?;
-            let rest = line.saturating_sub(place.position().line);
-            if rest > 0 && place.is_before_a_record() {
-                place.pass(place.position().after_lines(rest));
+            reader.pass_records::<W>(|_, behind| behind.line <= line)?;
+            let rest = line.saturating_sub(reader.position().line);
+            if rest > 0 && reader.is_before_a_record() {
+                reader.pass(reader.position().after_lines(rest));
             }
             Ok(())
         })
@@ -92,23 +93,23 @@ impl Place {
     /// Drops the oldest records that have so many bytes together, or somewhat more: how many lines it were.
     fn drop_bytes<W: Weigher>(&mut self, bytes: u64) -> u64 {
         let mut left = bytes;
-        self.drop_with(|place| {
-            while let Some(next) = place.next_segment() {
-                let Some(rest) = left.checked_sub(place.bytes_left_in_segment()) else { break };
+        self.drop_with(|reader| {
+            while let Some(next) = reader.next_segment() {
+                let Some(rest) = left.checked_sub(reader.bytes_left_in_segment()) else { break };
                 left = rest;
-                place.pass(beginning_of(next));
+                reader.pass(beginning_of(next));
             }
-            let start = place.position().offset;
-            place.pass_records::<W>(|at, _| at.offset.saturating_sub(start) < left)
+            let start = reader.position().offset;
+            reader.pass_records::<W>(|at, _| at.offset.saturating_sub(start) < left)
         })
     }
 
     /// Drops the oldest segments, with a tenth of the lines at least, but for the newest: how many lines it were.
     fn drop_segments(&mut self) -> u64 {
         let line = self.position().line.saturating_add(self.waiting_lines().div_ceil(10));
-        self.drop_with(|place| {
-            while let Some(next) = place.next_segment().filter(|_| place.position().line < line) {
-                place.pass(beginning_of(next));
+        self.drop_with(|reader| {
+            while let Some(next) = reader.next_segment().filter(|_| reader.position().line < line) {
+                reader.pass(beginning_of(next));
             }
             Ok(())
         })
@@ -128,7 +129,7 @@ impl Place {
         after.line.saturating_sub(before.line)
     }
 
-    /// Goes past whole records of the position's segment, as long as `goes` says so of the place before and the place
+    /// Goes past whole records of the position's segment, as long as `goes` says so of the positions before and
     /// behind one.
     fn pass_records<W: Weigher>(&mut self, goes: impl Fn(Position, Position) -> bool) -> io::Result<()> {
         let file = self.open_segment()?;

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use super::chunk::{LargeRecord, Waiting};
 use super::inspect::{self, Oldest};
-use super::place::Place;
 use super::rejected::{LINE_BYTES, Rejected};
+use super::segment_reader::SegmentReader;
 use super::segments::{self, PREDECESSOR_LIMIT, READER_LOCK};
 use super::tally::Tally;
 use super::{Chunk, Counts, Held, JournalError, Overflow, Position, Weigher, chain};
@@ -38,7 +38,7 @@ pub(super) struct State {
     was_tried: bool,
     /// The lock, while the journal is open.
     lock: Option<File>,
-    pub(super) place: Place,
+    pub(super) segments: SegmentReader,
     /// Up to where records in memory are done with.
     in_memory: Position,
     /// Records from memory are, or may be, on their way to the server.
@@ -75,7 +75,7 @@ impl<W: Weigher> Reader<W> {
         let state = State {
             was_tried: false,
             lock: None,
-            place: Place::new(&directory),
+            segments: SegmentReader::new(&directory),
             in_memory: Position { file: Position::MEMORY, ..Position::default() },
             lent: overflow.is_some(),
             set_aside: 0,
@@ -114,7 +114,7 @@ impl<W: Weigher> Reader<W> {
 
     /// The chunk was looked through: the next peek reads into the same memory.
     pub fn recycle(&self, chunk: Chunk) {
-        self.state.lock().place.buffer = chunk.into_bytes();
+        self.state.lock().segments.buffer = chunk.into_bytes();
     }
 
     /// The server has everything up to this place, but for what was set aside: forgets it. A place that lies before what is
@@ -158,13 +158,13 @@ impl<W: Weigher> Reader<W> {
     pub fn end(&self) -> Result<Position, JournalError> {
         let mut state = self.state.lock();
         self.look(&mut state)?;
-        Ok(state.place.end())
+        Ok(state.segments.end())
     }
 
     /// Whether nothing waits; not when that can't be known.
     pub fn is_empty(&self) -> bool {
         let mut state = self.state.lock();
-        let on_disk = self.look(&mut state).map(|_| state.place.is_at_end());
+        let on_disk = self.look(&mut state).map(|_| state.segments.is_at_end());
         drop(state);
         on_disk.is_ok_and(|is_at_end| is_at_end) && self.held().is_some_and(|held| held.lines == 0)
     }
@@ -175,7 +175,7 @@ impl<W: Weigher> Reader<W> {
         if let Err(error) = self.look(&mut state) {
             log::debug!("{}", chain(&error));
         }
-        let on_disk = state.place.waiting_lines();
+        let on_disk = state.segments.waiting_lines();
         drop(state);
         on_disk.saturating_add(self.held().unwrap_or_default().lines)
     }
@@ -183,7 +183,7 @@ impl<W: Weigher> Reader<W> {
     /// When the file of the oldest record that waits was written last; `None` when that is not known.
     #[must_use]
     pub fn oldest_written(&self) -> Option<SystemTime> {
-        let file = self.state.lock().place.position().file;
+        let file = self.state.lock().segments.position().file;
         fs::metadata(segments::path(&self.directory, file)).ok()?.modified().ok()
     }
 
@@ -198,7 +198,7 @@ impl<W: Weigher> Reader<W> {
         let mut state = self.state.lock();
         self.give_back(&mut state);
         if state.lock.is_some() {
-            state.place.write_refused_cursor();
+            state.segments.write_refused_cursor();
         }
         state.lock = None;
         *self.position.lock() = None;
@@ -243,7 +243,7 @@ impl<W: Weigher> Reader<W> {
         if !self.open(state)? {
             return Ok(Waiting::Nothing);
         }
-        let waiting = state.place.peek::<W>(max_bytes);
+        let waiting = state.segments.peek::<W>(max_bytes);
         self.note_missing(state);
         waiting
     }
@@ -270,11 +270,11 @@ impl<W: Weigher> Reader<W> {
             state.lent = false;
             return done;
         }
-        if state.lock.is_none() || until <= state.place.position() {
+        if state.lock.is_none() || until <= state.segments.position() {
             return 0;
         }
-        let done = state.place.move_to(until);
-        if let Err(error) = state.place.settle() {
+        let done = state.segments.move_to(until);
+        if let Err(error) = state.segments.settle() {
             log::debug!("{}", chain(&error));
         }
         self.note_missing(state);
@@ -285,7 +285,7 @@ impl<W: Weigher> Reader<W> {
     pub(super) fn look(&self, state: &mut State) -> Result<bool, JournalError> {
         let exists = self.open(state)?;
         if exists {
-            let looked = state.place.look::<W>();
+            let looked = state.segments.look::<W>();
             self.note_missing(state);
             looked?;
         }
@@ -300,18 +300,18 @@ impl<W: Weigher> Reader<W> {
         if !exists(&self.directory) {
             return Ok(false);
         }
-        let patience = if state.was_tried { Duration::ZERO } else { PREDECESSOR_LIMIT };
+        let timeout = if state.was_tried { Duration::ZERO } else { PREDECESSOR_LIMIT };
         state.was_tried = true;
         segments::trust_in(&self.directory)
             .map_err(|source| JournalError::Directory { path: self.directory.clone(), source })?;
-        let lock = segments::lock(&self.directory.join(READER_LOCK), patience)?;
-        state.place.open::<W>()?;
+        let lock = segments::lock(&self.directory.join(READER_LOCK), timeout)?;
+        state.segments.open::<W>()?;
         state.lock = Some(lock);
-        if let Err(error) = state.place.look::<W>() {
+        if let Err(error) = state.segments.look::<W>() {
             log::debug!("{}", chain(&error));
         }
         self.note_missing(state);
-        let found = state.place.waiting_lines();
+        let found = state.segments.waiting_lines();
         self.found.store(found, Ordering::Relaxed);
         if found > 0 {
             log::info!("{} waited in the {} journal at the start", counted(found, "line"), self.name);
@@ -321,8 +321,8 @@ impl<W: Weigher> Reader<W> {
 
     /// Counts lines that are missing, and tells those who don't wait where the reader is.
     pub(super) fn note_missing(&self, state: &mut State) {
-        self.tally.drop(state.place.take_missing(), "their files are gone or damaged");
-        *self.position.lock() = Some(state.place.position());
+        self.tally.drop(state.segments.take_missing(), "their files are gone or damaged");
+        *self.position.lock() = Some(state.segments.position());
     }
 
     fn note_set_aside(&self, beginning: &[u8], size: u64, lines: u64, reason: &str) {

@@ -22,8 +22,8 @@ pub(super) const OLDER_FILE: &str = "rejected.1.ndjson";
 /// Held (flock) while a line is added or lines are forgotten: while one worker follows another, there are two.
 const LOCK: &str = "rejected.lock";
 
-/// Nobody holds it for longer, but for a process that was stopped.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a process waits for that lock. Only a process that was stopped holds it for longer.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How large a file becomes.
 const FILE_BYTES: u64 = 8 << 20;
@@ -104,7 +104,7 @@ impl Rejected {
     pub fn forget(&self, which: &Which) -> io::Result<u64> {
         let _adding = self.adding.lock();
         segments::trust_in(&self.directory)?;
-        let _lock = segments::lock(&self.directory.join(LOCK), PATIENCE).map_err(io::Error::other)?;
+        let _lock = segments::lock(&self.directory.join(LOCK), LOCK_TIMEOUT).map_err(io::Error::other)?;
         let mut wanted = match which {
             Which::All => None,
             Which::These(ids) => Some(ids.iter().fold(HashMap::new(), |mut wanted, id| {
@@ -164,7 +164,7 @@ impl Rejected {
         entry.push(b'\n');
         segments::trust_in(&self.directory)?;
         // The line matters more than the order that a stopped process may hold up.
-        let lock = segments::lock(&self.directory.join(LOCK), PATIENCE).ok();
+        let lock = segments::lock(&self.directory.join(LOCK), LOCK_TIMEOUT).ok();
         let path = self.directory.join(FILE);
         if fs::metadata(&path).is_ok_and(|file| file.len() + entry.len() as u64 > self.file_bytes) {
             fs::rename(&path, self.directory.join(OLDER_FILE))?;

@@ -203,13 +203,13 @@ pub(super) fn remove(path: &Path) {
 }
 
 /// Takes a lock, which is held as long as the file is open. Another process that holds it is waited for, at most
-/// `patience`.
-pub(super) fn lock(path: &Path, patience: Duration) -> Result<File, JournalError> {
+/// `timeout`.
+pub(super) fn lock(path: &Path, timeout: Duration) -> Result<File, JournalError> {
     let unusable = |source| JournalError::File { path: path.to_owned(), source };
     let writable = open_or_replace(path, OpenOptions::new().create(true).truncate(false).write(true));
     // A disk that is full or read-only can be read, and a lock taken there.
     let file = writable.or_else(|error| open_for_reading(path).map_err(|_| error)).map_err(unusable)?;
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),

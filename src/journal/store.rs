@@ -53,17 +53,17 @@ pub(super) struct Refusal {
 impl Store {
     /// Opens the journal in this directory, and makes it when it isn't there.
     ///
-    /// Another process that holds it is waited for, at most `patience`. `before` is the next line's number in this
+    /// Another process that holds it is waited for, at most `timeout`. `before` is the next line's number in this
     /// process's last store: no number is used twice.
     pub(super) fn open<W: Weigher>(
         directory: &Path,
         segment_bytes: u64,
-        patience: Duration,
+        timeout: Duration,
         before: Option<u64>,
     ) -> Result<Self, JournalError> {
         let unusable = |source| JournalError::Directory { path: directory.to_owned(), source };
         segments::make_directory(directory).map_err(unusable)?;
-        let lock = segments::lock(&directory.join(WRITER_LOCK), patience)?;
+        let lock = segments::lock(&directory.join(WRITER_LOCK), timeout)?;
         if before.is_none() {
             // Later, some could be ours.
             segments::list(directory).map_err(unusable)?.incoming.iter().for_each(|path| segments::remove(path));

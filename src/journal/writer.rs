@@ -337,9 +337,9 @@ impl<W: Weigher> Writer<W> {
             if state.not_before.is_some_and(|at| Instant::now() < at) {
                 return Err(not_yet(&state.unopened));
             }
-            let patience = if state.openings == 0 { PREDECESSOR_LIMIT } else { Duration::ZERO };
+            let timeout = if state.openings == 0 { PREDECESSOR_LIMIT } else { Duration::ZERO };
             state.openings += 1;
-            let opened = Store::open::<W>(&self.directory, self.tuning.segment_bytes, patience, state.before);
+            let opened = Store::open::<W>(&self.directory, self.tuning.segment_bytes, timeout, state.before);
             state.not_before = Some(Instant::now() + self.tuning.retry_interval);
             state.store = Some(opened.inspect_err(|error| state.unopened = chain(error))?);
         }

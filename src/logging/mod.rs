@@ -37,26 +37,26 @@ pub const DUMPED: usize = 64 << 10;
 
 /// Everything that the log goes to.
 struct Output {
-    places: Mutex<Places>,
+    destinations: Mutex<Destinations>,
 }
 
-static OUTPUT: Output = Output { places: Mutex::new(Places { file: None, syslog: None }) };
+static OUTPUT: Output = Output { destinations: Mutex::new(Destinations { file: None, syslog: None }) };
 
 /// Where lines go besides stderr.
-struct Places {
-    file: Option<Place<LogFile>>,
-    syslog: Option<Place<Syslog>>,
+struct Destinations {
+    file: Option<Destination<LogFile>>,
+    syslog: Option<Destination<Syslog>>,
 }
 
-/// One of them, with its name for messages, and how many lines it has refused in a row.
-struct Place<P> {
-    place: P,
+/// A file or a socket that lines go to, with its name for messages, and how many lines it has refused in a row.
+struct Destination<W> {
+    writer: W,
     name: String,
     refused: u64,
 }
 
-/// What is to be said of a place, once no lock is held.
-enum News {
+/// A destination begins to refuse lines, or takes them again. It is logged once no lock is held.
+enum StateChange {
     Refuses(String, io::Error),
     TakesAgain(String, u64),
 }
@@ -110,12 +110,14 @@ pub fn start(verbose: Verbosity) {
 /// Has the log go where `settings` say from now on, and as much of it.
 pub fn configure(settings: &LogSettings, verbose: Verbosity) {
     set_level(settings.level, verbose);
-    let mut places = OUTPUT.places();
-    if places.file.as_ref().map(|file| file.place.path()) != settings.file.as_deref() {
-        places.file = settings.file.clone().map(|path| Place::new("log_file", &path.clone(), LogFile::new(path)));
+    let mut destinations = OUTPUT.destinations();
+    if destinations.file.as_ref().map(|file| file.writer.path()) != settings.file.as_deref() {
+        destinations.file =
+            settings.file.clone().map(|path| Destination::new("log_file", &path.clone(), LogFile::new(path)));
     }
-    if places.syslog.as_ref().map(|syslog| syslog.place.path()) != settings.syslog.as_deref() {
-        places.syslog = settings.syslog.clone().map(|path| Place::new("log_syslog", &path.clone(), Syslog::new(path)));
+    if destinations.syslog.as_ref().map(|syslog| syslog.writer.path()) != settings.syslog.as_deref() {
+        destinations.syslog =
+            settings.syslog.clone().map(|path| Destination::new("log_syslog", &path.clone(), Syslog::new(path)));
     }
 }
 
@@ -127,8 +129,8 @@ fn set_level(level: LevelFilter, verbose: Verbosity) {
 }
 
 impl Output {
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock()
+    fn destinations(&self) -> MutexGuard<'_, Destinations> {
+        self.destinations.lock()
     }
 }
 
@@ -158,57 +160,57 @@ impl Log for Output {
         if record.target() == DUMP {
             return;
         }
-        let news = self.places().write(record.level(), &line, &text);
-        for news in news {
-            news.say();
+        let changes = self.destinations().write(record.level(), &line, &text);
+        for change in changes {
+            change.log();
         }
     }
 
     fn flush(&self) {}
 }
 
-impl Places {
-    fn write(&mut self, level: Level, line: &str, text: &str) -> Vec<News> {
+impl Destinations {
+    fn write(&mut self, level: Level, line: &str, text: &str) -> Vec<StateChange> {
         let file = self.file.as_mut().and_then(|file| {
-            let outcome = file.place.write(line);
+            let outcome = file.writer.write(line);
             file.note(outcome)
         });
         let syslog = self.syslog.as_mut().and_then(|syslog| {
-            let outcome = syslog.place.write(level, text);
+            let outcome = syslog.writer.write(level, text);
             syslog.note(outcome)
         });
         file.into_iter().chain(syslog).collect()
     }
 }
 
-impl<P> Place<P> {
-    fn new(flag: &str, path: &Path, place: P) -> Self {
-        Self { place, name: format!("{flag} {}", path.display()), refused: 0 }
+impl<W> Destination<W> {
+    fn new(flag: &str, path: &Path, writer: W) -> Self {
+        Self { writer, name: format!("{flag} {}", path.display()), refused: 0 }
     }
 
-    /// The first refusal in a row is news, and its end.
-    fn note(&mut self, outcome: io::Result<()>) -> Option<News> {
+    /// The first refusal in a row is a change of state, and so is the first success after it.
+    fn note(&mut self, outcome: io::Result<()>) -> Option<StateChange> {
         match outcome {
             Ok(()) => {
                 let missing = std::mem::take(&mut self.refused);
-                (missing > 0).then(|| News::TakesAgain(self.name.clone(), missing))
+                (missing > 0).then(|| StateChange::TakesAgain(self.name.clone(), missing))
             }
             Err(error) => {
                 self.refused += 1;
-                (self.refused == 1).then(|| News::Refuses(self.name.clone(), error))
+                (self.refused == 1).then(|| StateChange::Refuses(self.name.clone(), error))
             }
         }
     }
 }
 
-impl News {
-    /// Goes through the log itself, so that the places which work have it too. It makes no further news of a refusal:
-    /// that is in a row by now.
-    fn say(self) {
+impl StateChange {
+    /// Goes through the log itself, so that the destinations which work have it too. A destination that refuses this line
+    /// as well makes no further change: its refusals are in a row by now.
+    fn log(self) {
         match self {
-            Self::Refuses(place, error) => log::warn!("{place} can't be written, the log goes on without it: {error}"),
-            Self::TakesAgain(place, missing) => {
-                log::info!("{place} is written again; missing there: {}", counted(missing, "line"))
+            Self::Refuses(name, error) => log::warn!("{name} can't be written, the log goes on without it: {error}"),
+            Self::TakesAgain(name, missing) => {
+                log::info!("{name} is written again; missing there: {}", counted(missing, "line"))
             }
         }
     }
@@ -259,15 +261,15 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_refuses_is_said_once_and_its_return_with_the_count() {
-        let mut place = Place::new("log_file", Path::new("/p"), ());
-        let mut note = |outcome: io::Result<()>| place.note(outcome);
+    fn a_destination_that_refuses_is_said_once_and_its_return_with_the_count() {
+        let mut destination = Destination::new("log_file", Path::new("/p"), ());
+        let mut note = |outcome: io::Result<()>| destination.note(outcome);
         assert!(note(Ok(())).is_none());
         assert!(
-            matches!(note(Err(io::ErrorKind::NotFound.into())), Some(News::Refuses(name, _)) if name == "log_file /p")
+            matches!(note(Err(io::ErrorKind::NotFound.into())), Some(StateChange::Refuses(name, _)) if name == "log_file /p")
         );
         assert!(note(Err(io::ErrorKind::NotFound.into())).is_none());
-        assert!(matches!(note(Ok(())), Some(News::TakesAgain(_, 2))));
+        assert!(matches!(note(Ok(())), Some(StateChange::TakesAgain(_, 2))));
         assert!(note(Ok(())).is_none());
     }
 }

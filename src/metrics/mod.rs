@@ -19,7 +19,7 @@ use self::exposition::{Exposition, Kind};
 use crate::clock::unix_time;
 use crate::files;
 use crate::logging::Streak;
-use crate::plugins::tables::{Sources, Standing};
+use crate::plugins::tables::{Sources, StreamStatus};
 use crate::remote::{Endpoint, EndpointStats};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
@@ -77,7 +77,7 @@ impl Metrics {
         let settings = self.sources.node.flags.current();
         let mut exposition = Exposition::default();
         self.process(&mut exposition);
-        streams(&mut exposition, &self.sources.standings());
+        streams(&mut exposition, &self.sources.stream_statuses());
         self.requests(&mut exposition);
         self.enrollment(&mut exposition, &settings);
         exposition.into_text()
@@ -117,16 +117,16 @@ impl Metrics {
 
     fn enrollment(&self, to: &mut Exposition, settings: &Settings) {
         let node = &self.sources.node;
-        let standing = node.enrollment().standing();
+        let status = node.enrollment().status();
         let identifier = node.host.known_identifier(&settings.identity).unwrap_or_default();
         let server = settings.server_name(node.servers.number());
-        let enrolled = standing.enrolled && !settings.enroll.disabled;
+        let enrolled = status.enrolled && !settings.enroll.disabled;
         to.family("osquery_remote_tls_enrolled", Kind::Gauge, "Whether this host has a node key.")
             .sample(&[], u8::from(enrolled));
         to.family("osquery_remote_tls_enrollment_info", Kind::Gauge, "Who this host is, and where.")
             .sample(&[("host_identifier", &identifier), ("server", &server)], 1);
         to.family("osquery_remote_tls_enrollment_attempts_total", Kind::Counter, "Enrollments that were asked for.")
-            .sample(&[], standing.attempts);
+            .sample(&[], status.attempts);
         to.family(
             "osquery_remote_tls_certificate_expiry_timestamp_seconds",
             Kind::Gauge,
@@ -176,7 +176,7 @@ const REQUESTS: [OfEndpoint; 6] = [
 ];
 
 /// A family with a sample a stream.
-type OfStream = (&'static str, Kind, &'static str, fn(&Standing) -> i64);
+type OfStream = (&'static str, Kind, &'static str, fn(&StreamStatus) -> i64);
 
 const STREAMS: [OfStream; 8] = [
     ("osquery_remote_tls_lines_accepted_total", Kind::Counter, "Lines taken from osqueryd.", |stream| {
@@ -211,7 +211,7 @@ const STREAMS: [OfStream; 8] = [
     ),
 ];
 
-fn streams(to: &mut Exposition, streams: &[Standing]) {
+fn streams(to: &mut Exposition, streams: &[StreamStatus]) {
     for (name, kind, help, value) in STREAMS {
         to.family(name, kind, help);
         for stream in streams {

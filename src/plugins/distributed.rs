@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::isolation::{Step, Then};
 use super::logger::{Batches, Bundler, Room, Window};
 use crate::chain::chain;
-use crate::clock::{Moment, unix_time};
+use crate::clock::{BootInstant, unix_time};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::journal::{Limits, Reader, Writer};
 use crate::line_count::LineCounter;
@@ -61,7 +61,7 @@ pub struct Distributed {
 struct Kept<'a> {
     /// Unix seconds, for a reader of the file only: the clock may jump.
     unix_time: i64,
-    since: Moment,
+    since: BootInstant,
     #[serde(borrow)]
     results: &'a RawValue,
 }
@@ -76,8 +76,8 @@ struct Sending {
     has_taken: bool,
 }
 
-/// Where that stands.
-enum Standing {
+/// What follows from one step of sending.
+enum Progress {
     GoesOn,
     /// Until others come, or for a while.
     Rests,
@@ -111,13 +111,13 @@ impl Distributed {
         let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
         while !self.shutdown.requested() {
             match self.step(&mut sending) {
-                Ok(Standing::GoesOn) => {
+                Ok(Progress::GoesOn) => {
                     if std::mem::take(&mut sending.has_taken) {
                         backoff.succeeded();
                     }
                     continue;
                 }
-                Ok(Standing::NothingWaits) => {
+                Ok(Progress::NothingWaits) => {
                     let delivered = std::mem::take(&mut sending.delivered);
                     if delivered > 0 {
                         log::info!("{delivered} results of distributed queries that were kept are delivered");
@@ -125,7 +125,7 @@ impl Distributed {
                     self.bell.wait(None);
                     continue;
                 }
-                Ok(Standing::Rests) => self.bell.wait(Some(Instant::now() + backoff.failed(&mut Chance::new()))),
+                Ok(Progress::Rests) => self.bell.wait(Some(Instant::now() + backoff.failed(&mut Chance::new()))),
                 Err(error) => {
                     log::debug!("{}", chain(&*error));
                     if self.shutdown.wait(backoff.failed(&mut Chance::new())) {
@@ -140,11 +140,11 @@ impl Distributed {
 
     /// The next step with what is kept, oldest first, each result alone. One that the server refuses while it takes
     /// others is set aside: see [`isolation`](super::isolation).
-    fn step(&self, sending: &mut Sending) -> Result<Standing, Box<dyn std::error::Error>> {
+    fn step(&self, sending: &mut Sending) -> Result<Progress, Box<dyn std::error::Error>> {
         let Some(window) = sending.window.as_mut() else {
-            let Some(bundle) = sending.bundler.next(&self.kept, &ROOM)? else { return Ok(Standing::NothingWaits) };
+            let Some(bundle) = sending.bundler.next(&self.kept, &ROOM)? else { return Ok(Progress::NothingWaits) };
             sending.window = Some(Window::new(bundle, ROOM.lines));
-            return Ok(Standing::GoesOn);
+            return Ok(Progress::GoesOn);
         };
         match window.next(&ROOM) {
             Step::Send(line) => match self.settle(window.data(&line)) {
@@ -157,26 +157,26 @@ impl Distributed {
                 Settled::Failed(error) => match window.failed(line, &error) {
                     Then::GoOn => {}
                     Then::Wait => return Err(error.into()),
-                    Then::Rest => return Ok(Standing::Rests),
+                    Then::Rest => return Ok(Progress::Rests),
                 },
             },
             Step::More => window.grow(&mut sending.bundler, &self.kept, &BEHIND)?,
-            Step::Rest => return Ok(Standing::Rests),
+            Step::Rest => return Ok(Progress::Rests),
             Step::SetAside(_) => {}
             Step::Over => {
                 window.settle(&self.kept);
                 sending.window = None;
-                return Ok(Standing::GoesOn);
+                return Ok(Progress::GoesOn);
             }
         }
         window.settle(&self.kept);
-        Ok(Standing::GoesOn)
+        Ok(Progress::GoesOn)
     }
 
     /// Sends a kept result, or says why it is not to be sent.
     fn settle(&self, results: &str) -> Settled {
         let Ok(kept) = serde_json::from_str::<Kept<'_>>(results) else { return Settled::GivenUp("it is no JSON") };
-        let age = Moment::now().since(&kept.since);
+        let age = BootInstant::now().since(&kept.since);
         if age > GIVE_UP_AFTER {
             return Settled::GivenUp("the server has not taken it for a day");
         }
@@ -193,7 +193,7 @@ impl Distributed {
         // osqueryd itself interprets queries, discovery and accelerate.
         match self.node.ask(Endpoint::DistributedRead, Payload::None, |_, answer| Ok(answer)) {
             Ok(answer) => Reply::row("results", answer),
-            Err(error @ RemoteError::Patience { .. }) => {
+            Err(error @ RemoteError::BackingOff { .. }) => {
                 log::debug!("there are no queries for now: {}", chain(&error));
                 Reply::row("results", NO_QUERIES)
             }
@@ -214,7 +214,7 @@ impl Distributed {
 
     fn keep(&self, results: &str, after: Duration, error: &str) -> Reply {
         let line = RawValue::from_string(results.to_owned()).and_then(|results| {
-            serde_json::to_string(&Kept { unix_time: unix_time(), since: Moment::now(), results: &results })
+            serde_json::to_string(&Kept { unix_time: unix_time(), since: BootInstant::now(), results: &results })
         });
         match line {
             Ok(line) => {

@@ -27,7 +27,7 @@ pub enum AnswerError {
         message: Option<String>,
     },
     /// The answer has an `error`, or a `status` of `"error"`.
-    #[error("the server answered with an error (HTTP {status}): {message}{}", patience(*.retry_after))]
+    #[error("the server answered with an error (HTTP {status}): {message}{}", wait_asked_for(*.retry_after))]
     Error {
         /// The HTTP status.
         status: u16,
@@ -37,7 +37,7 @@ pub enum AnswerError {
         retry_after: Option<Duration>,
     },
     /// Any status but 2xx, without an `error`.
-    #[error("the server answered HTTP {status}{}{}", quoted(.beginning), patience(*.retry_after))]
+    #[error("the server answered HTTP {status}{}{}", quoted(.beginning), wait_asked_for(*.retry_after))]
     Status {
         /// The HTTP status.
         status: u16,
@@ -61,7 +61,7 @@ pub enum AnswerError {
     /// An enrollment that the server refuses, in whatever way.
     #[error(
         "the server refused the enrollment (HTTP {status}){}{}; is the enroll secret the server's?",
-        reason(.message), patience(*.retry_after)
+        reason(.message), wait_asked_for(*.retry_after)
     )]
     Refused {
         /// The HTTP status.
@@ -141,7 +141,7 @@ fn reason(message: &Option<String>) -> String {
 }
 
 /// An operator is to see why nothing is asked for a while.
-fn patience(retry_after: Option<Duration>) -> String {
+fn wait_asked_for(retry_after: Option<Duration>) -> String {
     let asked = retry_after.filter(|asked| !asked.is_zero());
     asked.map(|asked| format!("; it asks to be left alone for {}", Span(asked))).unwrap_or_default()
 }

@@ -33,7 +33,7 @@ mod trust;
 mod url;
 
 pub use self::endpoint::Endpoint;
-pub use self::enroll::{EnrollError, Enrollment, Enrollments, Standing, mask_stored_keys, stored_key};
+pub use self::enroll::{EnrollError, Enrollment, EnrollmentStatus, Enrollments, mask_stored_keys, stored_key};
 pub use self::headers::{Headers, HeadersError};
 pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};

@@ -46,7 +46,7 @@ pub enum RemoteError {
     /// The server is not well, or has asked to be left alone for a while: what was asked for is to be answered from
     /// what is at hand.
     #[error("{endpoint}: the server is left alone for another {}", Span(*.left))]
-    Patience {
+    BackingOff {
         /// What was asked for.
         endpoint: Endpoint,
         /// How long that still is.
@@ -93,7 +93,7 @@ impl RemoteError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Request(error) => error.retry_after(),
-            Self::Patience { left, .. } => Some(*left),
+            Self::BackingOff { left, .. } => Some(*left),
             Self::NotEnrolled { .. } => None,
         }
     }
@@ -156,7 +156,7 @@ impl Node {
 
     /// Makes a request of those that osqueryd asks for at its intervals. Against a server that is not well there is one
     /// attempt, and then none for a while ([`Breaker`]): that and all that follow until it is well again is
-    /// [`RemoteError::Patience`].
+    /// [`RemoteError::BackingOff`].
     ///
     /// `judge` has the last word on what the server meant as a success.
     pub fn ask<T>(
@@ -166,12 +166,12 @@ impl Node {
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
         if let Some(left) = self.outages.open_for(self.servers.number(), endpoint) {
-            return Err(RemoteError::Patience { endpoint, left });
+            return Err(RemoteError::BackingOff { endpoint, left });
         }
         let is_known = self.outages.is_unwell(self.servers.number(), endpoint);
         self.attempts(endpoint, payload, judge, Unwell::Once).map_err(|error| {
             match self.outages.open_for(self.servers.number(), endpoint) {
-                Some(left) if is_known => RemoteError::Patience { endpoint, left },
+                Some(left) if is_known => RemoteError::BackingOff { endpoint, left },
                 _ => error,
             }
         })
@@ -187,7 +187,7 @@ impl Node {
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
         match self.outages.asked_for(self.servers.number(), endpoint) {
-            Some(left) => Err(RemoteError::Patience { endpoint, left }),
+            Some(left) => Err(RemoteError::BackingOff { endpoint, left }),
             None => self.attempts(endpoint, payload, judge, Unwell::AsOften),
         }
     }
@@ -222,10 +222,10 @@ impl Node {
             };
             self.note(endpoint, &error);
             let wait = backoff.failed(&mut Chance::new());
-            let patient = error.retry_after().is_none_or(|asked| asked <= wait);
+            let may_ask = error.retry_after().is_none_or(|asked| asked <= wait);
             let more = backoff.failures() < endpoint.attempts(&self.flags.current());
             let bears_it = unwell == Unwell::AsOften || !error.says_unwell();
-            let again = more && error.is_worth_another_attempt() && patient && bears_it;
+            let again = more && error.is_worth_another_attempt() && may_ask && bears_it;
             if !again || self.shutdown.wait(wait) {
                 return Err(error);
             }

@@ -54,7 +54,7 @@ pub(super) fn verdict<T>(outcome: &Result<T, RemoteError>) -> Verdict {
         Ok(_) => Verdict::Works,
         Err(RemoteError::Request(error)) => of_error(error),
         // What an enrollment says, its own attempts have told.
-        Err(RemoteError::NotEnrolled { .. } | RemoteError::Patience { .. }) => Verdict::Open,
+        Err(RemoteError::NotEnrolled { .. } | RemoteError::BackingOff { .. }) => Verdict::Open,
     }
 }
 

@@ -6,11 +6,11 @@
 //! fails with that message, while log lines are kept.
 
 mod address;
+mod builder;
 mod front;
 pub mod live;
 pub mod own;
 mod pins;
-mod reader;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -276,7 +276,7 @@ impl Settings {
     /// A flag that osqueryd doesn't know (an old version) has osquery's default.
     #[must_use]
     pub fn new(options: &Options, own: &OwnFlags) -> (Self, Vec<SettingError>) {
-        reader::read(options, own)
+        builder::build(options, own)
     }
 
     /// The same with another server, if that is another one: the first one is 0, then those of `failover` follow.

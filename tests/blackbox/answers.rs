@@ -83,7 +83,7 @@ fn http_1_0_servers_and_those_that_close_are_spoken_to() {
 }
 
 #[test]
-fn a_server_that_asks_for_patience_is_left_alone_on_every_endpoint() {
+fn a_server_that_sends_retry_after_is_left_alone_on_every_endpoint() {
     let rig = Setup::new().start();
     rig.config();
     for (endpoint, call) in

@@ -65,7 +65,7 @@ fn the_help_shows_every_flag_of_ours_with_its_default() {
 
 #[test]
 fn flags_md_lists_every_flag_of_osquery_s_that_is_read() {
-    let source = read("src/settings/reader.rs");
+    let source = read("src/settings/builder.rs");
     let text = read("docs/flags.md");
     let production = source.split("#[cfg(test)]").next().unwrap();
     let mut count = 0;

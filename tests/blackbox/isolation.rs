@@ -9,7 +9,7 @@ use testkit::server::{Answer, Endpoint};
 use crate::rig::{Rig, Setup, numbers};
 
 /// Several waits after failures go by: longer than a condition takes elsewhere.
-const PATIENCE: Duration = Duration::from_secs(120);
+const WAIT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the server refuses a line for.
 const POISON: &str = "poison";
@@ -31,7 +31,7 @@ fn until(rig: &Rig, what: &str, mut next: u64, mut is_so: impl FnMut() -> bool) 
     let began = Instant::now();
     let mut came = 0;
     while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(began.elapsed() < WAIT_LIMIT, "not within {WAIT_LIMIT:?}: {what}");
         if began.elapsed() > Duration::from_secs(came + 8) {
             rig.log(&line(next, false));
             (came, next) = (came + 1, next + 1);
@@ -171,7 +171,7 @@ fn in_an_outage_nothing_is_set_aside_whatever_is_answered() {
     ] {
         rig.server.always(Endpoint::Log, Some(answer));
         let seen = rig.result_requests().len();
-        rig.server.wait("more attempts", PATIENCE, |_| (rig.result_requests().len() >= seen + 5).then_some(()));
+        rig.server.wait("more attempts", WAIT_LIMIT, |_| (rig.result_requests().len() >= seen + 5).then_some(()));
     }
     rig.server.always(Endpoint::Log, None);
     rig.settled();
@@ -235,7 +235,7 @@ fn a_refused_status_line_stops_no_other() {
     (0..LINES).for_each(log);
     rig.server.resume().unwrap();
     until(&rig, "the status line", 100, || rig.set_aside().len() == 1);
-    rig.server.wait("the others", PATIENCE, |server| (server.statuses().len() as u64 >= LINES - 1).then_some(()));
+    rig.server.wait("the others", WAIT_LIMIT, |server| (server.statuses().len() as u64 >= LINES - 1).then_some(()));
     assert!(rig.set_aside()[0].0.contains(POISON), "{:?}", rig.set_aside());
     let mut delivered: Vec<u64> = rig.server.statuses().iter().filter_map(|line| line["line"].as_u64()).collect();
     delivered.sort_unstable();
@@ -260,8 +260,8 @@ fn refused_results_of_a_distributed_query_stop_no_others() {
         }
         rig.server.refuse(POISON, Some(answer));
         rig.server.always(Endpoint::DistributedWrite, None);
-        rig.server.wait("the others", PATIENCE, |server| (server.written().len() == 7).then_some(()));
-        rig.server.wait("the refused one", PATIENCE, |_| (rig.set_aside().len() == 1).then_some(()));
+        rig.server.wait("the others", WAIT_LIMIT, |server| (server.written().len() == 7).then_some(()));
+        rig.server.wait("the refused one", WAIT_LIMIT, |_| (rig.set_aside().len() == 1).then_some(()));
         let (kept, reason) = rig.set_aside().remove(0);
         assert!(kept.contains(&results(1)), "{kept}");
         assert!(reason.contains("takes others") && reason.contains("distributed write"), "{reason}");
@@ -280,7 +280,7 @@ fn a_server_that_calls_a_request_too_large_from_its_head_gets_smaller_ones() {
     let large = |n: u64| format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(10_000));
     let all: Vec<String> = (0..400).map(large).collect();
     log_at_once(&rig, &all);
-    rig.server.wait("every line", PATIENCE, |server| (server.result_count() >= 400).then_some(()));
+    rig.server.wait("every line", WAIT_LIMIT, |server| (server.result_count() >= 400).then_some(()));
     rig.settled();
     let mut delivered = numbers(&rig.server.results());
     delivered.sort_unstable();

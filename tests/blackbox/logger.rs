@@ -322,7 +322,7 @@ fn a_server_that_takes_no_compressed_requests_gets_plain_ones() {
 }
 
 #[test]
-fn a_server_that_asks_for_patience_gets_it() {
+fn retry_after_of_the_server_is_honoured() {
     let rig = Rig::start();
     rig.log(&line(0));
     rig.delivered(1);

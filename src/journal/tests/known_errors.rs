@@ -369,12 +369,12 @@ fn heads(lines: &[String]) -> Vec<String> {
     lines.iter().map(head).collect()
 }
 
-const IMPATIENT: Tuning = Tuning { segment_bytes: 20_000, retry_interval: Duration::ZERO };
+const RETRIED_AT_ONCE: Tuning = Tuning { segment_bytes: 20_000, retry_interval: Duration::ZERO };
 
 #[test]
 fn a_full_disk_loses_no_line_and_leaves_no_half_one() {
     let Some(tmpfs) = Tmpfs::mount(64 << 10) else { return };
-    let rig = tmpfs.rig(IMPATIENT);
+    let rig = tmpfs.rig(RETRIED_AT_ONCE);
     rig.append(&long_lines(0..200));
     assert!(rig.writer.waits_for_disk());
     let on_disk: Vec<u8> = rig.segments().iter().flat_map(|&n| fs::read(rig.segment(n)).unwrap()).collect();
@@ -392,7 +392,7 @@ fn a_full_disk_loses_no_line_and_leaves_no_half_one() {
 #[test]
 fn lines_written_at_once_on_a_disk_that_becomes_full_stay_in_order() {
     let Some(tmpfs) = Tmpfs::mount(64 << 10) else { return };
-    let rig = tmpfs.rig(Tuning { segment_bytes: 1 << 20, ..IMPATIENT });
+    let rig = tmpfs.rig(Tuning { segment_bytes: 1 << 20, ..RETRIED_AT_ONCE });
     rig.writer.append_all(long_lines(0..200));
     let on_disk = fs::read(rig.segment(0)).unwrap();
     assert!(on_disk.len() > 55_000 && on_disk.len() % 500 == 0, "{}", on_disk.len());
@@ -404,7 +404,7 @@ fn lines_written_at_once_on_a_disk_that_becomes_full_stay_in_order() {
 #[test]
 fn a_large_record_on_a_disk_that_becomes_full_is_dropped_and_leaves_no_file() {
     let Some(tmpfs) = Tmpfs::mount(512 << 10) else { return };
-    let rig = tmpfs.rig(IMPATIENT);
+    let rig = tmpfs.rig(RETRIED_AT_ONCE);
     rig.append(&lines(0..1));
     let mut incoming = rig.writer.incoming();
     let record = batch(100_000);
@@ -419,7 +419,7 @@ fn a_large_record_on_a_disk_that_becomes_full_is_dropped_and_leaves_no_file() {
 #[test]
 fn half_a_record_that_can_t_be_cut_off_is_handed_out_like_one() {
     let Some(tmpfs) = Tmpfs::mount(64 << 10) else { return };
-    let rig = tmpfs.rig(Tuning { segment_bytes: 1 << 20, ..IMPATIENT });
+    let rig = tmpfs.rig(Tuning { segment_bytes: 1 << 20, ..RETRIED_AT_ONCE });
     rig.append(&long_lines(0..1));
     let segment = fs::File::open(rig.segment(0)).unwrap();
     let flags = ioctl_getflags(&segment).unwrap_or(IFlags::empty());

@@ -231,7 +231,7 @@ impl Config {
                 self.has(&document);
                 return self.reply(&document);
             }
-            Ok(Err(error)) if self.is_delivered() && matches!(*error, RemoteError::Patience { .. }) => {
+            Ok(Err(error)) if self.is_delivered() && matches!(*error, RemoteError::BackingOff { .. }) => {
                 log::debug!("osqueryd keeps its configuration for now: {}", chain(&*error));
                 return Reply::rows(vec![StringMap::new()]);
             }

@@ -155,22 +155,22 @@ impl Outline {
     /// The record can't be read.
     #[cfg(test)]
     pub(crate) fn lines<R: Read + Seek>(&self, record: R) -> io::Result<Lines<'_, R>> {
-        self.lines_from(record, Place::default())
+        self.lines_from(record, LinePosition::default())
     }
 
-    /// The lines from a place on that [`Lines::place`] has told.
+    /// The lines from a position on that [`Lines::position`] has told.
     ///
     /// # Errors
     /// The record can't be read.
-    pub(crate) fn lines_from<R: Read + Seek>(&self, record: R, place: Place) -> io::Result<Lines<'_, R>> {
-        let offset = self.arrays.get(place.array).map_or(0, |array| array.bytes.start + place.offset);
-        Ok(Lines { outline: self, window: Window::new(record, offset)?, place, line: Vec::new() })
+    pub(crate) fn lines_from<R: Read + Seek>(&self, record: R, position: LinePosition) -> io::Result<Lines<'_, R>> {
+        let offset = self.arrays.get(position.array).map_or(0, |array| array.bytes.start + position.offset);
+        Ok(Lines { outline: self, window: Window::new(record, offset)?, position, line: Vec::new() })
     }
 }
 
 /// Where the next line of a batch is: in which array, and how far into it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct LinePosition {
     array: usize,
     offset: u64,
 }
@@ -179,14 +179,14 @@ pub(crate) struct Place {
 pub(crate) struct Lines<'o, R> {
     outline: &'o Outline,
     window: Window<R>,
-    place: Place,
+    position: LinePosition,
     line: Vec<u8>,
 }
 
 impl<R: Read + Seek> Lines<'_, R> {
     /// Where the next line is.
-    pub(crate) fn place(&self) -> Place {
-        self.place
+    pub(crate) fn position(&self) -> LinePosition {
+        self.position
     }
 
     /// The next line; `None` behind the last one.
@@ -195,12 +195,12 @@ impl<R: Read + Seek> Lines<'_, R> {
     /// The record can't be read, or is another one than its outline says.
     pub(crate) fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
         let kind = loop {
-            let Some(array) = self.outline.arrays.get(self.place.array) else { return Ok(None) };
-            if array.bytes.start + self.place.offset < array.bytes.end {
+            let Some(array) = self.outline.arrays.get(self.position.array) else { return Ok(None) };
+            if array.bytes.start + self.position.offset < array.bytes.end {
                 break array.kind;
             }
-            self.place = Place { array: self.place.array + 1, offset: 0 };
-            if let Some(next) = self.outline.arrays.get(self.place.array) {
+            self.position = LinePosition { array: self.position.array + 1, offset: 0 };
+            if let Some(next) = self.outline.arrays.get(self.position.array) {
                 self.window.seek(next.bytes.start)?;
             }
         };
@@ -225,8 +225,8 @@ impl<R: Read + Seek> Lines<'_, R> {
         if matches!(self.window.peek(), Ok(Some(b','))) {
             self.window.expect(b',')?;
         }
-        let start = self.outline.arrays.get(self.place.array).map_or(0, |array| array.bytes.start);
-        self.place.offset = self.window.offset().saturating_sub(start);
+        let start = self.outline.arrays.get(self.position.array).map_or(0, |array| array.bytes.start);
+        self.position.offset = self.window.offset().saturating_sub(start);
         Ok(Some(&self.line))
     }
 }
@@ -472,12 +472,12 @@ mod tests {
         let all = expand(&record).unwrap();
         assert_eq!(all.len(), 301);
         let outline = Outline::of(Cursor::new(&record)).unwrap().unwrap();
-        let mut place = Place::default();
+        let mut position = LinePosition::default();
         for (index, expected) in all.iter().enumerate() {
-            let mut lines = outline.lines_from(Cursor::new(&record), place).unwrap();
+            let mut lines = outline.lines_from(Cursor::new(&record), position).unwrap();
             assert_eq!(lines.next_line().unwrap().unwrap(), expected.as_bytes(), "{index}");
-            place = lines.place();
+            position = lines.position();
         }
-        assert_eq!(outline.lines_from(Cursor::new(&record), place).unwrap().next_line().unwrap(), None);
+        assert_eq!(outline.lines_from(Cursor::new(&record), position).unwrap().next_line().unwrap(), None);
     }
 }

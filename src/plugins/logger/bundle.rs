@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::io::{self, Cursor, Read, Seek};
 
-use super::batch::{self, Outline, Place};
+use super::batch::{self, LinePosition, Outline};
 use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting};
 use crate::line_count::LineCounter;
 use crate::remote::api;
@@ -100,7 +100,7 @@ struct InBatch {
     offset: u64,
     outline: Outline,
     /// Where the lines of the last request begin, and where those behind them do, by the number of lines before.
-    places: [(u64, Place); 2],
+    line_positions: [(u64, LinePosition); 2],
 }
 
 impl InBatch {
@@ -108,11 +108,11 @@ impl InBatch {
         (self.file, self.offset) == (position.file, position.offset)
     }
 
-    /// The nearest known place, and how many lines must be passed over behind it.
-    fn place_of(&self, part: u64) -> (Place, u64) {
-        let mut known = self.places.iter().rev();
+    /// The nearest known position, and how many lines must be passed over behind it.
+    fn line_position(&self, part: u64) -> (LinePosition, u64) {
+        let mut known = self.line_positions.iter().rev();
         let nearest = known.find(|(lines, _)| *lines <= part);
-        nearest.map_or((Place::default(), part), |(lines, place)| (*place, part - lines))
+        nearest.map_or((LinePosition::default(), part), |(lines, at)| (*at, part - lines))
     }
 }
 
@@ -195,39 +195,39 @@ impl Bundler {
         record: &mut R,
     ) -> io::Result<Option<bool>> {
         let known = self.batch.take().filter(|known| known.is_at(start));
-        let (outline, (place, passed)) = match known {
+        let (outline, (from, passed)) = match known {
             Some(known) => {
-                let place = known.place_of(start.part);
-                (known.outline, place)
+                let from = known.line_position(start.part);
+                (known.outline, from)
             }
             None => match Outline::of(&mut *record)? {
-                Some(outline) => (outline, (Place::default(), start.part)),
+                Some(outline) => (outline, (LinePosition::default(), start.part)),
                 None => return Ok(None),
             },
         };
         if filling.room.batches == Batches::Keep && outline.is_difference() {
             return Ok(None);
         }
-        let mut lines = outline.lines_from(record, place)?;
+        let mut lines = outline.lines_from(record, from)?;
         for _ in 0..passed {
             lines.next_line()?;
         }
-        let first = lines.place();
+        let first = lines.position();
         let (mut next, mut position, mut is_over) = (first, start, false);
         while !is_over && filling.has_room() {
             match lines.next_line()? {
                 Some(line) if filling.fits(line.len()) => {
                     position = position.after_lines(1);
                     filling.push(line, 1, position);
-                    next = lines.place();
+                    next = lines.position();
                 }
                 Some(_) => filling.bundle.is_full = true,
                 None => is_over = true,
             }
         }
         filling.bundle.end = if is_over { end } else { position };
-        let places = [(start.part, first), (position.part, next)];
-        self.batch = Some(InBatch { file: start.file, offset: start.offset, outline, places });
+        let line_positions = [(start.part, first), (position.part, next)];
+        self.batch = Some(InBatch { file: start.file, offset: start.offset, outline, line_positions });
         Ok(Some(is_over))
     }
 }

@@ -84,9 +84,9 @@ struct State {
     late: bool,
 }
 
-/// When a decorator runs; the order is that in which they run.
+/// When a decorator runs, as osquery names it. Decorators run in the order of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Moment {
+enum DecorationPoint {
     Load,
     Interval(Duration),
     Always,
@@ -94,7 +94,7 @@ enum Moment {
 
 /// One query, and when it is due.
 struct Decorator {
-    moment: Moment,
+    point: DecorationPoint,
     sql: String,
     /// `None` when it has done its work for this configuration.
     due: Option<Instant>,
@@ -254,16 +254,16 @@ impl State {
 }
 
 impl Decorator {
-    fn new(moment: Moment, sql: &str) -> Self {
+    fn new(point: DecorationPoint, sql: &str) -> Self {
         let pauses = Backoff::new(PAUSE_STEP, LONGEST_PAUSE);
-        Self { moment, sql: sql.to_owned(), due: Some(Instant::now()), pauses, failures: Streak::default() }
+        Self { point, sql: sql.to_owned(), due: Some(Instant::now()), pauses, failures: Streak::default() }
     }
 
     fn succeeded(&mut self) {
-        self.due = match self.moment {
-            Moment::Load => None,
-            Moment::Interval(interval) => Some(Instant::now() + interval),
-            Moment::Always => Some(Instant::now()),
+        self.due = match self.point {
+            DecorationPoint::Load => None,
+            DecorationPoint::Interval(interval) => Some(Instant::now() + interval),
+            DecorationPoint::Always => Some(Instant::now()),
         };
         self.pauses.succeeded();
         if let Some(failures) = self.failures.succeeded() {
@@ -299,28 +299,28 @@ fn decorators_of(document: &str) -> Vec<Decorator> {
     for what in unusable {
         log::warn!("a decorator is passed over: {what}");
     }
-    queries.iter().map(|(moment, sql)| Decorator::new(*moment, sql)).collect()
+    queries.iter().map(|(point, sql)| Decorator::new(*point, sql)).collect()
 }
 
 /// The queries of a configuration's `decorators`, and what is wrong with the rest. Read in place: a server can write
 /// anything there.
-fn queries_of(decorators: &str) -> (Vec<(Moment, String)>, Vec<String>) {
-    let mut reader = Reader::default();
+fn queries_of(decorators: &str) -> (Vec<(DecorationPoint, String)>, Vec<String>) {
+    let mut parser = DecoratorParser::default();
     let read = members::each(decorators, |name, value| match () {
-        () if members::is(name, "load") => reader.list(Moment::Load, "load", value),
-        () if members::is(name, "always") => reader.list(Moment::Always, "always", value),
+        () if members::is(name, "load") => parser.list(DecorationPoint::Load, "load", value),
+        () if members::is(name, "always") => parser.list(DecorationPoint::Always, "always", value),
         () if members::is(name, "interval") => {
-            let read = members::each(value, |seconds, value| reader.interval(&name_of(seconds), value));
+            let read = members::each(value, |seconds, value| parser.interval(&name_of(seconds), value));
             if read.is_none() {
-                reader.passed_over(|| "interval is no object of seconds and lists".to_owned());
+                parser.passed_over(|| "interval is no object of seconds and lists".to_owned());
             }
         }
-        () => reader.passed_over(|| format!("{} is neither load nor always nor interval", name_of(name))),
+        () => parser.passed_over(|| format!("{} is neither load nor always nor interval", name_of(name))),
     });
     if read.is_none() {
-        reader.passed_over(|| "decorators is no object".to_owned());
+        parser.passed_over(|| "decorators is no object".to_owned());
     }
-    reader.finish()
+    parser.finish()
 }
 
 /// A member's name, or its beginning as it is written.
@@ -328,21 +328,22 @@ fn name_of(written: &str) -> String {
     members::string(written, 60).unwrap_or_else(|| written.chars().take(60).collect())
 }
 
+/// Collects the queries of `decorators`, and what in it can't be used.
 #[derive(Default)]
-struct Reader {
-    queries: Vec<(Moment, String)>,
+struct DecoratorParser {
+    queries: Vec<(DecorationPoint, String)>,
     unusable: Vec<String>,
     /// Those of the unusable that are not named.
     further: u64,
 }
 
-impl Reader {
-    fn list(&mut self, moment: Moment, name: &str, value: &str) {
+impl DecoratorParser {
+    fn list(&mut self, point: DecorationPoint, name: &str, value: &str) {
         let read = members::items(value, |item| match members::string(item, usize::MAX) {
             Some(_) if self.queries.len() >= MOST_DECORATORS => {
                 self.passed_over(|| format!("{name} has one more than the {MOST_DECORATORS} that are run"));
             }
-            Some(sql) => self.queries.push((moment, sql)),
+            Some(sql) => self.queries.push((point, sql)),
             None => self.passed_over(|| format!("{name} holds something that is no query")),
         });
         if read.is_none() {
@@ -354,7 +355,11 @@ impl Reader {
     fn interval(&mut self, seconds: &str, value: &str) {
         match seconds.parse::<u64>() {
             Ok(number) if number > 0 && number.is_multiple_of(60) => {
-                self.list(Moment::Interval(Duration::from_secs(number)), &format!("interval {seconds}"), value);
+                self.list(
+                    DecorationPoint::Interval(Duration::from_secs(number)),
+                    &format!("interval {seconds}"),
+                    value,
+                );
             }
             _ => self.passed_over(|| format!("interval {seconds} is no multiple of 60 seconds")),
         }
@@ -367,9 +372,9 @@ impl Reader {
         }
     }
 
-    fn finish(mut self) -> (Vec<(Moment, String)>, Vec<String>) {
+    fn finish(mut self) -> (Vec<(DecorationPoint, String)>, Vec<String>) {
         // Whatever their order in the document.
-        self.queries.sort_by_key(|(moment, _)| *moment);
+        self.queries.sort_by_key(|(point, _)| *point);
         if self.further > 0 {
             self.unusable.push(format!("{} more can't be used", self.further));
         }
@@ -396,15 +401,15 @@ mod tests {
     fn queries_are_run_in_one_order_whatever_the_document_s() {
         let decorators = json!({"always": ["a1", "a2"], "interval": {"3600": ["j"], "60": ["i"]}, "load": ["l"]});
         let (queries, unusable) = queries_of(&decorators.to_string());
-        let minutes = |minutes: u64| Moment::Interval(Duration::from_secs(60 * minutes));
+        let minutes = |minutes: u64| DecorationPoint::Interval(Duration::from_secs(60 * minutes));
         let expected = [
-            (Moment::Load, "l"),
+            (DecorationPoint::Load, "l"),
             (minutes(1), "i"),
             (minutes(60), "j"),
-            (Moment::Always, "a1"),
-            (Moment::Always, "a2"),
+            (DecorationPoint::Always, "a1"),
+            (DecorationPoint::Always, "a2"),
         ];
-        assert_eq!(queries, expected.map(|(moment, sql)| (moment, sql.to_owned())));
+        assert_eq!(queries, expected.map(|(point, sql)| (point, sql.to_owned())));
         assert_eq!(unusable, Vec::<String>::new());
     }
 
@@ -443,7 +448,7 @@ mod tests {
         let now = unix_time();
         let mut state = State::default();
         assert!(state.wants_round(now), "the kept configuration is not read yet");
-        state.begin(1, vec![Decorator::new(Moment::Always, "SELECT 1")]);
+        state.begin(1, vec![Decorator::new(DecorationPoint::Always, "SELECT 1")]);
         assert!(state.wants_round(now));
         state.ended = now;
         assert!(!state.wants_round(now) && !state.wants_round(0));
@@ -453,12 +458,14 @@ mod tests {
     }
 
     #[test]
-    fn each_decorator_is_due_at_its_moment() {
+    fn each_decorator_is_due_at_its_point() {
         let minute = Duration::from_secs(60);
         let mut state = State::default();
         state.begin(
             1,
-            [Moment::Load, Moment::Interval(minute), Moment::Always].map(|moment| Decorator::new(moment, "")).into(),
+            [DecorationPoint::Load, DecorationPoint::Interval(minute), DecorationPoint::Always]
+                .map(|point| Decorator::new(point, ""))
+                .into(),
         );
         let due =
             |state: &State, at| state.due(Instant::now() + at).into_iter().map(|(index, _)| index).collect::<Vec<_>>();

@@ -26,9 +26,9 @@ pub(super) const TABLE: Table = Table {
     ],
 };
 
-/// How a stream stands.
+/// The state of a stream, as the row of the table shows it.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct StreamStatus {
     /// Its name.
     pub name: &'static str,
     /// Lines that wait.
@@ -44,31 +44,31 @@ pub struct Standing {
 }
 
 pub(super) fn rows(sources: &Sources) -> Rows {
-    standings(sources).into_iter().map(|(standing, limits)| row(&standing, &limits)).collect()
+    stream_statuses(sources).into_iter().map(|(status, limits)| row(&status, &limits)).collect()
 }
 
 /// How the streams stand now, and within which limits.
-pub(super) fn standings(sources: &Sources) -> Vec<(Standing, Limits)> {
+pub(super) fn stream_statuses(sources: &Sources) -> Vec<(StreamStatus, Limits)> {
     let settings = sources.node.flags.current();
-    let standing = |stream: &Stream| {
+    let status = |stream: &Stream| {
         let limits = limits(stream, &settings.logger);
-        (stream.standing(&limits), limits)
+        (stream.status(&limits), limits)
     };
-    sources.streams.iter().map(standing).collect()
+    sources.streams.iter().map(status).collect()
 }
 
-fn row(standing: &Standing, limits: &Limits) -> Vec<Value> {
+fn row(status: &StreamStatus, limits: &Limits) -> Vec<Value> {
     vec![
-        standing.name.into(),
-        standing.waiting_lines.into(),
-        standing.waiting_bytes.into(),
-        standing.oldest_time.into(),
-        standing.counts.accepted.into(),
-        standing.counts.delivered.into(),
-        standing.counts.dropped.into(),
-        standing.counts.discarded.into(),
-        standing.counts.set_aside.into(),
-        standing.file_bytes.into(),
+        status.name.into(),
+        status.waiting_lines.into(),
+        status.waiting_bytes.into(),
+        status.oldest_time.into(),
+        status.counts.accepted.into(),
+        status.counts.delivered.into(),
+        status.counts.dropped.into(),
+        status.counts.discarded.into(),
+        status.counts.set_aside.into(),
+        status.file_bytes.into(),
         limits.lines.unwrap_or(0).into(),
         limits.bytes.into(),
         limits.free_bytes.into(),
@@ -76,17 +76,17 @@ fn row(standing: &Standing, limits: &Limits) -> Vec<Value> {
 }
 
 impl Stream {
-    fn standing(&self, limits: &Limits) -> Standing {
+    fn status(&self, limits: &Limits) -> StreamStatus {
         // What exceeds the limits now would go at the next look of the thread `journals`; here it is gone already.
         self.journal.keep_within(limits);
-        let status = self.journal.status();
-        Standing {
+        let journal = self.journal.status();
+        StreamStatus {
             name: self.journal.name(),
-            waiting_lines: status.waiting_lines,
-            waiting_bytes: status.waiting_bytes,
-            oldest_time: status.oldest.as_ref().map_or(0, oldest_time),
-            counts: self.counts(status.counts, status.waiting_lines),
-            file_bytes: status.file_bytes,
+            waiting_lines: journal.waiting_lines,
+            waiting_bytes: journal.waiting_bytes,
+            oldest_time: journal.oldest.as_ref().map_or(0, oldest_time),
+            counts: self.counts(journal.counts, journal.waiting_lines),
+            file_bytes: journal.file_bytes,
         }
     }
 

@@ -24,15 +24,15 @@ pub(super) const TABLE: Table = Table {
 pub(super) fn rows(sources: &Sources) -> Rows {
     let node = &sources.node;
     let settings = node.flags.current();
-    let standing = node.enrollment().standing();
+    let status = node.enrollment().status();
     let expiries = &node.requests.transport.expiries;
-    let enrolled = standing.enrolled && !settings.enroll.disabled;
-    let since = if enrolled { standing.since } else { 0 };
+    let enrolled = status.enrolled && !settings.enroll.disabled;
+    let since = if enrolled { status.since } else { 0 };
     vec![vec![
         i64::from(enrolled).into(),
         since.into(),
-        standing.attempts.into(),
-        standing.last_error.unwrap_or_default().into(),
+        status.attempts.into(),
+        status.last_error.unwrap_or_default().into(),
         node.host.known_identifier(&settings.identity).unwrap_or_default().into(),
         secret_source(&settings.enroll.secret).into(),
         settings.server_name(node.servers.number()).into(),

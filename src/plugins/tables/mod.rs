@@ -12,7 +12,7 @@ mod rejected;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use self::buffer::Standing;
+pub use self::buffer::StreamStatus;
 use crate::extension::registry::{Column, ColumnType, Plugin, RegistryName, Reply, StringMap, Table};
 use crate::journal::{Counts, Reader};
 use crate::line_count::LineCounter;
@@ -32,8 +32,8 @@ pub struct Sources {
 impl Sources {
     /// How every stream stands now.
     #[must_use]
-    pub fn standings(&self) -> Vec<Standing> {
-        buffer::standings(self).into_iter().map(|(standing, _)| standing).collect()
+    pub fn stream_statuses(&self) -> Vec<StreamStatus> {
+        buffer::stream_statuses(self).into_iter().map(|(status, _)| status).collect()
     }
 }
 

@@ -67,9 +67,9 @@ pub struct Enrollments {
     others: Vec<Arc<Enrollment>>,
 }
 
-/// How the enrollment stands.
+/// The state of an enrollment, as tables and metrics show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct EnrollmentStatus {
     /// Whether there is a node key, or the server wants none.
     pub enrolled: bool,
     /// When the node key was asked for, in Unix seconds; 0 without one, and when that is not known.
@@ -185,9 +185,9 @@ impl Enrollment {
 
     /// How the enrollment stands, as of the last time that the key was looked at. Doesn't ask osqueryd.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn status(&self) -> EnrollmentStatus {
         let view = self.course().view(Instant::now());
-        Standing {
+        EnrollmentStatus {
             enrolled: view.enrolled,
             since: view.since,
             attempts: view.made,
@@ -218,7 +218,7 @@ impl Enrollment {
 
     /// The enrolling thread's work, until the end is asked for.
     pub fn run(&self) {
-        // Known from the start on: what `standing` tells, and which key is to be masked.
+        // Known from the start on: what `status` tells, and which key is to be masked.
         self.usable_key(&self.flags.current().enroll);
         loop {
             match self.rounds.next(None) {

@@ -159,11 +159,11 @@ impl<T: Copy + PartialEq + Sync> Parse for Words<T> {
     }
 }
 
-/// A path; none by default, and when it is empty.
+/// A path; `None` by default, and when the flag is empty.
 #[derive(Debug)]
-pub struct Place;
+pub struct OptionalPath;
 
-impl Kind for Place {
+impl Kind for OptionalPath {
     fn placeholder(&self) -> &'static str {
         "PATH"
     }
@@ -181,7 +181,7 @@ impl Kind for Place {
     }
 }
 
-impl Parse for Place {
+impl Parse for OptionalPath {
     type Value = Option<PathBuf>;
 
     fn parse(&self, text: &str) -> Option<Option<PathBuf>> {
@@ -283,7 +283,7 @@ impl Parse for SystemLog {
         match text {
             word if TRUE.contains(&word) => Some(Some(SYSLOG_SOCKET.into())),
             word if FALSE.contains(&word) || word.is_empty() => Some(None),
-            path if path.starts_with('/') => Place.parse(path),
+            path if path.starts_with('/') => OptionalPath.parse(path),
             _ => None,
         }
     }

@@ -11,7 +11,7 @@ use log::LevelFilter;
 use crate::policy::Reenrollment;
 
 pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
-pub use self::kinds::{FALSE, Kind, Number, Parse, Place, PublicKeys, Servers, SystemLog, TRUE, Unit, Words};
+pub use self::kinds::{FALSE, Kind, Number, OptionalPath, Parse, PublicKeys, Servers, SystemLog, TRUE, Unit, Words};
 
 /// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
 pub const DEFAULT_FLAGFILE: &str =
@@ -109,12 +109,12 @@ macro_rules! table {
 }
 
 table! {
-    BUFFER_PATH: Place = Flag {
+    BUFFER_PATH: OptionalPath = Flag {
         name: "buffer_path",
         setter: Setter::Host,
         help: "Directory of the buffers; `remote_tls` beside osquery's `database_path` when not set",
         more: "",
-        kind: Place,
+        kind: OptionalPath,
     };
     BUFFER_MAX_BYTES: Number = Flag {
         name: "buffer_max_bytes",
@@ -197,13 +197,13 @@ table! {
                of a whole fleet ([fleet.md](fleet.md)). 0 is at once. A host that never had a key enrolls at once.",
         kind: Number { unit: Unit::Seconds, range: 0..=86400, default: Reenrollment::WITHIN.as_secs() },
     };
-    TLS_HEADERS_FILE: Place = Flag {
+    TLS_HEADERS_FILE: OptionalPath = Flag {
         name: "tls_headers_file",
         setter: Setter::Host,
         help: "A file of headers that every request to the server has besides its own, `Name: value` a line",
         more: "For an access proxy's tokens. Only its owner, who must be osqueryd's user, may be able to read it (chmod \
                0600). Its values are masked wherever secrets are ([tls.md](tls.md)).",
-        kind: Place,
+        kind: OptionalPath,
     };
     TLS_PINS: PublicKeys = Flag {
         name: "tls_pins",
@@ -264,13 +264,13 @@ table! {
                a minute is replaced for this.",
         kind: Number { unit: Unit::Bytes, range: 48 << 20..=u64::MAX, default: 256 << 20 },
     };
-    METRICS_FILE: Place = Flag {
+    METRICS_FILE: OptionalPath = Flag {
         name: "metrics_file",
         setter: Setter::Host,
         help: "A file for the textfile collector of Prometheus' node_exporter, written every 15 s; none when not set",
         more: "The collector reads names that end in `.prom`. Only osqueryd's user may be able to write in its directory \
                ([operations.md](operations.md#metrics)).",
-        kind: Place,
+        kind: OptionalPath,
     };
     LOG_LEVEL: Words<LevelFilter> = Flag {
         name: "log_level",
@@ -288,12 +288,12 @@ table! {
             default: LevelFilter::Info,
         },
     };
-    LOG_FILE: Place = Flag {
+    LOG_FILE: OptionalPath = Flag {
         name: "log_file",
         setter: Setter::Host,
         help: "A file that the log goes to besides stderr",
         more: "At 10 MiB it becomes `<log_file>.1`.",
-        kind: Place,
+        kind: OptionalPath,
     };
     LOG_SYSLOG: SystemLog = Flag {
         name: "log_syslog",

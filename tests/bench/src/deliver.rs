@@ -20,7 +20,7 @@ use crate::sink::{Counts, Place, Sink};
 use crate::statistics::median;
 
 /// How long nothing may come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Bytes of a line, in the main figures.
 const SIZE: usize = 500;
@@ -143,7 +143,7 @@ fn ours(bench: &Bench, count: u64, encoding: Encoding) -> Delivery {
 fn drain(contender: &Contender, place: &Place, count: u64) -> Delivery {
     let before = contender.processes.threads();
     let mut sink = Sink::start(place);
-    let counts = sink.wait(count, PATIENCE);
+    let counts = sink.wait(count, WAIT_LIMIT);
     assert_eq!(counts.lines, count, "lines were delivered twice");
     Delivery { counts, cpu: contender.processes.threads().since(&before), sink_cpu: sink.processes().threads().sum() }
 }
@@ -161,7 +161,7 @@ fn floor(count: u64, encoding: Encoding) -> Delivery {
         post(&mut stream, body, encoding);
     }
     let cpu = own.threads().since(&before);
-    let counts = sink.wait(count, PATIENCE);
+    let counts = sink.wait(count, WAIT_LIMIT);
     Delivery { counts, cpu, sink_cpu: sink.processes().threads().sum() }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::Bench;
 use crate::contenders::Contender;
 use crate::cores::Cores;
-use crate::deliver::PATIENCE;
+use crate::deliver::WAIT_LIMIT;
 use crate::lines;
 use crate::load::{self, Amount, Caller};
 use crate::report::{Bound, figure};
@@ -69,7 +69,7 @@ fn at_once(bench: &Bench) -> Whole {
     let began = Instant::now();
     Caller::new(&contender.socket).call(&call);
     let taken = began.elapsed();
-    let counts = Sink::start(&place).wait(ROWS, PATIENCE);
+    let counts = Sink::start(&place).wait(ROWS, WAIT_LIMIT);
     assert_eq!(counts.lines, ROWS, "each row makes one line");
     let rate = |time: Duration| ROWS as f64 / time.as_secs_f64();
     Whole { intake: rate(taken), delivery: rate(counts.time) }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Bench;
 use crate::contenders::{Contender, Killed};
 use crate::cores::Cores;
-use crate::deliver::PATIENCE;
+use crate::deliver::WAIT_LIMIT;
 use crate::lines;
 use crate::load::{self, Amount};
 use crate::programs::{Programs, run as run_to_end};
@@ -58,7 +58,7 @@ fn while_delivering(programs: &Programs) -> Result<String, String> {
     let place = Place::new(directory.path());
     let contender = Contender::ours(programs, &place, &[]);
     contender.fill(DELIVERED, SIZE);
-    recorded(programs, contender.delivering(), || Sink::start(&place).wait(DELIVERED, PATIENCE))
+    recorded(programs, contender.delivering(), || Sink::start(&place).wait(DELIVERED, WAIT_LIMIT))
 }
 
 /// What `perf` finds in a process during the work: symbols with their shares.

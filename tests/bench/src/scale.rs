@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::Bench;
 use crate::contenders::Contender;
 use crate::cores::Cores;
-use crate::deliver::PATIENCE;
+use crate::deliver::WAIT_LIMIT;
 use crate::lines;
 use crate::load::{self, Amount};
 use crate::report::{Bound, figure, mebibytes};
@@ -125,7 +125,7 @@ fn measure(bench: &Bench, backlog: u64, size: usize, flag: (&str, &str)) -> Figu
     let cpu = contender.processes.cpu() - before;
     let memory = contender.processes.memory();
     let mut sink = Sink::start(&place);
-    let counts = sink.wait(amount.calls as u64, PATIENCE);
+    let counts = sink.wait(amount.calls as u64, WAIT_LIMIT);
     Figures {
         p50: load.latencies.per_mille(500),
         p99: load.latencies.per_mille(990),

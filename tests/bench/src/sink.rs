@@ -99,8 +99,8 @@ impl Sink {
     /// Waits until so many lines have come.
     ///
     /// # Panics
-    /// When nothing comes for as long as `patience`.
-    pub(crate) fn wait(&mut self, lines: u64, patience: Duration) -> Counts {
+    /// When nothing comes for as long as `timeout`.
+    pub(crate) fn wait(&mut self, lines: u64, timeout: Duration) -> Counts {
         let (mut before, mut changed) = (0, Instant::now());
         loop {
             let counts = self.counts();
@@ -110,7 +110,7 @@ impl Sink {
             if counts.lines > before {
                 (before, changed) = (counts.lines, Instant::now());
             }
-            assert!(changed.elapsed() < patience, "{before} of {lines} lines were delivered, and no more come");
+            assert!(changed.elapsed() < timeout, "{before} of {lines} lines were delivered, and no more come");
             thread::sleep(LOOK);
         }
     }

@@ -175,7 +175,7 @@ fn a_server_that_answers_nobody_costs_twenty_seconds_at_most() {
     }
     let began = Instant::now();
     let examined = examined(&host, &["--deep"]);
-    // Its patience, and what a loaded machine adds.
+    // The doctor's time limit, and what a loaded machine adds.
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     examined.must_say("enroll endpoint", "failure", "no answer within ", "the server is too slow");
     examined.must_say("distributed write endpoint", "failure", "no time is left", "run the doctor once more");

@@ -71,7 +71,7 @@ pub(crate) enum Sending {
 /// A host's policies.
 pub(crate) trait Behaviour: Clone {
     /// How long a client waits for an answer.
-    const PATIENCE: Duration;
+    const CLIENT_TIMEOUT: Duration;
     const CONNECTIONS: Connections;
     /// Lines kept; the oldest go first. `None` is as many as come.
     const MOST_KEPT: Option<u32>;

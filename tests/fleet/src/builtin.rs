@@ -33,7 +33,7 @@ fn square(step: Duration, failures: u32, most: Duration) -> Duration {
 }
 
 impl Behaviour for BuiltIn {
-    const PATIENCE: Duration = Duration::from_secs(16);
+    const CLIENT_TIMEOUT: Duration = Duration::from_secs(16);
     const CONNECTIONS: Connections = Connections::Apart;
     /// `buffered_log_max`.
     const MOST_KEPT: Option<u32> = Some(1_000_000);

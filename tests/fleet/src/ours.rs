@@ -46,7 +46,7 @@ impl Ours {
 }
 
 impl Behaviour for Ours {
-    const PATIENCE: Duration = Duration::from_secs(16);
+    const CLIENT_TIMEOUT: Duration = Duration::from_secs(16);
     const CONNECTIONS: Connections = Connections::Shared;
     const MOST_KEPT: Option<u32> = None;
 

@@ -123,11 +123,11 @@ impl Server {
         self.waiting.work.max(self.waiting.bytes) / speed
     }
 
-    /// A request arrives, whose client waits for `patience` ticks.
-    pub(crate) fn ask(&mut self, cost: Cost, knows_key: bool, patience: Tick) -> Fate {
+    /// A request arrives, whose client waits for `timeout` ticks.
+    pub(crate) fn ask(&mut self, cost: Cost, knows_key: bool, timeout: Tick) -> Fate {
         let wait = self.wait();
-        let given_up = Fate { after: patience, reply: Reply::GivenUp };
-        let is_patient = |after: f64| after <= f64::from(patience);
+        let given_up = Fate { after: timeout, reply: Reply::GivenUp };
+        let is_in_time = |after: f64| after <= f64::from(timeout);
         match self.condition {
             Condition::Down => return Fate { after: 0, reply: Reply::Failed { asked: None } },
             Condition::TurnsAway(asked) => {
@@ -137,13 +137,13 @@ impl Server {
             Condition::Works(_) if wait > LONGEST_WAIT => {
                 self.take(REFUSAL);
                 let turned_away = Fate { after: LONGEST_WAIT as Tick, reply: Reply::Failed { asked: None } };
-                return if is_patient(LONGEST_WAIT) { turned_away } else { given_up };
+                return if is_in_time(LONGEST_WAIT) { turned_away } else { given_up };
             }
             Condition::Works(_) => {}
         }
         self.take(if knows_key { cost } else { REFUSAL });
         let reply = if knows_key { Reply::Done } else { Reply::KeyRejected };
-        if is_patient(wait) { Fate { after: wait as Tick, reply } } else { given_up }
+        if is_in_time(wait) { Fate { after: wait as Tick, reply } } else { given_up }
     }
 
     /// Work that comes whatever waits: a handshake.

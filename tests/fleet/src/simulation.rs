@@ -284,7 +284,7 @@ impl<B: Behaviour> Host<B> {
         world.second.work += whole.work;
         world.second.bytes += whole.bytes;
         let knows_key = kind == Kind::Enroll || self.keys == world.keys;
-        let fate = world.server.ask(cost, knows_key, ticks(B::PATIENCE));
+        let fate = world.server.ask(cost, knows_key, ticks(B::CLIENT_TIMEOUT));
         world.second.failed += u32::from(!matches!(fate.reply, Reply::Done | Reply::KeyRejected));
         if let Some(index) = connection {
             self.used[index] = if fate.reply == Reply::GivenUp { 0 } else { (world.now + fate.after).max(1) };

@@ -267,8 +267,8 @@ impl Worker {
             let interval = lock(&self.flags).number("extensions_interval");
             for uuid in self.extensions() {
                 let path = self.socket_of(uuid);
-                let patience = Duration::from_secs(lock(&self.flags).number("extensions_timeout"));
-                let deadline = Instant::now() + if seen.contains(&uuid) { Duration::ZERO } else { patience };
+                let timeout = Duration::from_secs(lock(&self.flags).number("extensions_timeout"));
+                let deadline = Instant::now() + if seen.contains(&uuid) { Duration::ZERO } else { timeout };
                 while !path.exists() && Instant::now() < deadline && !self.pause(STEP) {}
                 seen.push(uuid);
                 let pinged = client::ping(&self.connections, &path, PING);

@@ -1,4 +1,4 @@
-//! Where a reader is in the files of its journal, and what it finds there.
+//! How a reader walks through its journal's segments: the position where it is, and what it finds there.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,12 +10,12 @@ use super::cursor::{self, Cursor, Stored};
 use super::walk::{self, Step, Walk};
 use super::{Chunk, JournalError, Position, Weigher, segments};
 
-/// A place in a journal's files. Everything before it is done with.
-pub(super) struct Place {
+/// Reads a journal's segments from a position on. Every line before that position was delivered, set aside or dropped.
+pub(super) struct SegmentReader {
     directory: PathBuf,
     cursor: Cursor,
     position: Position,
-    /// Lines before this were done with by an earlier reader, even if the place has gone back.
+    /// Lines before this were done with by an earlier reader, even if the position has gone back.
     done_before: u64,
     /// Lines that should be there and are not, and were not counted yet.
     missing: u64,
@@ -38,7 +38,7 @@ pub(super) struct Place {
 /// A file that can't be read, or is gone.
 pub(super) type Outcome<T> = Result<T, JournalError>;
 
-impl Place {
+impl SegmentReader {
     pub(super) fn new(directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),

@@ -19,20 +19,20 @@ use super::{
 pub(super) const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Takes flags out of osqueryd's options and our own flags one by one, and keeps what was wrong with them.
-pub(super) struct Reader<'a> {
+pub(super) struct SettingsBuilder<'a> {
     options: &'a Options,
     given: &'a OwnFlags,
     errors: Vec<SettingError>,
 }
 
 /// The settings that these flags make, and what was unusable in them.
-pub(super) fn read(options: &Options, given: &OwnFlags) -> (Settings, Vec<SettingError>) {
-    let mut reader = Reader { options, given, errors: Vec::new() };
-    let settings = reader.settings();
-    (settings, reader.errors)
+pub(super) fn build(options: &Options, given: &OwnFlags) -> (Settings, Vec<SettingError>) {
+    let mut builder = SettingsBuilder { options, given, errors: Vec::new() };
+    let settings = builder.settings();
+    (settings, builder.errors)
 }
 
-impl Reader<'_> {
+impl SettingsBuilder<'_> {
     fn settings(&mut self) -> Settings {
         Settings {
             server: self.server(),
