@@ -1,20 +1,14 @@
-//! The extension's buffers, seen from outside, as an operator with `cat` sees them: journals of numbered segments with a
-//! cursor, and the lines that were set aside.
+//! The extension's buffers, seen from outside: what waits in journals, and the lines that were set aside.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::journals::{self, Waiting, open, read_from};
 use super::lines;
-
-/// How a record begins that stands for several lines. The load has no whole differences, which would be others.
-const BATCH: &[u8] = b"{\"string_batch\":";
-
-/// Status calls wait here while there is no worker; their lines go on to the statuses.
-const PENDING: &str = "pending";
 
 /// The buffers of one extension.
 pub(super) struct Buffers {
@@ -25,29 +19,14 @@ pub(super) struct Buffers {
     pub(super) unseen: u64,
 }
 
-/// Up to where everything in a journal is done with.
-#[derive(Clone, Copy, Default)]
-struct Cursor {
-    segment: u64,
-    offset: u64,
-    /// Lines of the record there that are done with.
-    part: u64,
-    /// The number of the next line.
-    line: u64,
-}
-
 impl Buffers {
     pub(super) fn new(directory: &Path) -> Buffers {
         Buffers { directory: directory.to_owned(), seen: None, unseen: 0 }
     }
 
-    /// How many lines wait in a stream's journal; `None` when that could not be told now, since files came and went.
-    pub(super) fn waiting(&self, stream: &str) -> Option<u64> {
-        let lines = waiting_lines(&self.directory.join(stream), lines_of_record).ok()?;
-        if stream != "statuses" {
-            return Some(lines);
-        }
-        Some(lines + waiting_lines(&self.directory.join(PENDING), lines_of_status_call).ok()?)
+    /// What waits on disk. An error can be files that came and went.
+    pub(super) fn waiting(&self) -> io::Result<Waiting> {
+        journals::waiting(&self.directory)
     }
 
     /// The numbers of the result lines that were set aside since this was asked last.
@@ -60,16 +39,18 @@ impl Buffers {
         of_results.map(|entry| number(entry).unwrap_or(u64::MAX)).collect()
     }
 
-    /// Bytes of a stream's files.
-    pub(super) fn size(&self, stream: &str) -> u64 {
-        let files = fs::read_dir(self.directory.join(stream)).into_iter().flatten().flatten();
-        files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    /// How many journals there are, and the bytes of their files.
+    pub(super) fn journals(&self) -> (usize, u64) {
+        let journals = journals::journals(&self.directory).unwrap_or_default();
+        let files = journals.iter().flat_map(|journal| fs::read_dir(journal).into_iter().flatten().flatten());
+        let size = files.filter_map(|file| file.metadata().ok()).filter(|file| file.is_file()).map(|file| file.len());
+        (journals.len(), size.sum())
     }
 
-    /// Bytes of all the files that are no stream's: lines set aside, and status calls that wait for a worker.
-    pub(super) fn size_of_others(&self) -> u64 {
+    /// Bytes of the lines set aside.
+    pub(super) fn size_of_set_aside(&self) -> u64 {
         let size = |path: PathBuf| fs::metadata(path).map_or(0, |file| file.len());
-        self.set_aside_files().into_iter().map(size).sum::<u64>() + self.size(PENDING)
+        self.set_aside_files().into_iter().map(size).sum()
     }
 
     /// The older one first.
@@ -109,72 +90,6 @@ fn read_entries(file: &mut File, offset: u64, entries: &mut Vec<Value>) -> io::R
     Ok(whole as u64)
 }
 
-/// Lines behind a journal's cursor. A segment's name is the number of its first line, so that only the newest is read.
-fn waiting_lines(directory: &Path, lines_of: fn(&[u8]) -> u64) -> io::Result<u64> {
-    // The cursor first: what is delivered meanwhile is counted as waiting, which is the careful side.
-    let cursor = read_cursor(&directory.join("cursor"))?;
-    let mut segments = segments(directory)?;
-    segments.sort_unstable();
-    let Some((&oldest, &newest)) = segments.first().zip(segments.last()) else { return Ok(0) };
-    let cursor = cursor.unwrap_or(Cursor { segment: oldest, line: oldest, ..Cursor::default() });
-    let (offset, first) = match newest == cursor.segment {
-        true => (cursor.offset, cursor.line - cursor.part),
-        false => (0, newest),
-    };
-    let text = read_from(&mut File::open(directory.join(format!("{newest:016}.ndjson")))?, offset)?;
-    // What stands behind the last newline is still being written.
-    let records = text.split_inclusive(|&byte| byte == b'\n').filter_map(|record| record.strip_suffix(b"\n"));
-    let end = first + records.map(lines_of).sum::<u64>();
-    Ok(end.saturating_sub(cursor.line))
-}
-
-fn segments(directory: &Path) -> io::Result<Vec<u64>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter_map(|name| name.strip_suffix(".ndjson")?.parse().ok()).collect())
-}
-
-/// `None` when there is none yet.
-fn read_cursor(path: &Path) -> io::Result<Option<Cursor>> {
-    let Some(mut file) = open(path)? else { return Ok(None) };
-    let text = read_from(&mut file, 0)?;
-    let numbers: Vec<u64> =
-        String::from_utf8_lossy(&text).split_whitespace().filter_map(|number| number.parse().ok()).collect();
-    match numbers[..] {
-        [segment, offset, part, line] => Ok(Some(Cursor { segment, offset, part, line })),
-        _ => Err(ErrorKind::InvalidData.into()),
-    }
-}
-
-fn lines_of_record(record: &[u8]) -> u64 {
-    if !record.starts_with(BATCH) {
-        return 1;
-    }
-    let batch = serde_json::from_slice::<Value>(record).unwrap_or_default();
-    batch["string_batch"].as_array().map_or(1, |lines| lines.len().max(1) as u64)
-}
-
-fn lines_of_status_call(record: &[u8]) -> u64 {
-    serde_json::from_slice::<Vec<Value>>(record).map_or(1, |lines| lines.len() as u64)
-}
-
-fn open(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        file => file.map(Some),
-    }
-}
-
-fn read_from(file: &mut File, offset: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
@@ -194,38 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_counted_from_the_cursor_to_the_last_newline() {
+    fn files_of_all_journals_are_measured() {
         let directory = tempfile::tempdir().unwrap();
         let buffers = Buffers::new(directory.path());
-        let file = |name: &str| directory.path().join(name);
-        assert_eq!((buffers.waiting("results"), buffers.size("results")), (Some(0), 0));
-        write(file("results/0000000000000000.ndjson"), "{}\n");
-        assert_eq!((buffers.waiting("results"), buffers.size("results")), (Some(1), 3));
-        let batch = format!("{}\n", json!({"string_batch": ["a", "b", "c"]}));
-        write(file("results/0000000000000001.ndjson"), &format!("{batch}{{}}\n{{\"half\":"));
-        assert_eq!(buffers.waiting("results"), Some(5));
-        let cursor = |segment: u64, offset: usize, part: u64, line: u64| {
-            let _ = fs::remove_file(file("results/cursor"));
-            write(file("results/cursor"), &format!("{segment:020} {offset:020} {part:020} {line:020}\n"));
-        };
-        cursor(0, 3, 0, 1);
-        assert_eq!(buffers.waiting("results"), Some(4));
-        cursor(1, 0, 2, 3);
-        assert_eq!(buffers.waiting("results"), Some(2));
-        cursor(1, batch.len() + 3, 0, 5);
-        assert_eq!(buffers.waiting("results"), Some(0));
-        fs::write(file("results/cursor"), "x").unwrap();
-        assert_eq!(buffers.waiting("results"), None);
-    }
-
-    #[test]
-    fn status_calls_that_wait_for_a_worker_are_status_lines() {
-        let directory = tempfile::tempdir().unwrap();
-        let buffers = Buffers::new(directory.path());
-        write(directory.path().join("statuses/0000000000000000.ndjson"), "{}\n");
-        write(directory.path().join("pending/0000000000000000.ndjson"), "[{\"m\":\"a\"},{\"m\":\"b\"}]\n");
-        assert_eq!((buffers.waiting("statuses"), buffers.waiting("distributed")), (Some(3), Some(0)));
-        assert_eq!(buffers.size_of_others(), buffers.size("pending"));
+        assert_eq!(buffers.journals(), (0, 0));
+        write(directory.path().join("results/0000000000000000.ndjson"), "{}\n");
+        write(directory.path().join("results/older/0000000000000000.ndjson"), "{}\n{}\n");
+        write(directory.path().join("results/cursor"), "x");
+        assert_eq!((buffers.journals(), buffers.size_of_set_aside()), ((2, 10), 0));
     }
 
     #[test]
@@ -247,6 +138,6 @@ mod tests {
         fs::rename(&newer, directory.path().join("gone")).unwrap();
         write(newer, &entry("results", "{\"n\":9,"));
         assert_eq!((buffers.newly_set_aside(), buffers.unseen), (vec![9], 1));
-        assert!(buffers.size_of_others() > 0);
+        assert!(buffers.size_of_set_aside() > 0);
     }
 }

@@ -67,13 +67,32 @@ impl Ledger {
     }
 
     /// Lines that were taken, and that neither the server has nor the extension has set aside.
-    pub(super) fn missing(&self) -> Numbers {
-        self.taken.without(&[&self.received, &self.set_aside])
+    pub(super) fn owed(&self) -> u64 {
+        self.taken.without(&[&self.received, &self.set_aside]).count()
     }
 
-    /// How many lines that an earlier state of this ledger took are missing.
-    pub(super) fn missing_of(&self, earlier: &Ledger) -> u64 {
-        earlier.taken.without(&[&self.received, &self.set_aside]).count()
+    /// What became of each line that was taken, when those of these numbers wait on disk.
+    pub(super) fn fates(&self, on_disk: &[u64]) -> Fates {
+        self.fates_of(self, on_disk)
+    }
+
+    /// What became of those that an earlier state of this ledger took.
+    pub(super) fn fates_of(&self, earlier: &Ledger, on_disk: &[u64]) -> Fates {
+        let mut waiting = Numbers::default();
+        // Others were never drawn, and would need memory for their size.
+        on_disk.iter().filter(|&&n| n < self.next).for_each(|&n| {
+            waiting.insert(n);
+        });
+        let [taken, not_received, owed] = [&[][..], &[&self.received], &[&self.received, &self.set_aside]]
+            .map(|others| earlier.taken.without(others).count());
+        let lost = earlier.taken.without(&[&self.received, &self.set_aside, &waiting]);
+        Fates {
+            received: taken - not_received,
+            set_aside: not_received - owed,
+            waiting: owed - lost.count(),
+            lost,
+            foreign: on_disk.iter().filter(|&&n| n >= self.next).count() as u64,
+        }
     }
 
     /// Sound lines that were set aside, and nowhere else.
@@ -114,6 +133,21 @@ impl Ledger {
     pub(super) fn foreign(&self) -> u64 {
         self.foreign
     }
+}
+
+/// What became of the lines that were taken, each of which is counted once: these four make all of them.
+#[derive(Clone, Debug)]
+pub(super) struct Fates {
+    /// The server has them.
+    pub(super) received: u64,
+    /// They are among the lines set aside, and the server doesn't have them.
+    pub(super) set_aside: u64,
+    /// They wait on disk, and are nowhere else.
+    pub(super) waiting: u64,
+    /// They are nowhere.
+    pub(super) lost: Numbers,
+    /// Numbers on disk that no line has.
+    pub(super) foreign: u64,
 }
 
 /// What went on around a call.
@@ -245,20 +279,32 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_taken_is_missing_until_it_is_received_or_set_aside() {
+    fn a_line_that_was_taken_is_received_or_set_aside_or_waits_or_is_lost() {
         let mut ledger = Ledger::default();
         let numbers = [Quality::Sound, Quality::Faulty, Quality::Sound, Quality::Sound].map(|q| ledger.draw(q));
         assert_eq!(numbers, [0, 1, 2, 3]);
+        let fates = |ledger: &Ledger, on_disk: &[u64]| {
+            let Fates { received, set_aside, waiting, lost, foreign } = ledger.fates(on_disk);
+            assert_eq!(received + set_aside + waiting + lost.count(), ledger.taken());
+            ((received, set_aside, waiting, foreign), lost.first(9))
+        };
         // The last one's call broke: nobody promised anything.
         [0, 1, 2].into_iter().for_each(|n| ledger.take(n));
-        assert_eq!(ledger.missing().first(9), [0, 1, 2]);
+        assert_eq!(fates(&ledger, &[]), ((0, 0, 0, 0), vec![0, 1, 2]));
+        assert_eq!(fates(&ledger, &[2, 1, 2, 3]), ((0, 0, 2, 0), vec![0]));
         ledger.receive(0);
         ledger.set_aside(1);
-        assert_eq!(ledger.missing().first(9), [2]);
         ledger.receive(3);
-        assert_eq!((ledger.missing().count(), ledger.taken_in_a_broken_call()), (1, 1));
+        assert_eq!((ledger.owed(), ledger.taken_in_a_broken_call()), (1, 1));
+        // What was received and still lies there is received.
+        assert_eq!(fates(&ledger, &[0, 1, 3, u64::MAX]), ((1, 1, 0, 1), vec![2]));
+        let earlier = ledger.clone();
+        ledger.take(3);
+        assert_eq!(ledger.fates_of(&earlier, &[]).lost.count(), 1);
         ledger.receive(2);
-        assert_eq!((ledger.sent(), ledger.taken(), ledger.received(), ledger.missing().count()), (4, 3, 3, 0));
+        ledger.receive(1);
+        assert_eq!(fates(&ledger, &[]), ((4, 0, 0, 0), vec![]));
+        assert_eq!((ledger.sent(), ledger.owed()), (4, 0));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The load's lines: each has its number in front, and is made of words that compress as osquery's lines do.
 
 use fastrand::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::ledger::Quality;
 
@@ -71,7 +71,7 @@ pub(super) fn statuses(numbers: &[u64]) -> String {
         json!({"s": n % 3, "f": "soak.cpp", "i": 1, "m": message, "h": "soak", "c": "Mon Nov 23 04:12:05 2026 UTC",
             "u": 1_795_407_125})
     };
-    numbers.iter().map(one).collect::<serde_json::Value>().to_string()
+    numbers.iter().map(one).collect::<Value>().to_string()
 }
 
 /// The results of one distributed query.
@@ -91,6 +91,12 @@ pub(super) fn number_of_line(line: &str) -> Option<u64> {
     rest.split_once(',')?.0.parse().ok()
 }
 
+/// What a status line of the extension's says of lines that it dropped.
+pub(crate) fn loss(status: &Value) -> Option<&str> {
+    let message = status["message"].as_str().filter(|message| message.contains("dropped"))?;
+    (status["filename"] == "remote_tls").then_some(message)
+}
+
 const MESSAGE: &str = "soak ";
 
 fn status_message(n: u64) -> String {
@@ -105,8 +111,6 @@ fn size(random: &mut Rng) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     #[test]

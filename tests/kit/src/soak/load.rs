@@ -123,10 +123,10 @@ fn receive_status(books: &Books, line: &Value) {
     let message = line["message"].as_str().unwrap_or_default();
     if let Some(n) = lines::number_of_message(message) {
         lock(&books.statuses).receive(n);
-    } else if line["filename"] == "remote_tls" && message.contains("dropped") {
+    } else if let Some(loss) = lines::loss(line) {
         let mut losses = lock(&books.losses);
         if losses.len() < LOSSES {
-            losses.push(message.to_owned());
+            losses.push(loss.to_owned());
         }
     }
 }

@@ -7,11 +7,13 @@
 mod buffers;
 mod disturb;
 mod gate;
+pub(crate) mod journals;
 mod ledger;
-mod lines;
+pub(crate) mod lines;
 mod load;
-mod numbers;
-mod processes;
+pub(crate) mod numbers;
+mod patience;
+pub(crate) mod processes;
 mod report;
 mod schedule;
 mod setup;
@@ -31,6 +33,7 @@ use tempfile::TempDir;
 use self::buffers::Buffers;
 use self::gate::Gate;
 use self::ledger::{Books, Ledger};
+use self::patience::Patience;
 use self::processes::Usage;
 use self::schedule::{Disturbance, Mood, Pace, Phase, Schedule};
 use self::verdict::QuietMoment;
@@ -49,16 +52,22 @@ const PROCESS_LIMIT: Duration = Duration::from_secs(30);
 /// No call takes longer once the server is healthy.
 const CALL_LIMIT: Duration = Duration::from_secs(90);
 
-/// No backlog takes longer to be delivered once the server is healthy.
-const BACKLOG_LIMIT: Duration = Duration::from_secs(180);
+/// A quiet moment lasts until nothing waits, but no longer than this when something has come: a backlog goes slowly.
+const MOMENT: Duration = Duration::from_secs(30);
 
-/// At the end distributed results are waited for as well: their attempts are up to 300 s apart.
-const LAST_LIMIT: Duration = Duration::from_secs(420);
+/// The last one. Distributed results are no backlog, and must have come by then: their attempts are up to 300 s apart.
+const LAST_MOMENT: Duration = Duration::from_secs(420);
+
+/// While more lines wait a quiet moment goes on, or those of a long run would exceed `buffer_max_bytes` at last.
+const MOST_OWED: u64 = 40_000;
 
 /// Between the last delivery and a measurement: spare threads end.
 const SETTLING: Duration = Duration::from_secs(2);
 
 const STREAMS: [&str; 3] = ["results", "statuses", "distributed"];
+
+/// Those of the logger come first.
+const LOGGED: usize = 2;
 const ENDPOINTS: [Endpoint; 5] =
     [Endpoint::Enroll, Endpoint::Config, Endpoint::Log, Endpoint::DistributedRead, Endpoint::DistributedWrite];
 
@@ -152,11 +161,13 @@ struct Soak<'a> {
     next_report: Instant,
     next_look: Instant,
     quiet: Vec<QuietMoment>,
+    /// When nothing was owed last, a stream.
+    paid: [Instant; STREAMS.len()],
     troubles: Vec<String>,
     done: Done,
     /// The front processes that were killed here.
     killed_fronts: Vec<u32>,
-    /// The largest number of lines that waited, and bytes of the journal of results.
+    /// The largest number of result lines that waited, and bytes of the journals.
     largest_backlog: (u64, u64),
     random: Rng,
     /// Last: the processes that use it are gone when it is removed.
@@ -196,6 +207,7 @@ impl<'a> Soak<'a> {
             next_report: now + plan.report_every,
             next_look: now,
             quiet: Vec::new(),
+            paid: [now; STREAMS.len()],
             troubles: Vec::new(),
             done: Done::default(),
             killed_fronts: Vec::new(),
@@ -219,12 +231,12 @@ impl<'a> Soak<'a> {
         self.report();
         while self.began.elapsed() < self.plan.length && self.goes_on() {
             match self.schedule.next(self.began.elapsed()) {
-                Phase::Quiet => self.be_quiet("quiet", &STREAMS[..2], BACKLOG_LIMIT),
+                Phase::Quiet => self.be_quiet("quiet", LOGGED, MOMENT),
                 Phase::Load { mood, pace, disturbance, length } => self.load(mood, pace, disturbance, length),
             }
         }
         if self.goes_on() {
-            self.be_quiet("end", &STREAMS, LAST_LIMIT);
+            self.be_quiet("end", STREAMS.len(), LAST_MOMENT);
             self.report();
         }
         self.gate.finish();
@@ -262,32 +274,58 @@ impl<'a> Soak<'a> {
         self.heal();
     }
 
-    /// No load and no fault, until nothing waits in these buffers; then everything is measured.
-    fn be_quiet(&mut self, name: &str, streams: &[&str], limit: Duration) {
+    /// No load and no fault, until nothing is owed of the first `streams`, or for so long; then everything is measured.
+    fn be_quiet(&mut self, name: &str, streams: usize, length: Duration) {
         name.clone_into(&mut self.phase);
         self.gate.set_pace(Pace::Off);
         let emptied = |soak: &Self| soak.gate.wait_empty(Duration::ZERO);
         if !self.wait(CALL_LIMIT, emptied) {
             return self.trouble(format!("a call took more than {CALL_LIMIT:?} with a healthy server"));
         }
-        let drained = |soak: &Self| streams.iter().all(|stream| soak.buffers.waiting(stream) == Some(0));
-        if !self.wait(limit, drained) {
-            let waiting: Vec<_> = streams.iter().map(|stream| self.buffers.waiting(stream)).collect();
-            return self
-                .trouble(format!("{waiting:?} lines of {streams:?} still wait after {limit:?} without a fault"));
-        }
+        self.wait_for_lines(streams, length);
         self.pass(Instant::now() + SETTLING.min(self.schedule.unit()));
         self.measure();
+    }
+
+    /// Waits for what is owed, as patiently as the extension's own pace asks for.
+    fn wait_for_lines(&mut self, streams: usize, length: Duration) {
+        let (began, owed) = (Instant::now(), self.owed());
+        let mut patience: [Patience; LOGGED] =
+            std::array::from_fn(|stream| Patience::new(owed[stream], began - self.paid[stream], began));
+        loop {
+            let (now, owed) = (Instant::now(), self.owed());
+            for (stream, patience) in patience.iter_mut().enumerate() {
+                if let Some(wrong) = patience.look(owed[stream], now) {
+                    return self.trouble(format!("{}: {wrong}", STREAMS[stream]));
+                }
+            }
+            if self.interrupted() || owed[..streams].iter().sum::<u64>() == 0 {
+                return;
+            }
+            if now - began >= length && patience.iter().all(Patience::is_content) && owed[0] <= MOST_OWED {
+                break;
+            }
+            self.tick();
+            thread::sleep(NOTICE);
+        }
+        for (stream, owed) in STREAMS.into_iter().zip(self.owed()).take(streams).skip(LOGGED) {
+            if owed > 0 {
+                self.trouble(format!("{owed} {stream} lines still wait after {length:?} without a fault"));
+            }
+        }
     }
 
     fn measure(&mut self) {
         let (Some(front), Some(worker)) = (self.usage(self.front()), self.usage(self.worker)) else {
             return;
         };
-        let files = STREAMS.map(|stream| self.buffers.size(stream));
-        let others = self.buffers.size_of_others();
         let part = self.schedule.part(self.began.elapsed());
-        self.quiet.push(QuietMoment { part, front, worker, files, others });
+        self.quiet.push(QuietMoment { part, front, worker });
+    }
+
+    /// Lines that were taken and have not come to anything yet, a stream.
+    fn owed(&self) -> [u64; STREAMS.len()] {
+        self.ledgers().map(|ledger| lock(ledger).owed())
     }
 
     /// The server is healthy from now on.
@@ -337,7 +375,9 @@ impl<'a> Soak<'a> {
     /// What changes without being asked for, and what doesn't stay.
     fn look(&mut self) {
         self.enter_set_aside();
-        let backlog = (self.buffers.waiting("results").unwrap_or(0), self.buffers.size("results"));
+        let (now, owed) = (Instant::now(), self.owed());
+        self.paid.iter_mut().zip(owed).filter(|(_, owed)| *owed == 0).for_each(|(paid, _)| *paid = now);
+        let backlog = (owed[0], self.buffers.journals().1);
         self.largest_backlog = (self.largest_backlog.0.max(backlog.0), self.largest_backlog.1.max(backlog.1));
         let Some(osqueryd) = self.gate.osqueryd() else { return };
         self.look_at_exits(&osqueryd);

@@ -2,14 +2,14 @@
 
 /// A set of numbers that begin at 0 and are dense.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Numbers {
+pub(crate) struct Numbers {
     words: Vec<u64>,
     count: u64,
 }
 
 impl Numbers {
     /// Adds a number: whether it was not there before. Memory grows with the largest one.
-    pub(super) fn insert(&mut self, n: u64) -> bool {
+    pub(crate) fn insert(&mut self, n: u64) -> bool {
         let (word, bit) = place(n);
         if word >= self.words.len() {
             self.words.resize(word + 1, 0);
@@ -20,18 +20,18 @@ impl Numbers {
         added
     }
 
-    pub(super) fn contains(&self, n: u64) -> bool {
+    pub(crate) fn contains(&self, n: u64) -> bool {
         let (word, bit) = place(n);
         self.words.get(word).is_some_and(|word| word & bit != 0)
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// Those that are in none of the others.
-    pub(super) fn without(&self, others: &[&Numbers]) -> Numbers {
+    pub(crate) fn without(&self, others: &[&Numbers]) -> Numbers {
         let rest = |(index, word): (usize, &u64)| {
             let taken = others.iter().fold(0, |taken, other| taken | other.words.get(index).copied().unwrap_or(0));
             word & !taken
@@ -42,7 +42,7 @@ impl Numbers {
     }
 
     /// The smallest of them.
-    pub(super) fn first(&self, most: usize) -> Vec<u64> {
+    pub(crate) fn first(&self, most: usize) -> Vec<u64> {
         (0..self.words.len() as u64 * 64).filter(|&n| self.contains(n)).take(most).collect()
     }
 }

@@ -7,7 +7,7 @@ use super::processes::Usage;
 /// What the columns are called.
 pub(super) const HEADER: &str = "\
 |     time |     taken |  received | waiting |  aside | dropped |   twice | refused | broken | requests \
-| front RSS/PSS | worker RSS/PSS | threads | files | results | others | phase |\n\
+| front RSS/PSS | worker RSS/PSS | threads | files | buffers | others | phase |\n\
 | -------: | --------: | --------: | ------: | -----: | ------: | ------: | ------: | -----: | -------: \
 | ------------: | -------------: | ------: | ----: | ------: | -----: | :---- |";
 
@@ -29,9 +29,9 @@ pub(super) struct Row {
     /// `None` while there is none.
     pub(super) front: Option<Usage>,
     pub(super) worker: Option<Usage>,
-    /// Bytes of the journal of results.
-    pub(super) results: u64,
-    /// Bytes of the other journals, and of the lines set aside.
+    /// Bytes of the journals.
+    pub(super) buffers: u64,
+    /// Bytes of the lines set aside.
     pub(super) others: u64,
     pub(super) phase: String,
 }
@@ -60,7 +60,7 @@ impl Row {
             memory(self.worker),
             both(|usage| usage.threads),
             both(|usage| usage.descriptors),
-            mib(self.results),
+            mib(self.buffers),
             mib(self.others),
             self.phase
         )
@@ -93,7 +93,7 @@ mod tests {
             elapsed: Duration::from_secs(3723),
             taken: 42,
             front: Some(usage),
-            results: 3 << 19,
+            buffers: 3 << 19,
             phase: "outage".to_owned(),
             ..Row::default()
         };

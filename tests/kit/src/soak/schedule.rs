@@ -12,8 +12,9 @@ use fastrand::Rng;
 /// Shorter runs have no parts.
 const LEAST_LENGTH: Duration = Duration::from_secs(240);
 
-/// Behind so many phases there is a quiet moment.
+/// Behind so many phases there is a quiet moment, and behind fewer when they have lasted so many units.
 const PHASES_BETWEEN_QUIET: u32 = 3;
+const UNITS_BETWEEN_QUIET: u32 = 4;
 
 /// Behaviours of the server, in the words of [`crate::server::Misbehaviour`].
 const FAULTS: [&str; 21] = [
@@ -110,7 +111,8 @@ pub(super) struct Schedule {
     unit: Duration,
     moods: Vec<Mood>,
     disturbances: Vec<Disturbance>,
-    since_quiet: u32,
+    /// Phases since the last quiet moment, and how long they are.
+    since_quiet: (u32, Duration),
 }
 
 impl Schedule {
@@ -118,7 +120,7 @@ impl Schedule {
     pub(super) fn new(seed: u64, length: Duration) -> Schedule {
         let unit = (length / 90).clamp(Duration::from_millis(500), Duration::from_secs(20));
         let random = Rng::with_seed(seed);
-        Schedule { random, length, unit, moods: Vec::new(), disturbances: Vec::new(), since_quiet: 0 }
+        Schedule { random, length, unit, moods: Vec::new(), disturbances: Vec::new(), since_quiet: (0, Duration::ZERO) }
     }
 
     /// The part of the run that this moment, counted from its beginning, is in.
@@ -144,16 +146,17 @@ impl Schedule {
 
     /// The next phase, when the run has lasted so long.
     pub(super) fn next(&mut self, elapsed: Duration) -> Phase {
-        if self.since_quiet == PHASES_BETWEEN_QUIET {
-            self.since_quiet = 0;
+        let (phases, lasted) = self.since_quiet;
+        if phases == PHASES_BETWEEN_QUIET || lasted >= self.unit * UNITS_BETWEEN_QUIET {
+            self.since_quiet = (0, Duration::ZERO);
             return Phase::Quiet;
         }
-        self.since_quiet += 1;
         let mood = self.mood();
         let disturbance = (self.part(elapsed) == Part::Disturbed).then(|| self.disturbance());
         let pace = if self.random.u32(..3) == 0 { Pace::Bursts } else { Pace::Moderate };
         let most = if mood == Mood::Outage { 6.0 } else { 1.5 };
         let length = self.unit.mul_f64(0.5 + self.random.f64() * (most - 0.5));
+        self.since_quiet = (phases + 1, lasted + length);
         Phase::Load { mood, pace, disturbance, length }
     }
 
@@ -250,15 +253,43 @@ mod tests {
         assert_eq!([0, 1, 2].map(|minute| part(3, minute)), [Part::Disturbed; 3]);
     }
 
+    /// Whatever is drawn, and however long quiet moments last.
+    #[test]
+    fn half_an_hour_has_quiet_moments_enough_in_each_part_to_compare() {
+        const QUIET: Duration = Duration::from_secs(35);
+        for (minutes, seed) in (0..200).flat_map(|seed| [(30, seed), (31, seed), (60, seed), (600, seed)]) {
+            let mut schedule = Schedule::new(seed, Duration::from_secs(minutes * 60));
+            let (mut elapsed, mut moments) = (Duration::ZERO, Vec::new());
+            while elapsed < schedule.length {
+                match schedule.next(elapsed) {
+                    Phase::Load { length, .. } => elapsed += length,
+                    Phase::Quiet => {
+                        elapsed += QUIET;
+                        moments.push(schedule.part(elapsed));
+                    }
+                }
+            }
+            for part in [Part::First, Part::Third, Part::Last] {
+                let found = moments.iter().filter(|moment| **moment == part).count();
+                assert!(found >= 3, "{found} in {part:?} of {minutes} minutes, seed {seed}");
+            }
+        }
+    }
+
     #[test]
     fn quiet_moments_come_regularly_and_phases_end() {
-        let drawn = phases(3, 20, 40);
-        assert_eq!(drawn.iter().filter(|phase| **phase == Phase::Quiet).count(), 10);
+        let drawn = phases(3, 20, 400);
         let unit = Schedule::new(3, HOUR).unit();
-        for phase in drawn {
-            let Phase::Load { mood, length, .. } = phase else { continue };
-            let most = if mood == Mood::Outage { 6 } else { 2 };
-            assert!(length >= unit / 2 && length <= unit * most, "{mood:?} {length:?}");
+        for between in drawn.split(|phase| *phase == Phase::Quiet) {
+            assert!(between.len() <= 3, "{between:?}");
+            let mut before = Duration::ZERO;
+            for phase in between {
+                let Phase::Load { mood, length, .. } = *phase else { continue };
+                let most = if mood == Mood::Outage { 6 } else { 2 };
+                assert!(length >= unit / 2 && length <= unit * most, "{mood:?} {length:?}");
+                assert!(before < unit * 4, "{between:?}");
+                before += length;
+            }
         }
     }
 }

@@ -1,49 +1,63 @@
 //! What the soak says: the rows of its table, and its findings at the end.
 
+use super::journals::Waiting;
 use super::processes::Usage;
 use super::report::{self, Row};
 use super::schedule::{Disturbance, Mood, Pace};
+use super::verdict::Ending;
 use super::{Done, Outcome, STREAMS, Soak, lock, verdict};
 
 impl Soak<'_> {
     /// A row of the table.
     pub(super) fn report(&mut self) {
-        let [results, statuses, distributed] = STREAMS.map(|stream| self.buffers.size(stream));
+        // In this order, what was taken before and doesn't wait is gone: a line leaves the journals after it was
+        // received or set aside. It may go from one journal to another meanwhile, but not twice.
+        let before = self.ledgers().map(|ledger| lock(ledger).clone());
+        let waiting = self.buffers.waiting().and_then(|first| Ok([first, self.buffers.waiting()?])).ok();
+        self.enter_set_aside();
         let mut row = Row {
             elapsed: self.began.elapsed(),
-            waiting: Some(0),
+            waiting: waiting.is_some().then_some(0),
             requests: self.books.requests(),
             front: self.usage(self.front()),
             worker: self.usage(self.worker),
-            results,
-            others: statuses + distributed + self.buffers.size_of_others(),
+            buffers: self.buffers.journals().1,
+            others: self.buffers.size_of_set_aside(),
             phase: self.phase.clone(),
             ..Row::default()
         };
-        for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
-            // In this order, what is missing and doesn't wait is gone: a line leaves the journal after it was received
-            // or set aside.
-            let before = lock(ledger).clone();
-            let waiting = self.buffers.waiting(stream);
-            self.enter_set_aside();
-            let after = lock(ledger).clone();
-            let missing = after.missing_of(&before);
-            row.dropped += waiting.map_or(0, |waiting| missing.saturating_sub(waiting));
-            row.waiting = row.waiting.zip(waiting).map(|(sum, waiting)| sum + waiting);
-            row.taken += after.taken();
-            row.received += after.received();
-            row.set_aside += after.all_set_aside();
-            row.duplicates += after.duplicates();
+        for (stream, (ledger, before)) in self.ledgers().into_iter().zip(before).enumerate() {
+            let ledger = lock(ledger);
+            if let Some(waiting) = &waiting {
+                let fates =
+                    ledger.fates_of(&before, &waiting.each_ref().map(|read| &read.numbers[stream][..]).concat());
+                row.dropped += fates.lost.count();
+                row.waiting = row.waiting.map(|sum| sum + fates.waiting);
+            }
+            row.taken += ledger.taken();
+            row.received += ledger.received();
+            row.set_aside += ledger.all_set_aside();
+            row.duplicates += ledger.duplicates();
         }
         let calls = lock(&self.books.calls).clone();
         (row.refused, row.broken) = (calls.refused + calls.unexplained, calls.broken);
         (self.say)(&row.render());
     }
 
-    /// Says what the run has shown.
-    pub(super) fn judge(&self) -> Outcome {
-        self.summarize();
-        let problems = verdict::problems(self.books, &self.buffers, &self.quiet, &self.troubles);
+    /// Says what the run has shown. The extension has ended: nothing changes any more.
+    pub(super) fn judge(&mut self) -> Outcome {
+        self.enter_set_aside();
+        let mut problems = self.troubles.clone();
+        let waiting = self.buffers.waiting().unwrap_or_else(|error| {
+            problems.push(format!("what waits can't be read: {error}"));
+            Waiting::default()
+        });
+        let ending = Ending { waiting, journals: self.buffers.journals(), set_aside: self.buffers.size_of_set_aside() };
+        self.summarize(&ending);
+        problems.extend(verdict::problems(self.books, &ending, &self.quiet));
+        if self.buffers.unseen > 0 {
+            problems.push(format!("{} files of lines set aside went before the soak looked", self.buffers.unseen));
+        }
         for problem in &problems {
             (self.say)(&format!("PROBLEM: {problem}"));
         }
@@ -51,18 +65,22 @@ impl Soak<'_> {
         if problems.is_empty() { Outcome::Fine } else { Outcome::Faulty }
     }
 
-    fn summarize(&self) {
+    fn summarize(&self, ending: &Ending) {
         (self.say)("");
-        for (stream, ledger) in STREAMS.into_iter().zip(self.ledgers()) {
+        for (stream, (ledger, on_disk)) in
+            STREAMS.into_iter().zip(self.ledgers().into_iter().zip(&ending.waiting.numbers))
+        {
             let ledger = lock(ledger);
+            let fates = ledger.fates(on_disk);
             (self.say)(&format!(
-                "{stream}: {} sent, {} taken, {} received, {} set aside, {} lost; {} received again, {} taken in a \
-                 broken call",
+                "{stream}: {} sent, {} taken = {} received + {} set aside + {} waiting on disk + {} lost; {} received \
+                 again, {} more received or set aside of broken calls",
                 ledger.sent(),
                 ledger.taken(),
-                ledger.received(),
-                ledger.all_set_aside(),
-                ledger.missing().count(),
+                fates.received,
+                fates.set_aside,
+                fates.waiting,
+                fates.lost.count(),
                 ledger.duplicates(),
                 ledger.taken_in_a_broken_call()
             ));
@@ -81,11 +99,12 @@ impl Soak<'_> {
              outages, {faults} faults of the server"
         ));
         let (lines, bytes) = self.largest_backlog;
-        (self.say)(&format!("largest backlog seen: {lines} lines, {} MiB of results", report::mib(bytes)));
-        if let Some(last) = self.quiet.last() {
-            let [results, others] = [last.files[0], last.others].map(report::mib);
-            (self.say)(&format!("at the last quiet moment: {results} MiB of results, {others} MiB of lines set aside"));
-        }
+        (self.say)(&format!("largest backlog seen: {lines} result lines; {} MiB of journals", report::mib(bytes)));
+        let (journals, bytes) = ending.journals;
+        let [bytes, waiting, aside] = [bytes, ending.waiting.bytes, ending.set_aside].map(report::mib);
+        (self.say)(&format!(
+            "at the end: {bytes} MiB of {journals} journals, of which {waiting} MiB wait; {aside} MiB of lines set aside"
+        ));
         for trend in verdict::describe_trends(&self.quiet) {
             (self.say)(&trend);
         }

@@ -1,17 +1,17 @@
 //! The verdict: what a run must not have shown.
 
-use super::buffers::Buffers;
+use super::journals::Waiting;
 use super::ledger::{Books, Calls, Ledger};
+use super::lock;
 use super::processes::Usage;
 use super::report::mib;
 use super::schedule::Part;
-use super::{STREAMS, lock};
 
 /// Fewer quiet moments in a part of the run prove nothing.
 const LEAST_MOMENTS: usize = 3;
 
-/// Bytes that a journal may have when nothing waits in it: its newest segment stays, which has 4 MiB at most when a
-/// record is begun, and no record of the load has more than one.
+/// Bytes that a journal may have beside those that wait in it: a segment stays until all of it is done with, which has
+/// 4 MiB at most when a record is begun, and no record of the load has more than one.
 const FLOOR: u64 = 5 << 20;
 
 /// Bytes of the lines set aside: two files of 8 MiB.
@@ -23,16 +23,22 @@ const CALLERS: u64 = 6;
 /// Line numbers that a problem names.
 const NAMED: usize = 5;
 
-/// What was measured while nothing happened and nothing waited.
+/// What was measured while nothing happened but, perhaps, a backlog's delivery.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct QuietMoment {
     pub(super) part: Part,
     pub(super) front: Usage,
     pub(super) worker: Usage,
-    /// Bytes of each stream's journal.
-    pub(super) files: [u64; STREAMS.len()],
-    /// Bytes of the lines set aside, and of status calls that wait for a worker.
-    pub(super) others: u64,
+}
+
+/// What is left when the extension has ended.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ending {
+    pub(super) waiting: Waiting,
+    /// How many journals there are, and bytes of their files.
+    pub(super) journals: (usize, u64),
+    /// Bytes of the lines set aside.
+    pub(super) set_aside: u64,
 }
 
 /// A figure that must not grow.
@@ -105,30 +111,29 @@ pub(super) fn describe_trends(moments: &[QuietMoment]) -> Vec<String> {
     }
 }
 
-/// All that speaks against the extension, or against the soak's own figures. Nothing does when the run was fine.
-pub(super) fn problems(books: &Books, buffers: &Buffers, moments: &[QuietMoment], troubles: &[String]) -> Vec<String> {
-    let mut problems = troubles.to_vec();
-    for (name, ledger) in
-        [("result", &books.results), ("status", &books.statuses), ("distributed result", &books.distributed)]
-    {
-        problems.extend(of_lines(name, &lock(ledger)));
+/// All that speaks against the extension. Nothing does when the run was fine.
+pub(super) fn problems(books: &Books, ending: &Ending, moments: &[QuietMoment]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let ledgers = [&books.results, &books.statuses, &books.distributed];
+    let names = ["result", "status", "distributed result"];
+    for ((name, ledger), on_disk) in names.into_iter().zip(ledgers).zip(&ending.waiting.numbers) {
+        problems.extend(of_lines(name, &lock(ledger), on_disk));
     }
     problems.extend(of_calls(&lock(&books.calls)));
-    problems.extend(lock(&books.losses).iter().map(|loss| format!("the extension says: {loss}")));
-    if buffers.unseen > 0 {
-        problems.push(format!("{} files of lines set aside went before the soak looked", buffers.unseen));
-    }
+    // The soak stays within the limits. A line that is counted as dropped is not lost without a word, but lost.
+    let losses = lock(&books.losses);
+    problems.extend(losses.iter().chain(&ending.waiting.losses).map(|loss| format!("the extension says: {loss}")));
     problems.extend(of_memory(moments));
-    problems.extend(of_files(moments));
+    problems.extend(of_files(ending));
     problems
 }
 
-fn of_lines(name: &str, ledger: &Ledger) -> Vec<String> {
+fn of_lines(name: &str, ledger: &Ledger, on_disk: &[u64]) -> Vec<String> {
     let mut problems = Vec::new();
-    let missing = ledger.missing();
-    if missing.count() > 0 {
-        let some = missing.first(NAMED);
-        problems.push(format!("{} {name} lines are lost, of {}: {some:?}", missing.count(), ledger.taken()));
+    let fates = ledger.fates(on_disk);
+    if fates.lost.count() > 0 {
+        let some = fates.lost.first(NAMED);
+        problems.push(format!("{} {name} lines are lost, of {}: {some:?}", fates.lost.count(), ledger.taken()));
     }
     let aside = ledger.wrongly_set_aside();
     if aside.count() > 0 {
@@ -137,7 +142,7 @@ fn of_lines(name: &str, ledger: &Ledger) -> Vec<String> {
     }
     for (count, what) in [
         (ledger.wrongly_received(), "have no place in a request, and were sent"),
-        (ledger.foreign(), "came from nowhere"),
+        (ledger.foreign() + fates.foreign, "came from nowhere"),
     ] {
         if count > 0 {
             problems.push(format!("{count} {name} lines {what}"));
@@ -170,16 +175,15 @@ fn of_memory(moments: &[QuietMoment]) -> Vec<String> {
     grown.map(|trend| format!("growth: {}", trend.describe())).collect()
 }
 
-fn of_files(moments: &[QuietMoment]) -> Vec<String> {
-    let Some(last) = moments.last() else { return vec!["there was no quiet moment".to_owned()] };
+fn of_files(ending: &Ending) -> Vec<String> {
     let mut problems = Vec::new();
-    for (stream, size) in STREAMS.into_iter().zip(last.files) {
-        if size > FLOOR {
-            problems.push(format!("the journal of {stream} is not back at its floor: {} MiB", mib(size)));
-        }
+    let ((journals, bytes), waiting) = (ending.journals, ending.waiting.bytes);
+    if bytes > waiting + FLOOR * journals as u64 {
+        let [bytes, waiting] = [bytes, waiting].map(mib);
+        problems.push(format!("{journals} journals have {bytes} MiB, of which {waiting} MiB wait: too much stays"));
     }
-    if last.others > MOST_SET_ASIDE {
-        problems.push(format!("{} MiB of lines set aside are more than are to be kept", mib(last.others)));
+    if ending.set_aside > MOST_SET_ASIDE {
+        problems.push(format!("{} MiB of lines set aside are more than are to be kept", mib(ending.set_aside)));
     }
     problems
 }
@@ -212,13 +216,11 @@ mod tests {
     }
 
     fn judged(books: &Books, moments: &[QuietMoment]) -> String {
-        let buffers = Buffers::new(std::path::Path::new("/nowhere"));
-        problems(books, &buffers, moments, &[]).join("\n")
+        problems(books, &Ending::default(), moments).join("\n")
     }
 
     fn flat() -> Vec<QuietMoment> {
-        let files = [4 << 20; 3];
-        moments(|_| QuietMoment { front: usage(3000), worker: usage(9000), files, ..QuietMoment::default() })
+        moments(|_| QuietMoment { front: usage(3000), worker: usage(9000), ..QuietMoment::default() })
     }
 
     #[test]
@@ -236,6 +238,22 @@ mod tests {
             lock(ledger).take(n);
             assert_eq!(judged(&books, &flat()), format!("1 {name} lines are lost, of 2: [1]"));
         }
+    }
+
+    #[test]
+    fn a_line_that_waits_on_disk_is_not_lost_and_one_from_nowhere_is_told() {
+        let books = fine();
+        let [waits, lost] = [Quality::Sound, Quality::Faulty].map(|quality| lock(&books.results).draw(quality));
+        [waits, lost].into_iter().for_each(|n| lock(&books.results).take(n));
+        let told = |numbers: [Vec<u64>; 3]| {
+            let waiting = Waiting { numbers, ..Waiting::default() };
+            problems(&books, &Ending { waiting, ..Ending::default() }, &flat()).join("\n")
+        };
+        assert_eq!(told([vec![waits, lost, waits], vec![], vec![]]), "");
+        assert_eq!(told([vec![waits], vec![], vec![]]), format!("1 result lines are lost, of 3: [{lost}]"));
+        // It is there, but among others' lines.
+        assert!(told([vec![waits], vec![lost], vec![]]).contains("1 result lines are lost"));
+        assert_eq!(told([vec![waits, lost], vec![], vec![7]]), "1 distributed result lines came from nowhere");
     }
 
     #[test]
@@ -287,13 +305,23 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_may_keep_its_newest_segment_and_lines_set_aside_their_two_files() {
-        let judged = |files: [u64; 3], others: u64| {
-            judged(&fine(), &moments(|_| QuietMoment { files, others, ..QuietMoment::default() }))
+    fn a_journal_may_keep_a_segment_beside_what_waits_and_lines_set_aside_their_two_files() {
+        let judged = |journals: (usize, u64), waiting: u64, set_aside: u64| {
+            let waiting = Waiting { bytes: waiting << 20, ..Waiting::default() };
+            problems(&fine(), &Ending { waiting, journals, set_aside: set_aside << 20 }, &[]).join("\n")
         };
-        assert_eq!(judged([5 << 20, 0, 5 << 20], 16 << 20), "");
-        assert_eq!(judged([0, 9 << 20, 0], 0), "the journal of statuses is not back at its floor: 9.0 MiB");
-        assert_eq!(judged([0; 3], 17 << 20), "17.0 MiB of lines set aside are more than are to be kept");
-        assert_eq!(problems(&fine(), &Buffers::new("/nowhere".as_ref()), &[], &[]), ["there was no quiet moment"]);
+        assert_eq!(judged((2, 10 << 20), 0, 16), "");
+        assert_eq!(judged((2, 50 << 20), 40, 16), "");
+        let told = "2 journals have 50.0 MiB, of which 39.0 MiB wait: too much stays";
+        assert_eq!(judged((2, 50 << 20), 39, 0), told);
+        assert_eq!(judged((0, 0), 0, 17), "17.0 MiB of lines set aside are more than are to be kept");
+    }
+
+    #[test]
+    fn what_the_extension_drops_is_told_also_when_the_server_has_not_heard_of_it() {
+        let losses = vec!["3 lines of the results journal dropped so far".to_owned()];
+        let ending = Ending { waiting: Waiting { losses, ..Waiting::default() }, ..Ending::default() };
+        let told = problems(&fine(), &ending, &flat());
+        assert_eq!(told, ["the extension says: 3 lines of the results journal dropped so far"]);
     }
 }
