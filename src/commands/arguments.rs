@@ -142,6 +142,8 @@ pub enum BufferCommand {
 pub enum Stream {
     /// Result lines
     Results,
+    /// Result lines that could not be sent for a minute
+    Backlog,
     /// Status lines
     Statuses,
     /// Results of distributed queries
@@ -150,9 +152,10 @@ pub enum Stream {
     Pending,
 }
 
-/// The journals that the worker reads as long as it runs; `pending` is empty then.
+/// What the worker reads as long as it runs. The backlog goes with the results; `pending` is empty then.
 fn discardable() -> impl TypedValueParser<Value = Stream> {
-    let streams = Stream::value_variants().iter().filter(|stream| **stream != Stream::Pending);
+    let streams = Stream::value_variants().iter();
+    let streams = streams.filter(|stream| !matches!(stream, Stream::Backlog | Stream::Pending));
     PossibleValuesParser::new(streams.filter_map(Stream::to_possible_value))
         .try_map(|name| Stream::from_str(&name, false))
 }

@@ -15,8 +15,9 @@ use crate::journal::inspect::{self, Look};
 use crate::line_count::LineCounter;
 
 /// The streams, by their directories, and what waits in each: one, and more.
-const STREAMS: [(&str, [&str; 2]); 4] = [
+const STREAMS: [(&str, [&str; 2]); 5] = [
     ("results", ["result line waits", "result lines wait"]),
+    ("backlog", ["result line waits behind new ones", "result lines wait behind new ones"]),
     ("statuses", ["status line waits", "status lines wait"]),
     ("distributed", ["result of a distributed query waits", "results of distributed queries wait"]),
     ("pending", ["status call that no worker has taken waits", "status calls that no worker has taken wait"]),

@@ -150,6 +150,18 @@ pub struct Limits {
     pub free_bytes: u64,
 }
 
+impl Limits {
+    /// What they leave for an older journal while so many lines and bytes wait in a newer one.
+    #[must_use]
+    pub fn without(&self, lines: u64, bytes: u64) -> Self {
+        Self {
+            lines: self.lines.map(|most| most.saturating_sub(lines)),
+            bytes: self.bytes.saturating_sub(bytes),
+            free_bytes: self.free_bytes,
+        }
+    }
+}
+
 /// What became of lines, counted since the process began. The writer counts `accepted` and `dropped`, the reader
 /// `delivered`, `set_aside` and `dropped`; the sum of both is the journal's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The reading side: hands out what waits, and forgets what is done with.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub struct Reader<W> {
 pub(super) struct State {
     /// Whether it was tried before to open it.
     was_tried: bool,
+    /// It was made after the first look at it: what is in it didn't wait at the start.
+    is_new: bool,
     /// The lock, while the journal is open.
     lock: Option<File>,
     pub(super) segments: SegmentReader,
@@ -43,8 +45,8 @@ pub(super) struct State {
     in_memory: Position,
     /// Records from memory are, or may be, on their way to the server.
     lent: bool,
-    /// Lines set aside since the last acknowledgement.
-    set_aside: u64,
+    /// Lines that were set aside, or are in another journal, since the last acknowledgement.
+    elsewhere: u64,
 }
 
 /// How a journal stands.
@@ -62,6 +64,20 @@ pub struct Status {
     pub oldest: Option<Oldest>,
 }
 
+impl Status {
+    /// How both stand together, where this journal's records come behind those of an older one.
+    #[must_use]
+    pub fn behind(self, older: Self) -> Self {
+        Self {
+            counts: self.counts + older.counts,
+            waiting_lines: self.waiting_lines.saturating_add(older.waiting_lines),
+            waiting_bytes: self.waiting_bytes.saturating_add(older.waiting_bytes),
+            file_bytes: self.file_bytes.saturating_add(older.file_bytes),
+            oldest: older.oldest.or(self.oldest),
+        }
+    }
+}
+
 impl<W: Weigher> Reader<W> {
     /// Reads the journal in this directory, which is called `name` in messages. What its writer has in memory comes by way
     /// of `overflow`; what is set aside goes to `rejected`. The disk isn't touched before the first use.
@@ -74,11 +90,12 @@ impl<W: Weigher> Reader<W> {
     ) -> Self {
         let state = State {
             was_tried: false,
+            is_new: false,
             lock: None,
             segments: SegmentReader::new(&directory),
             in_memory: Position { file: Position::MEMORY, ..Position::default() },
             lent: overflow.is_some(),
-            set_aside: 0,
+            elsewhere: 0,
         };
         Self {
             name,
@@ -122,15 +139,15 @@ impl<W: Weigher> Reader<W> {
     pub fn acknowledge(&self, until: Position) {
         let mut state = self.state.lock();
         let done = self.forget(&mut state, until);
-        let set_aside = std::mem::take(&mut state.set_aside);
+        let elsewhere = std::mem::take(&mut state.elsewhere);
         drop(state);
-        self.tally.deliver(done.saturating_sub(set_aside));
+        self.tally.deliver(done.saturating_sub(elsewhere));
     }
 
     /// What lies before this place is no longer wanted: it is removed without being counted.
     pub fn discard(&self, until: Position) {
         let mut state = self.state.lock();
-        state.set_aside = 0;
+        state.elsewhere = 0;
         self.forget(&mut state, until);
     }
 
@@ -140,7 +157,13 @@ impl<W: Weigher> Reader<W> {
         self.note_set_aside(line.get(..LINE_BYTES + 1).unwrap_or(line), line.len() as u64, lines, reason);
     }
 
-    /// The same for a large record: what is left of its lines.
+    /// As many lines before the next acknowledgement are in another journal by now: they are neither delivered nor lost.
+    pub fn note_taken_over(&self, lines: u64) {
+        let mut state = self.state.lock();
+        state.elsewhere = state.elsewhere.saturating_add(lines);
+    }
+
+    /// The same as [`Self::set_aside`] for a large record: what is left of its lines.
     pub fn set_aside_large(&self, record: &LargeRecord, reason: &str) {
         let beginning = record.beginning(LINE_BYTES + 1).unwrap_or_else(|error| {
             log::debug!("a large record can't be read for setting it aside: {error}");
@@ -180,11 +203,28 @@ impl<W: Weigher> Reader<W> {
         on_disk.saturating_add(self.held().unwrap_or_default().lines)
     }
 
+    /// Lines that wait on disk and bytes of their records, as far as was looked before.
+    pub(crate) fn waits_on_disk(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.segments.waiting_lines(), state.segments.waiting_bytes())
+    }
+
     /// When the file of the oldest record that waits was written last; `None` when that is not known.
     #[must_use]
     pub fn oldest_written(&self) -> Option<SystemTime> {
+        self.oldest_file()?.modified().ok()
+    }
+
+    /// When that file was made; where the file system doesn't know, when it was written last.
+    #[must_use]
+    pub fn oldest_made(&self) -> Option<SystemTime> {
+        let file = self.oldest_file()?;
+        file.created().or_else(|_| file.modified()).ok()
+    }
+
+    fn oldest_file(&self) -> Option<Metadata> {
         let file = self.state.lock().segments.position().file;
-        fs::metadata(segments::path(&self.directory, file)).ok()?.modified().ok()
+        fs::metadata(segments::path(&self.directory, file)).ok()
     }
 
     /// How many lines waited on disk when the journal was opened; 0 before that.
@@ -298,6 +338,7 @@ impl<W: Weigher> Reader<W> {
             return Ok(true);
         }
         if !exists(&self.directory) {
+            state.is_new |= !state.was_tried;
             return Ok(false);
         }
         let timeout = if state.was_tried { Duration::ZERO } else { PREDECESSOR_LIMIT };
@@ -311,7 +352,7 @@ impl<W: Weigher> Reader<W> {
             log::debug!("{}", chain(&error));
         }
         self.note_missing(state);
-        let found = state.segments.waiting_lines();
+        let found = if std::mem::take(&mut state.is_new) { 0 } else { state.segments.waiting_lines() };
         self.found.store(found, Ordering::Relaxed);
         if found > 0 {
             log::info!("{} waited in the {} journal at the start", counted(found, "line"), self.name);
@@ -329,7 +370,7 @@ impl<W: Weigher> Reader<W> {
         self.rejected.add(self.name, reason, beginning, size);
         self.tally.set_aside(lines, reason);
         let mut state = self.state.lock();
-        state.set_aside = state.set_aside.saturating_add(lines);
+        state.elsewhere = state.elsewhere.saturating_add(lines);
     }
 
     fn give_back(&self, state: &mut State) {

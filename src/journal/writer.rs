@@ -167,6 +167,27 @@ impl<W: Weigher> Writer<W> {
         self.events.appended();
     }
 
+    /// Keeps records that are safe elsewhere until this succeeds, each with its newline: on the disk, synced, and never in
+    /// memory. They are not counted as taken.
+    ///
+    /// # Errors
+    /// The disk refuses them, or records wait in memory already. The first of them may have been kept.
+    pub fn take_over(&self, records: &[u8]) -> Result<(), JournalError> {
+        let lines = lines_of::<W>(records);
+        {
+            let mut state = self.state.lock();
+            self.write_waiting(&mut state);
+            if !state.memory.is_empty() {
+                let reason = "lines wait in memory for the disk".to_owned();
+                return Err(JournalError::NotYet { path: self.directory.clone(), reason });
+            }
+            self.store(&mut state)?.write::<W>(records, lines).map_err(|refusal| refusal.error)?;
+        }
+        self.sync();
+        self.events.appended();
+        Ok(())
+    }
+
     /// A record that may be too large for memory, to be written in pieces.
     pub fn incoming(&self) -> Incoming<'_, W> {
         let file = {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::isolation::{Step, Then};
-use super::logger::{Batches, Bundler, Room, Window};
+use super::logger::{Batches, Bundler, Room, Snapshots, Window};
 use crate::chain::chain;
 use crate::clock::{BootInstant, unix_time};
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
@@ -31,7 +31,8 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub const STREAM: &str = "distributed";
 
 /// Kept results are sent one by one, however large they are.
-const ROOM: Room = Room { lines: 1, bytes: 1 << 20, line_bytes: usize::MAX, batches: Batches::Keep };
+const ROOM: Room =
+    Room { lines: 1, bytes: 1 << 20, line_bytes: usize::MAX, batches: Batches::Keep, snapshots: Snapshots::Send };
 
 /// So many are looked at behind one that the server refuses.
 const BEHIND: Room = Room { lines: 16, ..ROOM };
@@ -164,12 +165,12 @@ impl Distributed {
             Step::Rest => return Ok(Progress::Rests),
             Step::SetAside(_) => {}
             Step::Over => {
-                window.settle(&self.kept);
+                window.settle(&self.kept, None);
                 sending.window = None;
                 return Ok(Progress::GoesOn);
             }
         }
-        window.settle(&self.kept);
+        window.settle(&self.kept, None);
         Ok(Progress::GoesOn)
     }
 

@@ -232,14 +232,19 @@ impl Search {
 
     /// A line from elsewhere: what is kept back comes after the others, and a line from anywhere when those were refused.
     fn control(&mut self) -> Option<Step> {
-        let open: Vec<usize> = indexes(&self.lines, is_open).collect();
+        let mut open: Vec<usize> = indexes(&self.lines, is_open).collect();
         let last = *open.last()?;
+        if open.len() > 1 {
+            // The first one is what is refused.
+            open.remove(0);
+        }
         let elsewhere = self.bad_until.unwrap_or(0)..self.spare_start();
         let index = match self.refused_controls + self.waits / ATTEMPTS {
             0 => open.iter().rev().find(|line| elsewhere.contains(line)).copied().unwrap_or(last),
             1 => last,
-            // A multiple of the golden section: seldom near where it was before.
-            tried => *open.get(tried.wrapping_mul(2_654_435_761).checked_rem(open.len())?)?,
+            // A multiple of the golden section: seldom near where it was before. Without its last digits, which are even for
+            // ever when `tried` is.
+            tried => *open.get((tried.wrapping_mul(2_654_435_761) >> 8).checked_rem(open.len())?)?,
         };
         self.is_control = true;
         Some(Step::Send(index..index + 1))
@@ -254,6 +259,18 @@ impl Search {
         for index in lines {
             self.set(index, Line::Taken);
         }
+        self.taken_elsewhere();
+        let front = indexes(&self.lines, is_open).next().unwrap_or(self.lines.len());
+        if self.bad_until.is_some_and(|until| until <= front) {
+            self.bad_until = None;
+        }
+        if self.bad_until.is_none() && !self.is_control {
+            self.size = self.size.saturating_mul(2).min(self.most);
+        }
+    }
+
+    /// The server has just taken lines that are none of these.
+    pub(crate) fn taken_elsewhere(&mut self) {
         for line in &mut self.lines {
             if let Line::Suspect { others_taken, .. } = line {
                 *others_taken = true;
@@ -265,13 +282,6 @@ impl Search {
         }
         (self.refused_in_a_row, self.refused_controls, self.waits) = (0, 0, 0);
         self.nothing_more = false;
-        let front = indexes(&self.lines, is_open).next().unwrap_or(self.lines.len());
-        if self.bad_until.is_some_and(|until| until <= front) {
-            self.bad_until = None;
-        }
-        if self.bad_until.is_none() && !self.is_control {
-            self.size = self.size.saturating_mul(2).min(self.most);
-        }
     }
 
     /// These lines were refused.

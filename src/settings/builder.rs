@@ -179,6 +179,7 @@ impl SettingsBuilder<'_> {
             buffer_min_free_bytes: self.limit(&own::BUFFER_MIN_FREE_BYTES, u64::max),
             max_request_bytes: usize::try_from(self.own(&own::LOGGER_MAX_REQUEST_BYTES)).unwrap_or(usize::MAX),
             expand_events: self.own(&own::LOGGER_EXPAND_EVENTS),
+            new_lines_first: self.own(&own::NEW_LINES_FIRST),
             event_type: self.truth("logger_event_type", true),
         }
     }

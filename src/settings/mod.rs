@@ -247,6 +247,8 @@ pub struct LoggerSettings {
     pub max_request_bytes: usize,
     /// Our `logger_expand_events`: whether event lines are made by us.
     pub expand_events: ExpandEvents,
+    /// Our `new_lines_first`: whether new result lines go before those that could not be sent for a minute.
+    pub new_lines_first: bool,
     /// `logger_event_type` as osqueryd has it now: whether a query's difference comes in a line for each row. osquery's
     /// default is true. `plugins::config` knows whether its operator wants it so.
     pub event_type: bool,
@@ -345,6 +347,7 @@ mod tests {
         assert_eq!(settings.logger.max_kept, Some(1_000_000));
         assert_eq!(settings.logger.max_request_bytes, 1_048_576);
         assert_eq!(settings.logger.expand_events, ExpandEvents::Auto);
+        assert!(settings.logger.new_lines_first);
         assert_eq!((settings.enroll.max_per_hour, settings.enroll.reenroll_within.as_secs()), (60, 600));
         assert_eq!(settings.identity, HostIdentifier::Hostname);
         assert_eq!(settings.api.secret_name, "enroll_secret");

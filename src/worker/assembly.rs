@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::plugins::config::{self, ActivePlugins, Config, WholeQueries};
 use crate::plugins::distributed::{self, Distributed};
 use crate::plugins::logger::{
-    AskToBeWoken, Decorations, Forwarder, Keeping, LARGEST_FINDING, LastFlush, Logger, Pending,
+    AskToBeWoken, Backlog, Decorations, Forwarder, Keeping, LARGEST_FINDING, LastFlush, Logger, Pending,
 };
 use crate::plugins::tables::{self, CountWritten, Sources, Stream};
 use crate::remote::Node;
@@ -121,18 +121,20 @@ impl Assembly {
         let keeper_bell = bell(&shutdown);
         let is_dirty = Arc::new(AtomicBool::new(false));
         let rejected = Arc::new(Rejected::new(directory.clone()));
-        let own = |name: &'static str| {
+        let own = |folder: &str, name: &'static str| {
             let bell = bell(&shutdown);
             let rings =
                 Rings { sender: Arc::clone(&bell), keeper: Arc::clone(&keeper_bell), is_dirty: Arc::clone(&is_dirty) };
-            let writer: Arc<Writer<LineCounter>> = Arc::new(Writer::new(directory.join(name), name, Arc::new(rings)));
+            let writer: Arc<Writer<LineCounter>> = Arc::new(Writer::new(directory.join(folder), name, Arc::new(rings)));
             let memory = Arc::clone(&writer) as Arc<dyn Overflow>;
-            let reader = Arc::new(Reader::new(directory.join(name), name, Arc::clone(&rejected), Some(memory)));
+            let reader = Arc::new(Reader::new(directory.join(folder), name, Arc::clone(&rejected), Some(memory)));
             Own { writer, reader, bell }
         };
-        let (statuses, kept) = (own("statuses"), own(distributed::STREAM));
+        let (statuses, kept) = (own("statuses", "statuses"), own(distributed::STREAM, distributed::STREAM));
         let results =
             Arc::new(Reader::new(directory.join("results"), "results", Arc::clone(&rejected), setup.overflow));
+        let older = own("backlog", "results");
+        let backlog = Arc::new(Backlog::new(Arc::clone(&older.reader), Arc::clone(&older.writer)));
         let (results_bell, pending_bell) = (bell(&shutdown), bell(&shutdown));
 
         // A connection of their own: no other call waits for a decorator's query.
@@ -167,6 +169,7 @@ impl Assembly {
         let forwarder = |log_type, journal: &Arc<Reader<LineCounter>>, bell: &Arc<Doorbell>, backlog_end| Forwarder {
             log_type,
             journal: Arc::clone(journal),
+            backlog: None,
             node: Arc::clone(&node),
             bell: Arc::clone(bell),
             recovery: recovery(),
@@ -181,6 +184,7 @@ impl Assembly {
         };
         let sending_results = Forwarder {
             ask_to_be_woken: setup.ask_to_be_woken,
+            backlog: Some(Arc::clone(&backlog)),
             ..forwarder(LogType::Result, &results, &results_bell, setup.backlog_end)
         };
         work.push(("results", Box::new(move || sending_results.run())));
@@ -189,7 +193,7 @@ impl Assembly {
 
         let host = Arc::clone(&node.host);
         let keeping = Keeping {
-            journals: [&results, &statuses.reader, &kept.reader].map(Arc::clone).into(),
+            journals: [&results, &older.reader, &statuses.reader, &kept.reader].map(Arc::clone).into(),
             writers: vec![("statuses", Arc::clone(&statuses.writer)), (distributed::STREAM, Arc::clone(&kept.writer))],
             rejected: Arc::clone(&rejected),
         };
@@ -214,8 +218,9 @@ impl Assembly {
         work.push(("distributed", Box::new(move || sending_kept.run())));
 
         let keeper = Keeper {
-            writers: vec![Arc::clone(&statuses.writer), Arc::clone(&kept.writer)],
+            writers: vec![Arc::clone(&older.writer), Arc::clone(&statuses.writer), Arc::clone(&kept.writer)],
             streams: [Arc::clone(&results), Arc::clone(&statuses.reader), Arc::clone(&kept.reader)],
+            backlog: Arc::clone(&backlog),
             flags: Arc::clone(&flags),
             bell: keeper_bell,
             is_dirty,
@@ -224,9 +229,13 @@ impl Assembly {
         work.push(("journals", Box::new(move || keeper.run())));
 
         let streams = vec![
-            Stream { journal: results, written: setup.counts },
-            Stream { journal: statuses.reader, written: Box::new(move || Some(statuses.writer.counts())) },
-            Stream { journal: kept.reader, written: Box::new(move || Some(kept.writer.counts())) },
+            Stream { journal: results, backlog: Some(backlog), written: setup.counts },
+            Stream {
+                journal: statuses.reader,
+                backlog: None,
+                written: Box::new(move || Some(statuses.writer.counts())),
+            },
+            Stream { journal: kept.reader, backlog: None, written: Box::new(move || Some(kept.writer.counts())) },
         ];
         let sources = Arc::new(Sources { node: Arc::clone(&node), streams, directory: directory.clone() });
         if let Some(path) = flags.current().metrics_file.clone() {
@@ -312,6 +321,8 @@ struct Keeper {
     writers: Vec<Arc<Writer<LineCounter>>>,
     /// Results, statuses, kept results of distributed queries.
     streams: [Arc<Reader<LineCounter>>; 3],
+    /// Behind the results.
+    backlog: Arc<Backlog>,
     flags: Arc<Flags>,
     bell: Arc<Doorbell>,
     is_dirty: Arc<AtomicBool>,
@@ -322,7 +333,8 @@ impl Keeper {
     fn run(&self) {
         while !self.shutdown.requested() {
             let is_busy = self.writers.iter().any(|writer| writer.waits_for_disk())
-                || self.streams.iter().any(|stream| !stream.is_empty());
+                || self.streams.iter().any(|stream| !stream.is_empty())
+                || !self.backlog.reader.is_empty();
             if !is_busy && !self.is_dirty.load(Ordering::SeqCst) {
                 self.bell.wait(None);
             }
@@ -332,7 +344,7 @@ impl Keeper {
             self.is_dirty.store(false, Ordering::SeqCst);
             let logger = self.flags.current().logger.clone();
             let [results, statuses, kept] = &self.streams;
-            results.keep_within(&logger.limits());
+            self.backlog.keep_within(results, &logger.limits());
             statuses.keep_within(&logger.limits());
             kept.keep_within(&distributed::limits(&logger));
             for writer in &self.writers {

@@ -15,6 +15,7 @@
 
 mod answers;
 mod attacks;
+mod backlog;
 mod boundary;
 mod cli;
 mod commands;

@@ -130,6 +130,18 @@ fn lines_behind_are_needed_only_when_the_refused_one_is_among_the_last() {
     }
 }
 
+/// Of two lines the refused one was once its own control, every time: the other one was never sent.
+#[test]
+fn few_lines_and_no_others_are_enough_to_get_through_what_is_taken() {
+    for lines in 2..12 {
+        for bad in 0..lines {
+            let mut model = Model::refusing([bad]);
+            model.run(lines, 200);
+            model.each_once(lines);
+        }
+    }
+}
+
 #[test]
 fn several_refused_lines_are_all_found_wherever_they_are() {
     for subset in 0..1_usize << 9 {

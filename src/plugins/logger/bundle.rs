@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::io::{self, Cursor, Read, Seek};
 
 use super::batch::{self, LinePosition, Outline};
-use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting};
+use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting, Writer};
 use crate::line_count::LineCounter;
 use crate::remote::api;
 
@@ -29,6 +29,8 @@ pub(crate) struct Room {
     pub(crate) line_bytes: usize,
     /// What becomes of batch records.
     pub(crate) batches: Batches,
+    /// What becomes of snapshots.
+    pub(crate) snapshots: Snapshots,
 }
 
 /// What becomes of a query's whole difference.
@@ -38,6 +40,15 @@ pub(crate) enum Batches {
     Expand,
     /// It is a line like any other.
     Keep,
+}
+
+/// What becomes of a query's snapshot: of two, a server may take the one that comes last for the newer one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    /// It goes with the lines around it.
+    Send,
+    /// It goes behind the backlog, where an older one of the same query may wait.
+    Defer,
 }
 
 /// One request's lines.
@@ -51,8 +62,8 @@ pub(crate) struct Bundle {
     pub(crate) start: Position,
     /// Where the next request begins.
     pub(crate) end: Position,
-    /// Lines among them that have no place in any request.
-    pub(crate) rejected: Vec<Rejected>,
+    /// Lines among them that are not in the request.
+    pub(crate) left_out: Vec<LeftOut>,
     /// Nothing more fits in, though more waits.
     pub(crate) is_full: bool,
 }
@@ -68,15 +79,53 @@ pub(crate) struct LineEnd {
     pub(crate) lines: u64,
 }
 
-/// A line, or its beginning, and why it can't be sent.
+/// A line that is not in a request, or its beginning.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Rejected {
+pub(crate) struct LeftOut {
     /// How many of the request's lines stand before it.
     pub(crate) before: usize,
     pub(crate) line: Vec<u8>,
     /// For how many lines it stands: a batch that is kept whole is one text.
     pub(crate) lines: u64,
-    pub(crate) reason: String,
+    pub(crate) why: Why,
+}
+
+/// Why a line is not in a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// It has no place in any, for this reason.
+    Unfit(String),
+    /// It is a snapshot that goes behind the backlog.
+    Deferred,
+}
+
+impl Bundle {
+    /// Its lines are done with: what was left out among them goes where it belongs.
+    pub(crate) fn settle_left_out(&self, reader: &Reader<LineCounter>, backlog: Option<&Writer<LineCounter>>) {
+        self.left_out.iter().for_each(|left_out| left_out.leave(reader, backlog));
+        sync_deferred(&self.left_out, backlog);
+    }
+}
+
+/// What was put into the backlog is safe there before it is removed here.
+pub(crate) fn sync_deferred(left_out: &[LeftOut], backlog: Option<&Writer<LineCounter>>) {
+    if let Some(backlog) = backlog.filter(|_| left_out.iter().any(|left_out| left_out.why == Why::Deferred)) {
+        backlog.sync();
+    }
+}
+
+impl LeftOut {
+    /// The lines around it are done with: it goes to the lines that were set aside, or into the backlog.
+    pub(crate) fn leave(&self, reader: &Reader<LineCounter>, backlog: Option<&Writer<LineCounter>>) {
+        match (&self.why, backlog) {
+            (Why::Unfit(reason), _) => reader.set_aside(&self.line, self.lines, reason),
+            (Why::Deferred, Some(backlog)) => {
+                backlog.append(&self.line);
+                reader.note_taken_over(self.lines);
+            }
+            (Why::Deferred, None) => {}
+        }
+    }
 }
 
 /// Makes requests of what waits, and remembers where it is in a batch record.
@@ -175,7 +224,7 @@ impl Bundler {
             return Ok(filling.bundle);
         }
         if record.len() > room.line_bytes as u64 {
-            filling.reject(&beginning, record.lines(), too_long(room));
+            filling.leave_out(&beginning, record.lines(), Why::Unfit(too_long(room)));
             filling.bundle.end = end;
         } else {
             record.rewind()?;
@@ -242,8 +291,8 @@ impl<'r> Filling<'r> {
     /// An empty one, in memory that may hold anything.
     fn new(start: Position, room: &'r Room, mut data: String) -> Self {
         data.clear();
-        let (ends, rejected) = (Vec::new(), Vec::new());
-        let bundle = Bundle { data, ends, start, end: start, rejected, is_full: false };
+        let (ends, left_out) = (Vec::new(), Vec::new());
+        let bundle = Bundle { data, ends, start, end: start, left_out, is_full: false };
         Self { room, bundle }
     }
 
@@ -264,6 +313,11 @@ impl<'r> Filling<'r> {
             self.bundle.is_full = true;
             return false;
         }
+        if self.room.snapshots == Snapshots::Defer && is_snapshot(record.bytes) {
+            self.leave_out(record.bytes, record.lines(), Why::Deferred);
+            self.bundle.end = record.end;
+            return true;
+        }
         self.push(record.bytes, record.lines(), record.end);
         self.bundle.end = record.end;
         true
@@ -272,14 +326,14 @@ impl<'r> Filling<'r> {
     /// A line that ends here in the journal and stands for so many.
     fn push(&mut self, line: &[u8], lines: u64, position: Position) {
         if line.len() > self.room.line_bytes {
-            return self.reject(line, lines, too_long(self.room));
+            return self.leave_out(line, lines, Why::Unfit(too_long(self.room)));
         }
         let text = match std::str::from_utf8(line) {
             Ok(text) => Cow::Borrowed(text),
             Err(_) => repaired(line),
         };
         if !api::is_json(&text) {
-            return self.reject(line, lines, "it is no JSON".to_owned());
+            return self.leave_out(line, lines, Why::Unfit("it is no JSON".to_owned()));
         }
         if !self.bundle.ends.is_empty() {
             self.bundle.data.push(',');
@@ -289,10 +343,16 @@ impl<'r> Filling<'r> {
         self.bundle.is_full = self.bundle.ends.len() >= self.room.lines;
     }
 
-    fn reject(&mut self, line: &[u8], lines: u64, reason: String) {
+    fn leave_out(&mut self, line: &[u8], lines: u64, why: Why) {
         let before = self.bundle.ends.len();
-        self.bundle.rejected.push(Rejected { before, line: line.to_vec(), lines, reason });
+        self.bundle.left_out.push(LeftOut { before, line: line.to_vec(), lines, why });
     }
+}
+
+/// Whether a record is one of osqueryd's snapshots. One that only has these words in it is taken for one, which costs it
+/// its place and nothing else.
+fn is_snapshot(record: &[u8]) -> bool {
+    memchr::memmem::find(record, b"\"action\":\"snapshot\"").is_some()
 }
 
 fn repaired(line: &[u8]) -> Cow<'_, str> {

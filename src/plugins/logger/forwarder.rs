@@ -4,17 +4,20 @@
 //!
 //! One thread a stream, so that results and statuses back off apart. It sleeps without waking while nothing waits. A
 //! flush sends what waits when it begins, in full requests; what comes meanwhile waits for the next period, unless it
-//! fills a request. After an outage it sends its backlog slowly ([`Backlog`]), since a whole fleet has kept lines.
+//! fills a request. After an outage new lines go first, and what has waited for more than a minute ([`Backlog`]) goes
+//! slowly behind them, since a whole fleet has kept lines. Status lines go in order.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 
 use super::backlog::Backlog;
-use super::bundle::{Batches, Bundle, Bundler, Room};
+use super::bundle::{Batches, Bundle, Room, Snapshots};
+use super::pace::RECENT;
+use super::queue::{Next, Queue, Sending};
 use super::window::Window;
 use super::{Decorations, StatusLine};
 use crate::chain::chain;
@@ -34,9 +37,6 @@ use crate::words::{Span, counted};
 /// For how long what waits is still sent at the end.
 const LAST_FLUSH_LIMIT: Duration = Duration::from_millis(1300);
 
-/// Lines that are refused alone, with nothing to compare them with, are sent again after waits that grow up to this.
-const REST_MAX: Duration = Duration::from_secs(3600);
-
 /// Tells the journal's writer that this thread sleeps until more has come than lies before this place.
 pub type AskToBeWoken = Box<dyn Fn(Position) + Send + Sync>;
 
@@ -46,6 +46,8 @@ pub struct Forwarder {
     pub log_type: LogType,
     /// Where its lines wait.
     pub journal: Arc<Reader<LineCounter>>,
+    /// Where they wait when new ones are to go before them; statuses have none.
+    pub backlog: Option<Arc<Backlog>>,
     /// As whom they are sent.
     pub node: Arc<Node>,
     /// Rung when a line comes, and at the end.
@@ -79,15 +81,6 @@ pub enum LastFlush {
     Skip,
 }
 
-/// How fast a flush goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Drain {
-    /// As fast as the server takes lines.
-    Freely,
-    /// As [`Backlog`] allows: after an outage, or a start with lines that wait, until none are old.
-    Paced,
-}
-
 /// Why a flush ended early.
 #[derive(Debug, thiserror::Error)]
 enum FlushError {
@@ -97,81 +90,37 @@ enum FlushError {
     Remote(#[from] RemoteError),
 }
 
-/// How a flush ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flushed {
-    /// What waited is delivered.
-    All,
-    /// But for lines that are refused alone, and nothing is left to compare them with.
-    AllButSuspects,
-}
-
-/// How a stream is sent: what was learnt of the server, and where it is.
-struct Sending {
-    bundler: Bundler,
-    /// Lines a request, where the server doesn't take as many as the flags allow; doubled by each success.
-    lines: Option<usize>,
-    /// The search among lines that the server has refused.
-    window: Option<Window>,
-    /// Whether the server has taken anything since the last wait.
-    has_taken: bool,
-    /// Until when refused lines rest, unless others come.
-    rest_until: Option<Instant>,
-    failures: Streak,
-    rests: Backoff,
-    backlog: Backlog,
-    /// When all that waited was sent last.
-    caught_up: CaughtUp,
-}
-
-/// A moment that can lie before the start of this process. By our own clock: what lines say of their time can be
-/// anything.
-#[derive(Clone, Copy)]
-struct CaughtUp {
-    seen: Instant,
-    before: Duration,
-}
-
-impl CaughtUp {
-    fn now() -> Self {
-        Self { seen: Instant::now(), before: Duration::ZERO }
-    }
-
-    fn age(self) -> Duration {
-        self.seen.elapsed().saturating_add(self.before)
-    }
-}
-
 impl Forwarder {
     /// Works until the end is asked for.
     pub fn run(&self) {
         let logger = self.settings();
         let (step, max) = backoff_bounds(&logger);
         let mut backoff = Backoff::new(step, max);
-        let mut sending = Sending::new(step);
+        let mut sending = Sending {
+            live: Queue::new(Arc::clone(&self.journal), step),
+            backlog: self.backlog.as_ref().map(|backlog| Queue::new(Arc::clone(&backlog.reader), step)),
+            has_taken: false,
+            failures: Streak::default(),
+        };
         let mut next_flush = Instant::now();
-        let mut drain = Drain::Freely;
-        if self.has_backlog() {
+        if self.resume(&mut sending) {
             // What a fleet has kept through an outage is not sent by all hosts at the same moment.
             next_flush += logger.period.mul_f64(fastrand::f64());
-            drain = Drain::Paced;
-            let written = self.journal.oldest_written().and_then(|time| time.elapsed().ok());
-            sending.caught_up.before = written.unwrap_or_default();
         }
         while !self.shutdown.requested() {
             // In this order: a line that comes between the two looks lies behind the place that is told.
             let seen = self.journal.end().unwrap_or_default();
             if self.journal.is_empty() {
-                sending.caught_up = CaughtUp::now();
+                sending.live.is_empty_now();
                 self.journal.take_back();
-                (self.ask_to_be_woken)(seen);
-                self.bell.wait(None);
-                continue;
             }
-            if let Some(until) = sending.rest_until.take() {
-                (self.ask_to_be_woken)(seen);
-                self.bell.wait(Some(until));
-                continue;
+            match sending.next() {
+                Next::Flush => {}
+                Next::Rest(until) => {
+                    (self.ask_to_be_woken)(seen);
+                    self.bell.wait(until);
+                    continue;
+                }
             }
             self.keeper.ring();
             self.wait_until(next_flush, backoff.failures() > 0);
@@ -180,28 +129,42 @@ impl Forwarder {
             }
             // What worked again before has had its effect.
             self.recovery.wait(Some(Instant::now()));
-            let outcome = self.flush(&mut sending, drain, None);
+            let outcome = self.flush(&mut sending);
             if outcome.is_err() {
-                sending.backlog.failed(Instant::now());
+                sending.queues().for_each(Queue::failed);
             }
             // Until the next flush nothing is on its way: what waits in memory may be written.
-            self.journal.take_back();
-            let is_done = outcome.is_ok() && !sending.backlog.is_draining();
-            if is_done {
-                sending.caught_up = CaughtUp::now();
-            }
-            drain = if is_done { Drain::Freely } else { Drain::Paced };
+            sending.queues().for_each(|queue| queue.journal.take_back());
             self.report_losses();
             let logger = self.settings();
             let (step, max) = backoff_bounds(&logger);
             backoff.set_bounds(step, max);
             let wait = self.wait_after(outcome, &logger, &mut backoff, &mut sending);
-            let varies = sending.backlog.is_draining() && backoff.failures() == 0;
+            let varies = sending.queues().any(|queue| queue.is_draining()) && backoff.failures() == 0;
             next_flush = Instant::now() + if varies { policy::Drain::period(wait, &mut Chance::new()) } else { wait };
         }
         // What can be sent within a moment is; the rest is safe.
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
-            let _ = self.flush(&mut sending, Drain::Freely, Some(Instant::now() + LAST_FLUSH_LIMIT));
+            sending.live.begin_freely();
+            let Sending { live, has_taken, .. } = &mut sending;
+            let _ = self.flush_queue(live, None, has_taken, Some(Instant::now() + LAST_FLUSH_LIMIT));
+        }
+    }
+
+    /// Whether lines wait since before the start, which then go slowly.
+    fn resume(&self, sending: &mut Sending) -> bool {
+        let age = |time: Option<SystemTime>| time.and_then(|time| time.elapsed().ok()).unwrap_or_default();
+        let has_backlog = self.has_backlog();
+        if has_backlog {
+            sending.live.resume(age(self.journal.oldest_written()));
+        }
+        match sending.backlog.as_mut().filter(|backlog| !backlog.journal.is_empty()) {
+            Some(backlog) => {
+                // It was one when it came there.
+                backlog.resume(age(backlog.journal.oldest_made()).max(RECENT));
+                true
+            }
+            None => has_backlog,
         }
     }
 
@@ -228,7 +191,7 @@ impl Forwarder {
     /// Says what changed, and answers how long to wait until the next flush.
     fn wait_after(
         &self,
-        outcome: Result<Flushed, FlushError>,
+        outcome: Result<(), FlushError>,
         logger: &LoggerSettings,
         backoff: &mut Backoff,
         sending: &mut Sending,
@@ -240,13 +203,7 @@ impl Forwarder {
             sending.failures.succeeded();
         }
         match outcome {
-            Ok(flushed) => {
-                match flushed {
-                    Flushed::All => drop(sending.rests.succeeded()),
-                    Flushed::AllButSuspects => {
-                        sending.rest_until = Some(Instant::now() + sending.rests.failed(&mut Chance::new()));
-                    }
-                }
+            Ok(()) => {
                 backoff.succeeded();
                 if let Some(failures) = sending.failures.succeeded() {
                     log::info!("{name} lines are delivered again, {failures}");
@@ -263,7 +220,8 @@ impl Forwarder {
                 let wait = wait_after_failure(&error, backoff);
                 self.node.back_off(Endpoint::Logger, wait);
                 let failed = sending.failures.failed(Level::Warn);
-                let (waiting, pause) = (counted(self.journal.waiting_lines(), "line"), Span(wait));
+                let waiting = sending.queues().map(|queue| queue.journal.waiting_lines()).sum();
+                let (waiting, pause) = (counted(waiting, "line"), Span(wait));
                 let (error, then) = (chain(&error), format!("{waiting} waiting, next attempt after {pause}"));
                 log::log!(failed.level, "{name} lines can't be delivered and are kept: {error}{failed}; {then}");
                 wait
@@ -271,111 +229,207 @@ impl Forwarder {
         }
     }
 
-    /// Sends what waits now, and what fills requests behind it, until one fails or `deadline` is over.
-    fn flush(&self, sending: &mut Sending, drain: Drain, deadline: Option<Instant>) -> Result<Flushed, FlushError> {
-        self.journal.keep_within(&self.settings().limits());
-        // What can't be read has no end that is known: what waits in memory goes all the same.
-        let goal = self.journal.end().ok();
-        let mut left = match drain {
-            Drain::Freely => None,
-            Drain::Paced => self.allowed(sending),
+    /// Sends what waits now, as far as it may go, until a request fails.
+    fn flush(&self, sending: &mut Sending) -> Result<(), FlushError> {
+        let Sending { live, backlog, has_taken, .. } = sending;
+        let logger = self.settings();
+        let Some((backlog, lying)) = backlog.as_mut().zip(self.backlog.as_ref()) else {
+            self.journal.keep_within(&logger.limits());
+            live.begin(logger.period);
+            return self.flush_queue(live, None, has_taken, None);
         };
-        sending.window = sending.window.take().and_then(|mut window| window.waited(&self.journal).then_some(window));
-        while left != Some(0) {
+        lying.keep_within(&self.journal, &logger.limits());
+        if logger.new_lines_first {
+            lying.take_over(live, backlog, &self.shutdown);
+        }
+        live.begin(logger.period);
+        backlog.begin(logger.period);
+        (live.snapshots, backlog.others_taken) = (Snapshots::Send, false);
+        if !backlog.journal.is_empty() {
+            if logger.new_lines_first {
+                live.snapshots = Snapshots::Defer;
+            } else {
+                match self.flush_queue(backlog, None, has_taken, None) {
+                    Err(error @ FlushError::Remote(_)) => return Err(error),
+                    // What can't be read holds up no other line.
+                    Err(FlushError::Journal(error)) => log::debug!("{error}"),
+                    Ok(()) if !backlog.journal.is_empty() && backlog.rests_until().is_none() => return Ok(()),
+                    Ok(()) => {}
+                }
+            }
+        }
+        let mut live_taken = false;
+        let flushed = self.flush_queue(live, Some(backlog), &mut live_taken, None);
+        *has_taken |= live_taken;
+        flushed?;
+        backlog.others_taken = live_taken;
+        self.flush_queue(backlog, None, has_taken, None)
+    }
+
+    /// Sends what waits now in a queue, and what fills requests behind it, until one fails or `deadline` is over. Lines of
+    /// `passengers` go with the last request, if they may.
+    fn flush_queue(
+        &self,
+        queue: &mut Queue,
+        mut passengers: Option<&mut Queue>,
+        has_taken: &mut bool,
+        deadline: Option<Instant>,
+    ) -> Result<(), FlushError> {
+        if queue.rests_until().is_some() {
+            return Ok(());
+        }
+        // What can't be read has no end that is known: what waits in memory goes all the same.
+        let goal = queue.journal.end().ok();
+        let journal = Arc::clone(&queue.journal);
+        queue.resume_search();
+        while queue.left != Some(0) {
             let logger = self.settings();
-            if sending.window.is_some() {
-                match self.search(sending, &logger)? {
-                    Searched::Rests => return Ok(Flushed::AllButSuspects),
-                    Searched::GoesOn if self.over(deadline) => return Ok(Flushed::All),
+            if queue.window.is_some() {
+                let end = journal.end().unwrap_or_default();
+                match self.search(queue, &logger, has_taken)? {
+                    Searched::Rests => {
+                        queue.begin_rest(end);
+                        return Ok(());
+                    }
+                    Searched::GoesOn if self.over(deadline) => break,
                     Searched::GoesOn => continue,
                 }
             }
-            let mut room = self.room(&logger, sending.lines);
-            room.lines = left.map_or(room.lines, |left| room.lines.min(usize::try_from(left).unwrap_or(usize::MAX)));
-            let Some(bundle) = sending.bundler.next(&self.journal, &room)? else { return Ok(Flushed::All) };
+            let room = self.room(&logger, queue);
+            let Some(bundle) = queue.bundler.next(&journal, &room)? else { break };
             // What trickles in is not worth a request each time.
             let came_later = goal.is_some_and(|goal| bundle.start >= goal) && !bundle.start.is_in_memory();
             if (came_later && !bundle.is_full) || self.over(deadline) {
-                return Ok(Flushed::All);
+                break;
             }
-            let (began, before) = (Instant::now(), self.journal.counts().delivered);
-            self.send(bundle, &logger, sending)?;
-            let delivered = self.journal.counts().delivered.saturating_sub(before);
-            if delivered > 0 {
-                sending.backlog.answered(delivered, began.elapsed(), Instant::now());
-                left = left.map(|left| left.saturating_sub(delivered));
+            let with = passengers.as_deref_mut().filter(|_| !bundle.is_full);
+            let (began, before) = (Instant::now(), journal.counts().delivered);
+            if let Some(bundle) = self.send_with(bundle, with, &logger, queue, has_taken)? {
+                self.send(bundle, &logger, queue, has_taken)?;
             }
+            queue.delivered(journal.counts().delivered.saturating_sub(before), began.elapsed());
         }
-        Ok(Flushed::All)
+        queue.flushed();
+        Ok(())
     }
 
-    /// How many lines may go with this flush; `None` is all.
-    fn allowed(&self, sending: &mut Sending) -> Option<u64> {
-        let (waiting, period) = (self.journal.waiting_lines(), self.settings().period);
-        sending.backlog.allows(waiting, sending.caught_up.age(), period, Instant::now())
-    }
-
-    fn room(&self, logger: &LoggerSettings, lines: Option<usize>) -> Room {
+    fn room(&self, logger: &LoggerSettings, queue: &Queue) -> Room {
+        let lines = queue.lines.unwrap_or(logger.max_lines).min(logger.max_lines);
         Room {
-            lines: lines.unwrap_or(logger.max_lines).min(logger.max_lines),
+            lines: queue.left.map_or(lines, |left| lines.min(usize::try_from(left).unwrap_or(usize::MAX))),
             bytes: logger.max_request_bytes.saturating_sub(LOG_OVERHEAD),
             line_bytes: logger.max_line_bytes,
             batches: if self.whole_queries.expands(logger.expand_events) { Batches::Expand } else { Batches::Keep },
+            snapshots: queue.snapshots,
         }
     }
 
+    /// Sends a request's lines together with some of `passengers`: gives them back where that can't be, or is refused.
+    fn send_with(
+        &self,
+        bundle: Bundle,
+        passengers: Option<&mut Queue>,
+        logger: &LoggerSettings,
+        queue: &mut Queue,
+        has_taken: &mut bool,
+    ) -> Result<Option<Bundle>, FlushError> {
+        let Some(passengers) = passengers else { return Ok(Some(bundle)) };
+        if !passengers.may_ride() || queue.lines.is_some() {
+            return Ok(Some(bundle));
+        }
+        let mut room = self.room(logger, passengers);
+        room.lines = room.lines.min(logger.max_lines.saturating_sub(bundle.ends.len()));
+        room.bytes = room.bytes.saturating_sub(bundle.data.len() + 1);
+        if bundle.ends.is_empty() || room.lines == 0 {
+            return Ok(Some(bundle));
+        }
+        let riding = match passengers.bundler.next(&passengers.journal, &room) {
+            // A line alone may be larger than there is room for.
+            Ok(Some(riding)) if !riding.ends.is_empty() && riding.data.len() <= room.bytes => riding,
+            _ => return Ok(Some(bundle)),
+        };
+        let data = [&*bundle.data, &*riding.data].join(",");
+        let began = Instant::now();
+        match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &data)) {
+            Ok(_) => *has_taken = true,
+            Err(error) if error.blame() == Blame::Nothing => return Err(error.into()),
+            // Of which of the two it is, each tells alone.
+            Err(_) => return Ok(Some(bundle)),
+        }
+        self.sent(bundle, queue);
+        let lines = riding.ends.iter().map(|end| end.lines).sum();
+        self.sent(riding, passengers);
+        passengers.delivered(lines, began.elapsed());
+        Ok(None)
+    }
+
     /// Sends one request, and removes its lines when the server has them. When it refuses them, a search begins.
-    fn send(&self, bundle: Bundle, logger: &LoggerSettings, sending: &mut Sending) -> Result<(), FlushError> {
+    fn send(
+        &self,
+        bundle: Bundle,
+        logger: &LoggerSettings,
+        queue: &mut Queue,
+        has_taken: &mut bool,
+    ) -> Result<(), FlushError> {
         if self.log_type == LogType::Status && logger.status_disabled {
-            self.journal.discard(bundle.end);
+            queue.journal.discard(bundle.end);
             return Ok(());
         }
         if !bundle.ends.is_empty() {
             match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &bundle.data)) {
-                Ok(_) => sending.accepted(logger.max_lines),
+                Ok(_) => {
+                    *has_taken = true;
+                    queue.accepted(logger.max_lines);
+                }
                 Err(error) if error.blame() == Blame::Nothing => return Err(error.into()),
                 Err(error) => {
                     let all = 0..bundle.ends.len();
-                    let window = sending.window.insert(Window::new(bundle, logger.max_lines));
+                    let window = queue.begin_search(bundle, logger.max_lines);
                     return failed(window, all, error).map(drop);
                 }
             }
         }
-        for rejected in &bundle.rejected {
-            self.journal.set_aside(&rejected.line, rejected.lines, &rejected.reason);
-        }
-        self.journal.acknowledge(bundle.end);
-        sending.bundler.recycle(bundle);
+        self.sent(bundle, queue);
         Ok(())
     }
 
+    /// The server has a request's lines.
+    fn sent(&self, bundle: Bundle, queue: &mut Queue) {
+        let backlog = self.backlog.as_ref().map(|backlog| &*backlog.writer);
+        bundle.settle_left_out(&queue.journal, backlog);
+        queue.journal.acknowledge(bundle.end);
+        queue.bundler.recycle(bundle);
+    }
+
     /// The next step among lines that the server has refused.
-    fn search(&self, sending: &mut Sending, logger: &LoggerSettings) -> Result<Searched, FlushError> {
-        let Some(window) = sending.window.as_mut() else { return Ok(Searched::GoesOn) };
-        let room = self.room(logger, None);
+    fn search(&self, queue: &mut Queue, logger: &LoggerSettings, has_taken: &mut bool) -> Result<Searched, FlushError> {
+        let room = Room { lines: logger.max_lines, ..self.room(logger, queue) };
+        let backlog = self.backlog.as_ref().map(|backlog| &*backlog.writer);
+        let Queue { window: search, bundler, journal, lines: size, .. } = queue;
+        let Some(window) = search.as_mut() else { return Ok(Searched::GoesOn) };
         match window.next(&room) {
             Step::Send(lines) => {
                 let payload = Payload::Lines(self.log_type, window.data(&lines));
                 match self.node.send(Endpoint::Logger, payload) {
                     Ok(_) => {
-                        sending.has_taken = true;
+                        *has_taken = true;
                         window.taken(lines);
                     }
                     Err(error) => return failed(window, lines, error),
                 }
             }
-            Step::More => window.grow(&mut sending.bundler, &self.journal, &room)?,
+            Step::More => window.grow(bundler, journal, &room)?,
             Step::Rest => return Ok(Searched::Rests),
             Step::SetAside(_) => {}
             Step::Over => {
                 // What was set aside was no matter of size.
-                let size = Some(window.size()).filter(|&size| window.set_aside == 0 && size < logger.max_lines);
-                window.settle(&self.journal);
-                (sending.window, sending.lines) = (None, size);
+                let found = Some(window.size()).filter(|&size| window.set_aside == 0 && size < logger.max_lines);
+                window.settle(journal, backlog);
+                (*search, *size) = (None, found);
                 return Ok(Searched::GoesOn);
             }
         }
-        window.settle(&self.journal);
+        window.settle(journal, backlog);
         Ok(Searched::GoesOn)
     }
 
@@ -422,27 +476,6 @@ fn failed(window: &mut Window, lines: Range<usize>, error: RemoteError) -> Resul
         Then::GoOn => Ok(Searched::GoesOn),
         Then::Wait => Err(error.into()),
         Then::Rest => Ok(Searched::Rests),
-    }
-}
-
-impl Sending {
-    fn new(period: Duration) -> Self {
-        Self {
-            bundler: Bundler::default(),
-            lines: None,
-            window: None,
-            has_taken: false,
-            rest_until: None,
-            failures: Streak::default(),
-            rests: Backoff::new(period, REST_MAX),
-            backlog: Backlog::default(),
-            caught_up: CaughtUp::now(),
-        }
-    }
-
-    fn accepted(&mut self, max_lines: usize) {
-        self.has_taken = true;
-        self.lines = self.lines.map(|lines| lines.saturating_mul(2)).filter(|&lines| lines < max_lines);
     }
 }
 

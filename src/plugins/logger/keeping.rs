@@ -20,7 +20,7 @@ pub const RETRIED: &str = "retried";
 
 /// The journals and the lines that were set aside, as this worker has them.
 pub struct Keeping {
-    /// Those that it reads, by their names.
+    /// Those that it reads. The results have two.
     pub journals: Vec<Arc<Reader<LineCounter>>>,
     /// Those that it writes, by their names: the front takes result lines.
     pub writers: Vec<(&'static str, Arc<Writer<LineCounter>>)>,
@@ -41,10 +41,11 @@ impl Keeping {
     }
 
     fn discard(&self, stream: &str) -> Reply {
-        let Some(journal) = self.journals.iter().find(|journal| journal.name() == stream) else {
+        let mut journals = self.journals.iter().filter(|journal| journal.name() == stream).peekable();
+        if journals.peek().is_none() {
             return Reply::failed(format!("there is no journal {stream:?} that is read here"));
-        };
-        match journal.drop_all() {
+        }
+        match journals.map(|journal| journal.drop_all()).sum::<Result<u64, _>>() {
             Ok(lines) => {
                 log::info!("discarded {} of the {stream} journal, as an operator asked", counted(lines, "line"));
                 Reply::row("lines", lines.to_string())

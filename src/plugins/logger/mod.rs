@@ -10,13 +10,16 @@ mod bundle;
 mod decorations;
 mod forwarder;
 mod keeping;
+mod pace;
 mod pending;
+mod queue;
 mod status_line;
 mod window;
 
 use std::sync::Arc;
 
-pub(crate) use self::bundle::{Batches, Bundler, Room};
+pub use self::backlog::Backlog;
+pub(crate) use self::bundle::{Batches, Bundler, Room, Snapshots};
 pub use self::decorations::{Decorations, LARGEST_FINDING, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
 pub use self::keeping::{Keeping, RETRIED};

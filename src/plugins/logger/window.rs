@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::bundle::{Bundle, Bundler, Room};
+use super::bundle::{Bundle, Bundler, Room, sync_deferred};
 use crate::chain::chain;
-use crate::journal::{JournalError, Position, Reader};
+use crate::journal::{JournalError, Position, Reader, Writer};
 use crate::line_count::LineCounter;
 use crate::plugins::isolation::{Refusal, Search, Step, Then};
 use crate::remote::{Blame, RemoteError};
@@ -69,6 +69,11 @@ impl Window {
         self.search.taken(lines);
     }
 
+    /// The server has just taken lines of another journal.
+    pub(crate) fn taken_elsewhere(&mut self) {
+        self.search.taken_elsewhere();
+    }
+
     /// Sending these had no success.
     pub(crate) fn failed(&mut self, lines: Range<usize>, error: &RemoteError) -> Then {
         let refusal = match error.blame() {
@@ -100,8 +105,9 @@ impl Window {
         first.is_some_and(|first| is_same(first, self.start()))
     }
 
-    /// Removes from the journal what is done with, from the front, and sets aside what is to be.
-    pub(crate) fn settle(&mut self, reader: &Reader<LineCounter>) {
+    /// Removes from the journal what is done with, from the front, sets aside what is to be, and puts what was deferred into
+    /// the backlog.
+    pub(crate) fn settle(&mut self, reader: &Reader<LineCounter>, backlog: Option<&Writer<LineCounter>>) {
         let done = self.search.done();
         let is_all = done == self.bundle.ends.len();
         if self.is_gone || (done <= self.gone && !is_all) {
@@ -109,9 +115,10 @@ impl Window {
         }
         self.is_gone = is_all;
         let is_passed = |before: usize| before >= self.gone && (before < done || is_all);
-        for rejected in self.bundle.rejected.iter().filter(|rejected| is_passed(rejected.before)) {
-            reader.set_aside(&rejected.line, rejected.lines, &rejected.reason);
+        for left_out in self.bundle.left_out.iter().filter(|left_out| is_passed(left_out.before)) {
+            left_out.leave(reader, backlog);
         }
+        sync_deferred(&self.bundle.left_out, backlog);
         for line in (self.gone..done).filter(|&line| self.search.is_set_aside(line)) {
             let reason = self.reasons.get(&line).map_or("", String::as_str);
             let lines = self.bundle.ends.get(line).map_or(1, |end| end.lines);

@@ -78,8 +78,16 @@ fn row(status: &StreamStatus, limits: &Limits) -> Vec<Value> {
 impl Stream {
     fn status(&self, limits: &Limits) -> StreamStatus {
         // What exceeds the limits now would go at the next look of the thread `journals`; here it is gone already.
-        self.journal.keep_within(limits);
-        let journal = self.journal.status();
+        let journal = match &self.backlog {
+            Some(backlog) => {
+                backlog.keep_within(&self.journal, limits);
+                self.journal.status().behind(backlog.reader.status())
+            }
+            None => {
+                self.journal.keep_within(limits);
+                self.journal.status()
+            }
+        };
         StreamStatus {
             name: self.journal.name(),
             waiting_lines: journal.waiting_lines,
@@ -97,7 +105,7 @@ impl Stream {
             Some(written) => read + written,
             // While this worker stands in for its front: what was seen here.
             None => {
-                let found = self.journal.found();
+                let found = self.journal.found() + self.backlog.as_ref().map_or(0, |backlog| backlog.reader.found());
                 let seen = read.delivered + read.set_aside + read.dropped + waiting;
                 Counts { accepted: seen.saturating_sub(found), ..read }
             }

@@ -16,6 +16,7 @@ pub use self::buffer::StreamStatus;
 use crate::extension::registry::{Column, ColumnType, Plugin, RegistryName, Reply, StringMap, Table};
 use crate::journal::{Counts, Reader};
 use crate::line_count::LineCounter;
+use crate::plugins::logger::Backlog;
 use crate::remote::Node;
 use crate::secret::redact;
 
@@ -41,6 +42,8 @@ impl Sources {
 pub struct Stream {
     /// What waits.
     pub journal: Arc<Reader<LineCounter>>,
+    /// What waits behind it, of the results.
+    pub backlog: Option<Arc<Backlog>>,
     /// What was written to it.
     pub written: CountWritten,
 }

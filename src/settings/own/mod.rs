@@ -164,6 +164,14 @@ table! {
             default: ExpandEvents::Auto,
         },
     };
+    NEW_LINES_FIRST: Words<bool> = Flag {
+        name: "new_lines_first",
+        setter: Setter::Host,
+        help: "Whether new result lines go before those that could not be sent for a minute",
+        more: "The older ones go behind them, at their pace ([fleet.md](fleet.md)), and so do new snapshots while older ones \
+               may wait. `false`: all lines go in the order in which they came.",
+        kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
+    };
     KEEP_PLUGINS: Words<bool> = Flag {
         name: "keep_plugins",
         setter: Setter::Host,
