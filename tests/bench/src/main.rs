@@ -39,6 +39,10 @@ struct Cli {
     #[arg(long)]
     quick: bool,
 
+    /// The extension that is measured; the release build of these sources when it is not given
+    #[arg(long, value_name = "FILE")]
+    extension: Option<PathBuf>,
+
     /// A file that gets the same text as the standard output
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -117,7 +121,7 @@ fn measure(cli: Cli) -> Result<(), String> {
         // Better now than at the end.
         std::fs::write(path, "").map_err(|error| format!("{} can't be written: {error}", path.display()))?;
     }
-    let mut bench = Bench { programs: Programs::build()?, report: Report::new(), quick: cli.quick };
+    let mut bench = Bench { programs: Programs::build(cli.extension.as_deref())?, report: Report::new(), quick: cli.quick };
     bench.report.say(&machine::description(&bench.programs.scratch));
     for (_, run) in known.into_iter().filter(is_wanted) {
         run(&mut bench);

@@ -1,4 +1,4 @@
-//! The programs that are measured, built here: always the release build, whatever this program's own is.
+//! The programs that are measured. What is built here is always the release build, whatever this program's own is.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,19 +17,21 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Builds them.
-    pub(crate) fn build() -> Result<Self, String> {
+    /// Builds them, but for an extension that is there already.
+    pub(crate) fn build(extension: Option<&Path>) -> Result<Self, String> {
         let here = std::env::current_exe().map_err(|error| error.to_string())?;
         let target = here.ancestors().nth(2).ok_or("this program is in no target directory")?;
         // Apart, so that each has the features of its dependencies that it asks for, as when it is shipped.
         eprintln!("bench: building what is measured (release)");
-        for package in ["osquery-remote-tls", "neighbour"] {
+        let ours = "osquery-remote-tls";
+        for package in [ours, "neighbour"].into_iter().filter(|package| *package != ours || extension.is_none()) {
             build(package, target, &[])?;
         }
+        let extension = extension.map_or(Ok(target.join("release").join(ours)), std::path::absolute);
         let scratch = target.join("bench");
         std::fs::create_dir_all(&scratch).map_err(|error| error.to_string())?;
         Ok(Self {
-            extension: target.join("release/osquery-remote-tls"),
+            extension: extension.map_err(|error| error.to_string())?,
             neighbour: target.join("release/neighbour-logger"),
             python: python(&scratch.join("python")),
             scratch,
