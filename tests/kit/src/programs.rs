@@ -26,6 +26,22 @@ pub fn program(package: &str, name: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// The extension for a program of this kit: built beside it, as it was.
+pub fn extension() -> io::Result<PathBuf> {
+    let here = env::current_exe()?;
+    let directory = here.parent().unwrap_or(Path::new("."));
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--locked", "-p", "osquery-remote-tls", "--bins"]);
+    cargo.arg("--target-dir").arg(directory.parent().unwrap_or(directory));
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    if !cargo.status()?.success() {
+        return Err(io::Error::other("the extension could not be built"));
+    }
+    Ok(directory.join("osquery-remote-tls"))
+}
+
 /// Cargo in this workspace, without what another one has told this program of itself.
 #[must_use]
 pub fn cargo() -> Command {

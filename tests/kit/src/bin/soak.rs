@@ -4,7 +4,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use testkit::osqueryd::become_worker_if_asked;
+use testkit::programs;
 use testkit::soak::{self, Outcome, Plan};
 
 const EXIT_INTERRUPTED: u8 = 130;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> io::Result<Outcome> {
-    let extension = args.extension.map_or_else(build, Ok)?;
+    let extension = args.extension.map_or_else(programs::extension, Ok)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
@@ -78,20 +79,4 @@ fn say(line: &str) {
 fn minutes(text: &str) -> Result<f64, String> {
     let minutes = text.parse::<f64>().map_err(|error| error.to_string())?;
     if (0.1..=44_640.0).contains(&minutes) { Ok(minutes) } else { Err("0.1 to 44640 minutes".to_owned()) }
-}
-
-/// Builds the extension beside this program.
-fn build() -> io::Result<PathBuf> {
-    let here = std::env::current_exe()?;
-    let directory = here.parent().unwrap_or(Path::new("."));
-    let mut cargo = testkit::programs::cargo();
-    cargo.args(["build", "--quiet", "--locked", "-p", "osquery-remote-tls", "--bins"]);
-    cargo.arg("--target-dir").arg(directory.parent().unwrap_or(directory));
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    if !cargo.status()?.success() {
-        return Err(io::Error::other("the extension could not be built"));
-    }
-    Ok(directory.join("osquery-remote-tls"))
 }
