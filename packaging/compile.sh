@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Compiles for a glibc that is older than this machine's, and for both architectures: zig is the C compiler and the linker. Sourced, not run, after
+# Compiles for any of our targets on one Linux machine: zig is the C compiler and the linker. Sourced, not run, after
 # tools.sh.
 #
 # Rust's standard library for a target is the toolchain's own where it is there (rustup target add TARGET). Elsewhere, on
@@ -27,11 +27,21 @@ debian_has_rust_web() {
         { apt-get update -qq >&2 && apt-cache show rustc-web rust-web-src >/dev/null 2>&1; }
 }
 
-# target NAME: what is compiled for it.
-target() { echo "$1-unknown-linux-gnu"; }
+# targets NAME: what is compiled for it.
+targets() {
+    case $1 in
+    macos) echo aarch64-apple-darwin x86_64-apple-darwin ;;
+    *) echo "$1-unknown-linux-gnu" ;;
+    esac
+}
 
 # binary NAME: where its binary is once it is compiled. That cargo-deb and cargo-generate-rpm look there is cargo's rule.
-binary() { echo "$GENERATED/cargo/$(target "$1")/release/osquery-remote-tls"; }
+binary() {
+    case $1 in
+    macos) echo "$GENERATED/cargo/universal2-apple-darwin/release/osquery-remote-tls" ;;
+    *) echo "$GENERATED/cargo/$1-unknown-linux-gnu/release/osquery-remote-tls" ;;
+    esac
+}
 
 # Debian's rustc with the sources of its standard library, unpacked.
 unpack_rust_web() {
@@ -54,25 +64,31 @@ END
     chmod 755 "$home/rustc"
 }
 
-# use_standard_library TARGET: for the commands of this shell that follow.
+# use_standard_library TARGET...: for the commands of this shell that follow.
 use_standard_library() {
-    if [ "$(standard_library "$1")" = debian ]; then
-        unpack_rust_web
-        export RUSTC=$PWD/$RUST_WEB/rustc
-        # Both are unstable as yet.
-        export RUSTC_BOOTSTRAP=1 CARGO_UNSTABLE_BUILD_STD=std,panic_unwind
-    fi
+    local target
+    for target in "$@"; do
+        if [ "$(standard_library "$target")" = debian ]; then
+            unpack_rust_web
+            export RUSTC=$PWD/$RUST_WEB/rustc
+            # Both are unstable as yet.
+            export RUSTC_BOOTSTRAP=1 CARGO_UNSTABLE_BUILD_STD=std,panic_unwind
+            return
+        fi
+    done
 }
 
-# zig_cargo NAME COMMAND ARGUMENT...: zigbuild, or another command, with no path of this machine in what is made, neither
-# from Rust nor from C. rustc makes position independent executables with full RELRO by itself; C code is asked for the same
-# care.
+# zig_cargo NAME COMMAND ARGUMENT...: zigbuild, check or clippy, for one of x86_64, aarch64 and macos, with no path of this
+# machine in what is made, neither from Rust nor from C. rustc makes position independent executables with full RELRO by
+# itself; C code is asked for the same care.
 zig_cargo() (
     name=$1
     command=$2
     shift 2
     home=${CARGO_HOME:-$HOME/.cargo}
-    use_standard_library "$(target "$name")"
+    targets=$(targets "$name")
+    # shellcheck disable=SC2086
+    use_standard_library $targets
     export CARGO_INCREMENTAL=0
     RUSTFLAGS="--remap-path-prefix=$home=/cargo --remap-path-prefix=$PWD=/source"
     library=$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib/src/rust
@@ -81,9 +97,25 @@ zig_cargo() (
         RUSTFLAGS+=" --remap-path-prefix=$library=/rust --remap-path-prefix=$(realpath "$library")=/rust"
         RUSTFLAGS+=" --remap-path-prefix=${library#"$PWD/"}=/rust"
     fi
+    export CFLAGS="-ffile-prefix-map=$home=/cargo -ffile-prefix-map=$PWD=/source -fstack-protector-strong"
+    case $name in
+    macos)
+        # Symbols are left out by the linker: whatever changes the file later would break the signature that the linker
+        # makes for arm64. Debug information in it would also change the file's UUID.
+        RUSTFLAGS+=" -Clink-arg=-Wl,-S -Clink-arg=-Wl,-x"
+        export MACOSX_DEPLOYMENT_TARGET=$MACOS CARGO_PROFILE_RELEASE_STRIP=none
+        arguments=(--target universal2-apple-darwin)
+        if [ "$command" != zigbuild ]; then arguments=(--target aarch64-apple-darwin --target x86_64-apple-darwin); fi
+        ;;
+    *)
+        CFLAGS+=" -D_FORTIFY_SOURCE=2"
+        arguments=(--target "$targets.$GLIBC")
+        ;;
+    esac
+    # Those of dependencies stay silent.
+    if [ "${WARNINGS:-}" = deny ]; then RUSTFLAGS+=" -D warnings"; fi
     export RUSTFLAGS
-    export CFLAGS="-ffile-prefix-map=$home=/cargo -ffile-prefix-map=$PWD=/source -fstack-protector-strong -D_FORTIFY_SOURCE=2"
-    CARGO_TARGET_DIR=$GENERATED/cargo cargo-zigbuild "$command" --quiet --locked --target "$(target "$name").$GLIBC" "$@"
+    CARGO_TARGET_DIR=$GENERATED/cargo cargo-zigbuild "$command" --quiet --locked "${arguments[@]}" "$@"
 )
 
 # LLVM's objcopy knows every architecture; rustup's toolchains have it, with a library that it doesn't find by itself.
@@ -102,7 +134,7 @@ objcopy_of_llvm() {
 compile() {
     zig_cargo "$1" zigbuild --release -p osquery-remote-tls
     # cargo strips symbols and leaves the compilers' names.
-    objcopy_of_llvm --strip-all --remove-section=.comment "$(binary "$1")"
+    if [ "$1" != macos ]; then objcopy_of_llvm --strip-all --remove-section=.comment "$(binary "$1")"; fi
 }
 
 # compile_try_installed: what packaging/test runs in its roots, for as old a glibc.

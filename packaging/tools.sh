@@ -6,8 +6,9 @@ CARGO_DEB=3.8.0
 CARGO_GENERATE_RPM=0.21.1
 CARGO_CYCLONEDX=0.5.9
 
-# The glibc that the Linux binaries need at least.
+# The glibc that the Linux binaries need at least, and macOS's version.
 GLIBC=2.17
+MACOS=11.0
 
 # The generated files, the build and the packages; all of them can be removed.
 GENERATED=target/packaging

@@ -14,14 +14,14 @@ use log::Level;
 
 use crate::commands::arguments::{BufferCommand, FlareFlags, LoggerCommand, RejectedCommand, StatusFlags};
 use crate::logging::Verbosity;
-use crate::settings::own::{FLAGS, Origin, OwnFlags};
+use crate::platform::Places;
+use crate::settings::own::{DEFAULT_FLAGFILE, FLAGFILE_VARIABLE, FLAGS, Origin, OwnFlags};
 
 /// Where osqueryd listens for extensions unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/osquery/osquery.em";
 
 /// Where osqueryd's own flags are unless it is told otherwise.
-pub const OSQUERY_FLAGFILE: &str =
-    if cfg!(target_os = "macos") { "/var/osquery/osquery.flags" } else { "/etc/osquery/osquery.flags" };
+pub const OSQUERY_FLAGFILE: &str = Places::HERE.osquery_flagfile;
 
 /// What a person wants to know of `--help` first of all.
 const EXAMPLES: &str = "\
@@ -141,20 +141,30 @@ pub struct RefreshFlags {
     pub socket: PathBuf,
 }
 
+/// The helps of two options that several commands have; the paths are this system's.
+pub(crate) fn flagfile_help() -> String {
+    format!(
+        "osqueryd's flag file [default: the one that the running osqueryd's command line names, else {OSQUERY_FLAGFILE}]"
+    )
+}
+
+pub(crate) fn own_flagfile_help() -> String {
+    format!("Our own flag file [default: {FLAGFILE_VARIABLE}, or {DEFAULT_FLAGFILE}]")
+}
+
 /// How the host is to be checked.
 #[derive(Args, Debug, Default)]
 pub struct DoctorFlags {
-    /// osqueryd's flag file [default: the one that the running osqueryd's command line names, else
-    /// /etc/osquery/osquery.flags]
-    #[arg(long, value_name = "PATH")]
+    /// osqueryd's flag file.
+    #[arg(long, value_name = "PATH", help = flagfile_help())]
     pub flagfile: Option<PathBuf>,
 
     /// osqueryd's extension manager socket [default: as its command line and its flags say]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
-    /// Our own flag file [default: REMOTE_TLS_FLAGFILE, or /etc/osquery/remote_tls.flags]
-    #[arg(long = "own_flagfile", value_name = "PATH")]
+    /// Our own flag file.
+    #[arg(long = "own_flagfile", value_name = "PATH", help = own_flagfile_help())]
     pub own_flagfile: Option<PathBuf>,
 
     /// Before a restart of osqueryd: check the flags and files that its next start will read, not what runs now; warnings

@@ -1,20 +1,12 @@
 //! What time it is: by the host's clock, which may be wrong or change, and as the host itself has lived it.
 
-use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::clock_gettime;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// The kernel makes up another one at each boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-// The clock that a sleeping host doesn't stop.
-#[cfg(target_os = "linux")]
-const SINCE_BOOT: ClockId = ClockId::Boottime;
-#[cfg(not(target_os = "linux"))]
-const SINCE_BOOT: ClockId = ClockId::Monotonic;
+use crate::platform::{self, SINCE_BOOT};
 
 /// The seconds since 1970 by the host's clock; 0 when that is before.
 #[must_use]
@@ -49,9 +41,8 @@ impl BootInstant {
     /// The present one. Where the kernel doesn't say which boot this is, all are taken for one.
     #[must_use]
     pub fn now() -> Self {
-        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
         let uptime = u64::try_from(clock_gettime(SINCE_BOOT).tv_sec).unwrap_or(0);
-        Self { boot: boot.trim().to_owned(), uptime }
+        Self { boot: platform::boot_id().to_owned(), uptime }
     }
 
     /// How much time has passed since an earlier one, at least: from another boot it counts from this one's

@@ -16,10 +16,11 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, SendAncillaryBuffer, SendAncillaryMessage, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::platform::{self, RECEIVE_FLAGS, SEND_FLAGS};
 
 use crate::lock::Mutex;
 use crate::settings::{FrontSettings, Options};
@@ -196,17 +197,6 @@ pub fn send(stream: &UnixStream, message: &impl Serialize, descriptors: &[Borrow
     (&*stream).write_all(line.get(sent..).unwrap_or_default())
 }
 
-// A side that is gone is an error and no signal; where the flag isn't there, Rust's runtime ignores the signal.
-#[cfg(target_os = "linux")]
-const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
-#[cfg(not(target_os = "linux"))]
-const SEND_FLAGS: SendFlags = SendFlags::empty();
-
-#[cfg(target_os = "linux")]
-const RECEIVE_FLAGS: RecvFlags = RecvFlags::CMSG_CLOEXEC;
-#[cfg(not(target_os = "linux"))]
-const RECEIVE_FLAGS: RecvFlags = RecvFlags::empty();
-
 /// The sending side of the connection, for several threads.
 pub struct ToOther(Mutex<UnixStream>);
 
@@ -304,7 +294,10 @@ impl Receiver {
         })?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
+                for descriptor in descriptors {
+                    platform::keep_from_children(&descriptor)?;
+                    self.descriptors.push_back(descriptor);
+                }
             }
         }
         self.bytes.extend(chunk.get(..received.bytes).unwrap_or_default());

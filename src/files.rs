@@ -8,11 +8,10 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::platform::ADMINISTRATORS;
+
 /// Symbolic links on the way to a directory, at most.
 const MOST_LINKS: usize = 40;
-
-/// Groups whose users can become root anyway: root's own, and macOS's `admin`.
-const ADMINISTRATORS: &[u32] = if cfg!(target_os = "macos") { &[0, 80] } else { &[0] };
 
 /// Reads a file that an operator has named, of at most `most` bytes.
 ///

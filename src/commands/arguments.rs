@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::cli::{flagfile_help, own_flagfile_help};
+
 /// Which osqueryd is meant: as for the doctor, so that one line of habit is enough for all commands.
 #[derive(Args, Debug, Default)]
 pub struct Target {
@@ -13,13 +15,12 @@ pub struct Target {
     #[arg(long, alias = "extensions_socket", value_name = "PATH")]
     pub socket: Option<PathBuf>,
 
-    /// osqueryd's flag file [default: the one that the running osqueryd's command line names, else
-    /// /etc/osquery/osquery.flags]
-    #[arg(long, value_name = "PATH")]
+    /// osqueryd's flag file.
+    #[arg(long, value_name = "PATH", help = flagfile_help())]
     pub flagfile: Option<PathBuf>,
 
-    /// Our own flag file [default: REMOTE_TLS_FLAGFILE, or /etc/osquery/remote_tls.flags]
-    #[arg(long = "own_flagfile", value_name = "PATH")]
+    /// Our own flag file.
+    #[arg(long = "own_flagfile", value_name = "PATH", help = own_flagfile_help())]
     pub own_flagfile: Option<PathBuf>,
 }
 

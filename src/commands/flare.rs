@@ -20,6 +20,7 @@ use crate::clock::unix_time;
 use crate::doctor::subject::Subject;
 use crate::doctor::{self, Form};
 use crate::files;
+use crate::platform::Places;
 use crate::plugins::tables::tables;
 use crate::secret::{MASK, redact};
 use crate::settings::{REMOTE_PREFIX, without_password};
@@ -148,7 +149,7 @@ fn of_versions(subject: &Subject) -> String {
     let system = rustix::system::uname();
     let running = subject.running.as_ref().ok();
     let or_none = |version: Option<&str>| version.unwrap_or("does not answer").to_owned();
-    let release = files::read(Path::new("/etc/os-release"), 16 << 10).unwrap_or_default();
+    let release = files::read(Path::new(Places::HERE.release), 16 << 10).unwrap_or_default();
     format!(
         "command     {}\nextension   {}\nosquery     {}\nsystem      {} {} {}\n{}",
         env!("CARGO_PKG_VERSION"),

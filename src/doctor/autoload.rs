@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use super::extension_file::{self, osqueryd_user, writers};
 use super::subject::Subject;
 use super::{Check, Report};
+use crate::platform::Places;
 
 /// Where the extension is installed.
-const USUAL_PLACE: &str = "/usr/lib/osquery-remote-tls/remote_tls.ext";
+pub(super) const USUAL_PLACE: &str = Places::HERE.extension;
 
 /// Where osqueryd looks unless told otherwise.
-pub(super) const DEFAULT_AUTOLOAD: &str = "/etc/osquery/extensions.load";
+pub(super) const DEFAULT_AUTOLOAD: &str = Places::HERE.autoload;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     if subject.knows_no_flag() {

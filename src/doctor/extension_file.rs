@@ -8,11 +8,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{StatVfsMountFlags, statvfs};
-
-use super::autoload::DEFAULT_AUTOLOAD;
+use super::autoload::{DEFAULT_AUTOLOAD, USUAL_PLACE};
 use super::subject::Subject;
 use super::{Check, Report};
+use crate::platform::{self, Fit, HEAD};
 
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o002;
@@ -87,10 +86,10 @@ fn missing(path: &Path) -> String {
 /// Why the kernel won't run it, and what to do.
 fn no_program(path: &Path) -> Option<(String, String)> {
     let shown = path.display();
-    if statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::NOEXEC)) {
+    if platform::is_on_noexec(path) {
         let remedy =
-            "install it elsewhere, such as /usr/lib/osquery-remote-tls, or mount that file system without noexec";
-        return Some(("lies on a file system that is mounted noexec".to_owned(), remedy.to_owned()));
+            format!("install it elsewhere, such as {}, or mount that file system without noexec", usual_directory());
+        return Some(("lies on a file system that is mounted noexec".to_owned(), remedy));
     }
     let remedy = || format!("install the extension anew: install -o root -m 0755 FILE {shown}");
     let found = head(path)?;
@@ -98,21 +97,24 @@ fn no_program(path: &Path) -> Option<(String, String)> {
         return Some(("is empty".to_owned(), remedy()));
     }
     let own = std::env::current_exe().ok().and_then(|own| head(&own))?;
-    // An ELF's or Mach-O's own sign, and then the class, the byte order and the processor.
-    if found.get(..4) != own.get(..4) {
-        return Some(("is no program".to_owned(), remedy()));
+    match platform::fit(&found, &own) {
+        Fit::Runs => None,
+        Fit::NoProgram => Some(("is no program".to_owned(), remedy())),
+        Fit::OtherProcessor => {
+            let remedy = format!("install the package for this host's processor ({})", std::env::consts::ARCH);
+            Some(("is a program for another processor".to_owned(), remedy))
+        }
     }
-    if found.get(4..6) != own.get(4..6) || found.get(18..20) != own.get(18..20) {
-        let remedy = format!("install the package for this host's processor ({})", std::env::consts::ARCH);
-        return Some(("is a program for another processor".to_owned(), remedy));
-    }
-    None
+}
+
+fn usual_directory() -> &'static str {
+    USUAL_PLACE.rsplit_once('/').map_or(USUAL_PLACE, |(directory, _)| directory)
 }
 
 /// A file's first bytes; none when it can't be read.
 fn head(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(20).read_to_end(&mut bytes).ok()?;
+    File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
@@ -134,7 +136,7 @@ fn broken_rules(path: &Path, parent: &Path, file: &Metadata, directory: &Metadat
     if directory.mode() & STICKY != 0 {
         broken.push((
             format!("{shown} lies in a directory with the sticky bit ({}), like /tmp", parent.display()),
-            "install it into a directory of root's, such as /usr/lib/osquery-remote-tls".to_owned(),
+            format!("install it into a directory of root's, such as {}", usual_directory()),
         ));
     }
     if ![0, user].contains(&file.uid()) {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpi
 
 use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther, WORKER_NAME};
 use crate::files::open_program;
-use crate::platform::is_stopped;
+use crate::platform::{self, is_stopped};
 
 /// A worker that doesn't answer a ping for this long is replaced.
 pub(super) const HUNG_LIMIT: Duration = Duration::from_secs(5);
@@ -59,8 +59,7 @@ impl Program {
 
     /// What the next worker is started from: this front's own program when what has its name now may not be run.
     fn for_a_worker(&self) -> Judged {
-        let own = if cfg!(target_os = "linux") { Path::new("/proc/self/exe") } else { &self.path };
-        self.judged().unwrap_or_else(|_| Judged { path: own.to_owned(), _file: None })
+        self.judged().unwrap_or_else(|_| Judged { path: platform::own_program(&self.path), _file: None })
     }
 
     /// Whether another binary has taken the place of the one seen, is whole, and may be run, by osqueryd's own rules.
@@ -90,11 +89,10 @@ impl Judged {
     /// Where the system lets an open file be run, it is that one, whatever has its name by then. A script's interpreter is
     /// given the name, and the descriptor is closed by then.
     fn new(path: &Path, file: File) -> Self {
-        let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let mut head = [0; 2];
         let is_script = file.read_exact_at(&mut head, 0).is_ok() && head == *b"#!";
-        let can_be_named = cfg!(target_os = "linux") && !is_script && by_descriptor.exists();
-        Self { path: if can_be_named { by_descriptor } else { path.to_owned() }, _file: Some(file) }
+        let by_descriptor = if is_script { None } else { platform::path_of_open(&file) };
+        Self { path: by_descriptor.unwrap_or_else(|| path.to_owned()), _file: Some(file) }
     }
 }
 

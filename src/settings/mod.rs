@@ -25,13 +25,10 @@ pub use self::pins::Pin;
 use crate::extension::registry::NAME;
 use crate::journal::Limits;
 pub use crate::logging::LogSettings;
+use crate::platform::Places;
 
 /// The bundle of public authorities that osquery's packages bring.
-pub const DEFAULT_SERVER_CERTS: &str = if cfg!(target_os = "macos") {
-    "/var/osquery/certs/certs.pem"
-} else {
-    "/opt/osquery/share/osquery/certs/certs.pem"
-};
+pub const DEFAULT_SERVER_CERTS: &str = Places::HERE.server_certs;
 
 /// osqueryd's flags as [`ExtensionManager.options()`] hands them out: name to current value.
 ///

@@ -24,7 +24,7 @@ use crate::control::{
 use crate::extension::manager::Manager;
 use crate::extension::service::Service;
 use crate::journal::Position;
-use crate::plugins::config;
+use crate::platform;
 use crate::plugins::logger::LastFlush;
 use crate::settings::{Settings, own};
 
@@ -100,7 +100,7 @@ impl Worker {
             own,
             verbosity: cli.verbosity(),
             options,
-            command_line: config::arguments_of(start.parent),
+            command_line: platform::arguments_of(start.parent),
             counts: Box::new(move || counting.counts()),
             overflow: Some(memory),
             number: start.number,

@@ -1,10 +1,12 @@
 //! Writes what the packages contain and the code knows: man pages and shell completions from the command line's
 //! definition, the settings file with every flag of ours, and the notices of the crates that the binary is made of.
 //!
-//! `generate DIRECTORY [TARGET]`, as `packaging/build` calls it; the target is the one whose notices are written.
+//! `generate DIRECTORY [TARGET]`, as `packaging/build` calls it; the target is the one whose notices and paths are
+//! written.
 
 mod man;
 mod notices;
+mod places;
 mod settings_file;
 
 use std::fs;
@@ -14,6 +16,7 @@ use anyhow::{Context, bail};
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use osquery_remote_tls::cli::Cli;
+use osquery_remote_tls::platform::Places;
 
 /// The name under which the program is on the PATH.
 const COMMAND: &str = "osquery-remote-tls";
@@ -25,17 +28,23 @@ fn main() -> anyhow::Result<()> {
     };
     let directory = PathBuf::from(directory);
     let target = target.map(|target| target.to_string_lossy().into_owned());
+    let places = match &target {
+        Some(target) if target.ends_with("-apple-darwin") => Places::MACOS,
+        Some(_) => Places::LINUX,
+        None => Places::HERE,
+    };
     for (name, page) in man::pages(command())? {
-        write(&directory.join("man").join(name), &page)?;
+        write(&directory.join("man").join(name), places::replace(&page, &places).as_bytes())?;
     }
     for (shell, name) in [
         (Shell::Bash, "osquery-remote-tls.bash"),
         (Shell::Zsh, "_osquery-remote-tls"),
         (Shell::Fish, "osquery-remote-tls.fish"),
     ] {
-        write(&directory.join("completions").join(name), &completion(shell))?;
+        write(&directory.join("completions").join(name), places::replace(&completion(shell), &places).as_bytes())?;
     }
-    write(&directory.join("remote_tls.flags"), settings_file::text().as_bytes())?;
+    let settings = places::replace(settings_file::text().as_bytes(), &places);
+    write(&directory.join("remote_tls.flags"), settings.as_bytes())?;
     write(&directory.join("THIRD-PARTY"), notices::text(target)?.as_bytes())
 }
 

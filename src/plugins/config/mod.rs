@@ -25,7 +25,6 @@ pub use self::active_plugins::ActivePlugins;
 use self::conditional::{Received, condition, received};
 use self::kept::Kept;
 pub use self::kept::{FILE, kept};
-pub use self::operator::arguments_of;
 pub use self::whole_queries::WholeQueries;
 use crate::chain::chain;
 use crate::errand::{Errand, Next, NotDone, Taken, Ticket};

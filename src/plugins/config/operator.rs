@@ -48,15 +48,6 @@ impl FlagSources {
     }
 }
 
-/// The arguments of a process, where the kernel tells them: of osqueryd's, whose pid comes with the manager's
-/// connection.
-#[must_use]
-pub fn arguments_of(pid: u32) -> Option<Vec<String>> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let arguments = line.split(|&byte| byte == 0).filter(|argument| !argument.is_empty());
-    Some(arguments.map(|argument| String::from_utf8_lossy(argument).into_owned()).collect())
-}
-
 /// The flag file that a command line names.
 fn flagfile_of(command_line: &[String]) -> Option<PathBuf> {
     let mut arguments = command_line.iter().peekable();

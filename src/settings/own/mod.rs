@@ -8,14 +8,14 @@ mod kinds;
 
 use log::LevelFilter;
 
+use crate::platform::Places;
 use crate::policy::Reenrollment;
 
 pub use self::given::{FlagfileError, Given, Origin, OwnFlags, flagfile, read};
 pub use self::kinds::{FALSE, Kind, Number, OptionalPath, Parse, PublicKeys, Servers, SystemLog, TRUE, Unit, Words};
 
 /// Where our own flags are, unless [`FLAGFILE_VARIABLE`] names another file: beside osquery's own flag file.
-pub const DEFAULT_FLAGFILE: &str =
-    if cfg!(target_os = "macos") { "/var/osquery/remote_tls.flags" } else { "/etc/osquery/remote_tls.flags" };
+pub const DEFAULT_FLAGFILE: &str = Places::HERE.own_flagfile;
 
 /// The environment variable that names another flag file of ours.
 pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
@@ -24,7 +24,7 @@ pub const FLAGFILE_VARIABLE: &str = "REMOTE_TLS_FLAGFILE";
 pub const REMOTE_PREFIX: &str = "custom_remote_tls_";
 
 /// Where the system's log listens.
-pub const SYSLOG_SOCKET: &str = if cfg!(target_os = "macos") { "/var/run/syslog" } else { "/dev/log" };
+pub const SYSLOG_SOCKET: &str = Places::HERE.syslog;
 
 /// A flag of ours, and what its values are.
 #[derive(Debug)]
