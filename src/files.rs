@@ -317,7 +317,7 @@ mod tests {
         assert!(distrust(&outer.join("missing")).is_some());
         let link = directory.path().join("link");
         symlink(&inner, &link).unwrap();
-        assert!(distrust(&link).is_some(), "it leads through the one that anybody may write");
+        assert!(distrust(&link).is_some(), "it leads through a directory that every user may write");
         mode(&outer, 0o755);
         assert_eq!((distrust(&link), distrust(&outer.join("missing"))), (None, None));
     }

@@ -24,7 +24,7 @@ struct State {
 type Hook = Box<dyn FnOnce() + Send>;
 
 impl Shutdown {
-    /// Asks everybody to end. Asking again does nothing.
+    /// Asks every thread that waits on this to end. Asking again does nothing.
     pub fn request(&self) {
         let hooks = {
             let mut state = self.state();

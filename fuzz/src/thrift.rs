@@ -5,7 +5,7 @@
 //! calls, whose answers are checked against a model. Either way exactly the lines that were brought must be in the
 //! journals.
 //!
-//! The plugins have no osqueryd and no server behind them, and the end has been asked for, so that nobody waits.
+//! The plugins have no osqueryd and no server behind them, and the end has been asked for, so that no call waits.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -85,7 +85,7 @@ impl Elsewhere for Behind {
 
 impl Extension {
     fn new() -> Self {
-        // Whoever runs this sets TMPDIR, and clears it: a fuzzer ends in no orderly way.
+        // The script that runs this sets TMPDIR, and clears it: a fuzzer ends in no orderly way.
         let directory = tempfile::tempdir().unwrap().keep();
         let worker = Assembly::new(Setup {
             manager: Arc::new(Manager::new(directory.join("no-osqueryd.em"), Arc::new(|| {}))),

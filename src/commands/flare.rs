@@ -31,7 +31,7 @@ const LOG_BYTES: u64 = 512 << 10;
 /// Files of the buffers that are named, at most.
 const MOST_FILES: usize = 1000;
 
-/// Parts of the names of flags whose values nobody else is to see: osquery's own, and what may come.
+/// Parts of the names of flags whose values are secret: osquery's own, and what may come.
 const SECRET_NAMES: [&str; 6] = ["secret", "password", "token", "access_key", "api_key", "credential"];
 
 /// A file of the bundle.
@@ -135,7 +135,7 @@ fn of_flags(subject: &Subject) -> String {
     )
 }
 
-/// A flag's value, where it is nobody's secret.
+/// A flag's value, masked where the flag holds a secret.
 fn value_of(name: &str, value: &str) -> String {
     // Where a secret is, and how it is sent, is none.
     let is_place = ["_path", "_env", "_always"].iter().any(|end| name.ends_with(end));
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_nobody_else_is_to_see_are_masked() {
+    fn values_of_flags_with_secrets_are_masked() {
         for (name, value, shown) in [
             ("enroll_secret_path", "/etc/osquery/secret", "/etc/osquery/secret"),
             ("tls_secret_always", "true", "true"),

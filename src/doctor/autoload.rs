@@ -83,7 +83,7 @@ fn ours(list: &Path, subject: &Subject, report: &mut Report<'_>) -> Option<PathB
         } else if let Some(who) = writers(&found) {
             report.warn(
                 CHECK,
-                format!("{shown} is writable by {who}: whoever adds a line has root run it"),
+                format!("{shown} is writable by {who}, and a line added there makes root run a program"),
                 format!("chmod go-w {shown}"),
             );
         }

@@ -1,6 +1,6 @@
 //! The server's answers: to the doctor's own requests, and to the extension's, as it tells them.
 //!
-//! The extension's word counts where there is one: it sends what the doctor must not. `server` says what is asked.
+//! Where the extension has already had an answer, that counts: it sends what the doctor must not. `server` says what is asked.
 
 use std::time::{Duration, SystemTime};
 
@@ -234,7 +234,7 @@ impl Judge<'_> {
             return report.ok(CHECK, format!("enrolled{who} since {}", day_and_time(enrollment.since)));
         }
         if error.is_empty() && enrollment.attempts == 0 {
-            return report.skip(CHECK, "not enrolled, and nobody has needed it yet; --enroll tries one");
+            return report.skip(CHECK, "not enrolled: no request has needed a node key yet; --enroll asks for one");
         }
         let words = error.split_once("): ").map_or(error, |(_, words)| words);
         if words.contains(SPREAD) {
@@ -359,7 +359,7 @@ impl Judge<'_> {
                 check,
                 format!("{url}: takes a node key that is invalid"),
                 format!(
-                    "see that --{} is the server's path for this: no server should take requests from anybody",
+                    "see that --{} is the server's path for this: no server should take requests without a valid node key",
                     endpoint.flag()
                 ),
             ),

@@ -173,7 +173,7 @@ impl Facts<'_> {
         let is_its_own = last.is_some_and(|one| common_name(one) == by);
         let message = format!(
             "the server's certificate is issued by \"{by}\", which --tls_server_certs={trust} doesn't hold (it has: {})",
-            if self.authorities.is_empty() { "nobody".to_owned() } else { self.authorities.join("; ") }
+            if self.authorities.is_empty() { "no certificate".to_owned() } else { self.authorities.join("; ") }
         );
         let remedy = match (is_its_own, self.chain.len()) {
             (true, 1) => format!("it is its own authority: put that very certificate into {trust}"),

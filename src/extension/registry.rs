@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_for_nobody_fails_with_a_reason() {
+    fn a_call_of_an_unknown_plugin_fails_with_a_reason() {
         let reply = Registry::new(Vec::new()).call("logger", "no_such_plugin", StringMap::new());
         assert_eq!(reply, Reply::failed("remote_tls has no plugin no_such_plugin in the registry logger"));
     }

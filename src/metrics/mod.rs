@@ -142,7 +142,7 @@ impl Metrics {
     }
 }
 
-/// A family with a sample an endpoint: its name, kind and help, and the value where there is one.
+/// A family with a sample an endpoint: its name, kind and help, and the value; `None` writes no sample.
 type OfEndpoint = (&'static str, Kind, &'static str, fn(&EndpointStats) -> Option<String>);
 
 const REQUESTS: [OfEndpoint; 6] = [

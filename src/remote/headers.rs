@@ -2,7 +2,7 @@
 //! rule. So the file must be private, its values are masked like other secrets, and no message shows what is in it.
 //!
 //! It is read for each request: what was put in its place counts from the next one on. Without it no request is made, since
-//! one that lacks its headers is for nobody.
+//! the gateway that asks for the headers would refuse one without them.
 
 use std::io;
 use std::path::{Path, PathBuf};

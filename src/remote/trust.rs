@@ -14,8 +14,8 @@
 //! an issuer of certificates must be meant to be one (keyUsage).
 //!
 //! Pins come on top of all that: one of the keys must be in the chain as it was verified, from the server's own certificate
-//! to the authority in the bundle. What a server sends along besides counts for nothing: anybody can send a certificate of
-//! somebody else's.
+//! to the authority in the bundle. What a server sends along besides counts for nothing: a server can send
+//! certificates of others.
 
 use std::sync::Arc;
 

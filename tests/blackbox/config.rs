@@ -16,7 +16,7 @@ fn the_configuration_is_handed_on_as_it_came() {
     assert_eq!(rig.config(), ("tls_plugin".to_owned(), text.to_owned()));
 }
 
-/// Where ours is the only logger, and nobody said otherwise.
+/// Where ours is the only logger, and neither flags nor the configuration say otherwise.
 #[test]
 fn whole_queries_are_asked_for_and_every_other_byte_stays() {
     let rig = Rig::start();

@@ -291,7 +291,7 @@ fn a_key_that_had_worked_is_replaced_at_a_moment_of_this_host_s_own() {
     let outcome = rig.gen_config();
     assert_eq!(outcome.code, 1);
     assert!(outcome.message.contains("another one is asked for in "), "{}", outcome.message);
-    assert!(asked.elapsed() < Duration::from_secs(5), "nobody waits for it: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(5), "the call did not wait for it: {:?}", asked.elapsed());
     assert_eq!((enrollments(&rig).len(), rig.stored_key()), (1, None));
     // An operator need not wait.
     let (code, text) = rig.refresh();
@@ -299,7 +299,7 @@ fn a_key_that_had_worked_is_replaced_at_a_moment_of_this_host_s_own() {
     rig.server.forget_nodes();
     assert_eq!(rig.gen_config().code, 1);
     assert_eq!((enrollments(&rig).len(), rig.stored_key()), (2, None));
-    // A key that somebody else has stored meanwhile is used.
+    // A key that another process has stored meanwhile is used.
     rig.osqueryd.store_put("configurations", "nodeKey", "another-one");
     rig.server.always(Endpoint::Config, Some(Answer::json(json!({"schedule": {}}))));
     rig.config();
@@ -426,7 +426,7 @@ fn a_server_that_rejects_key_after_key_sees_a_bounded_number_of_enrollments() {
     assert!(refused.message.contains("enroll_max_per_hour=4"), "{}", refused.message);
     // Half of an hour's enrollments came at once.
     assert_eq!(rig.server.requests_to(Endpoint::Enroll).len(), 2);
-    // The next one is not due for half an hour, and nobody waits for it.
+    // The next one is not due for half an hour, and no call waits for it.
     let asked = Instant::now();
     rig.gen_config();
     assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());

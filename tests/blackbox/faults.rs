@@ -355,7 +355,7 @@ fn lines_in_memory_are_written_when_the_disk_accepts_them_whatever_the_server_do
 }
 
 #[test]
-fn a_disk_that_can_t_be_read_loses_no_line_keeps_nobody_busy_and_holds_up_no_other_line() {
+fn a_disk_that_can_t_be_read_loses_no_line_costs_no_processor_time_and_holds_up_no_other_line() {
     let (setup, faults) = Faults::of(Setup::new());
     let rig = setup.start();
     rig.log(&line(0));
@@ -366,7 +366,7 @@ fn a_disk_that_can_t_be_read_loses_no_line_keeps_nobody_busy_and_holds_up_no_oth
     faults.fail(&[Call::Read, Call::Write], Errno::IO);
     rig.server.resume().unwrap();
     rig.osqueryd.wait("reads that fail", LIMIT, || (faults.failed(Call::Read) > 0).then_some(()));
-    // What comes now waits in memory, and need not wait for what can't be read. Each line wakes whoever delivers: there
+    // What comes now waits in memory, and need not wait for what can't be read. Each line wakes the sender: there
     // is an attempt a period all the same, of a few reads.
     let failed = faults.failed(Call::Read);
     for n in 4..104 {
@@ -548,7 +548,7 @@ fn configurations_and_what_is_set_aside_are_not_kept_on_a_disk_that_refuses_and_
     rig.osqueryd.wait("the attempt to keep it", LIMIT, || (faults.failed(Call::Rename) > 0).then_some(()));
     assert_eq!(fs::read_to_string(&path).unwrap(), kept);
 
-    // A line that can't be set aside holds up nobody.
+    // A line that can't be set aside holds up no other.
     rig.server.stop();
     rig.log(&line(1));
     rig.log("this is no JSON");
@@ -590,7 +590,7 @@ fn what_is_in_the_way_of_a_journal_and_can_t_be_moved_aside_is_moved_later() {
     }
 }
 
-/// What a kill, a power cut or somebody's hand leaves behind.
+/// What a kill, a power cut or an operator leaves behind.
 struct Damage {
     what: &'static str,
     make: fn(&Path),
@@ -711,10 +711,10 @@ const DAMAGES: &[Damage] = &[
         delivered: &[0, 1, 2, 3, 4],
     },
     Damage {
-        what: "a large record of a dead process, and something of somebody's",
+        what: "a large record of a dead process, and a foreign file",
         make: |journal| {
             fs::write(journal.join("incoming-7"), "half a large record").unwrap();
-            fs::write(journal.join("notes.txt"), "somebody's").unwrap();
+            fs::write(journal.join("notes.txt"), "an operator's").unwrap();
         },
         said: " waited in the results journal at the start",
         aside: &[],
@@ -734,7 +734,7 @@ const DAMAGES: &[Damage] = &[
 ];
 
 #[test]
-fn damaged_and_foreign_files_stop_nobody_and_cost_no_other_line() {
+fn damaged_and_foreign_files_stop_nothing_and_cost_no_other_line() {
     for damage in DAMAGES {
         println!("{}", damage.what);
         let directory = tempfile::tempdir().unwrap();
@@ -757,8 +757,8 @@ fn damaged_and_foreign_files_stop_nobody_and_cost_no_other_line() {
         assert!(!names(&journal).iter().any(|name| name.starts_with("incoming-")), "{}", damage.what);
         assert_eq!(rig.server.result_count(), damage.delivered.len(), "{}: each once", damage.what);
         assert!(!rig.stderr().contains("dropped"), "{}: {}", damage.what, rig.stderr());
-        let is_somebody_s = damage.what.contains("somebody's");
-        assert_eq!(journal.join("notes.txt").exists(), is_somebody_s, "it is not ours");
+        let is_foreign = damage.what.contains("a foreign file");
+        assert_eq!(journal.join("notes.txt").exists(), is_foreign, "it is not ours");
     }
 }
 
@@ -769,7 +769,7 @@ fn files_deleted_under_the_extension_cost_the_lines_in_them_and_no_others() {
     (0..3).for_each(|n| rig.log(&line(n)));
     wait_on_disk(&rig, 3);
     segments(&results(&rig)).iter().for_each(|path| fs::remove_file(path).unwrap());
-    // Taken into a file without a name, until somebody looks.
+    // It goes into a file without a name, until the writer looks for its name.
     rig.log(&line(3));
     rig.said("the results journal's newest file was deleted by somebody: a new one begins");
     let ticks = ticks_of(rig.worker_pid());

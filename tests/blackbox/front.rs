@@ -39,7 +39,7 @@ fn successor(rig: &Rig, predecessor: u32) -> u32 {
 pub(crate) struct Calls {
     /// The numbers of the lines that were taken.
     pub(crate) taken: Vec<u64>,
-    /// Calls that failed since nobody listened.
+    /// Calls that failed since no process listened.
     pub(crate) refused: Vec<String>,
     /// Calls that failed in the middle.
     pub(crate) broken: usize,
@@ -398,7 +398,7 @@ fn a_front_gets_along_with_a_worker_of_another_version() {
     replace(&rig, script.as_bytes());
     rig.said("has taken over");
     assert!(rig.config().1.contains("of_another_version"));
-    // Its lines are taken, although nobody sends them.
+    // Its lines are taken, although no worker sends them.
     (1..20).for_each(|n| rig.log(&line(n)));
     assert!(rig.osqueryd.call("distributed", "remote_tls", &[("action", b"getQueries")]).unwrap().code != 0);
     // And back.

@@ -133,7 +133,7 @@ fn enroll_with(headers: &str) -> Rig {
     // It ends with the test's process.
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            // Whoever doesn't like the answer hangs up.
+            // A client that doesn't like the answer hangs up.
             let _ = answer_once(client, &tls, &answer);
         }
     });

@@ -318,7 +318,7 @@ pub(crate) fn program(package: &str, name: &str) -> PathBuf {
     testkit::programs::program(package, name).unwrap()
 }
 
-/// The records that wait in a journal's directory: those behind its cursor, read as anybody can read them.
+/// The records that wait in a journal's directory: those behind its cursor, read as plain files.
 pub(crate) fn waiting_in(directory: &Path) -> Vec<String> {
     let mut segments: Vec<PathBuf> = std::fs::read_dir(directory)
         .into_iter()

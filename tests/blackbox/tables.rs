@@ -1,4 +1,4 @@
-//! The tables: what they tell after known events, that they wait for nobody, and the ways in which they are asked.
+//! The tables: what they tell after known events, that they wait for neither osqueryd nor the server, and the ways in which they are asked.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::rig::{LIMIT, Rig, Setup, child_of, line};
 pub(crate) const TABLES: [&str; 4] =
     ["remote_tls_endpoints", "remote_tls_buffer", "remote_tls_enrollment", "remote_tls_rejected"];
 
-/// However busy the machine is: an answer that waited for anybody would take ten seconds or more.
+/// However busy the machine is: an answer that waited for osqueryd or the server would take ten seconds or more.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn rows(rig: &Rig, sql: &str) -> Vec<Row> {

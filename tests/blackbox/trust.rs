@@ -406,7 +406,7 @@ fn an_authority_out_of_its_time_is_none() {
 }
 
 #[test]
-fn whoever_is_not_meant_to_sign_is_no_authority() {
+fn a_certificate_that_is_not_meant_to_sign_is_no_authority() {
     let digital = |params: &mut CertificateParams| params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     let clients =
         |params: &mut CertificateParams| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

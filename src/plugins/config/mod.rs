@@ -146,7 +146,7 @@ impl Config {
                 (Next::End, _) => return,
                 (Next::Asked(ticket), _) => ticket,
                 (Next::Look, _) if !self.state().owed => continue,
-                (Next::Look, Some(at)) if Instant::now() >= at => self.fetching.everybody(),
+                (Next::Look, Some(at)) if Instant::now() >= at => self.fetching.last_ticket(),
                 (Next::Look, Some(_)) => continue,
                 // A call has just been answered without one.
                 (Next::Look, None) => {
@@ -175,7 +175,7 @@ impl Config {
         match fetched {
             _ if !self.state().owed => Owed::Nothing,
             // The call that waited hands it on.
-            Ok(_) if taken == Taken::BySomebody => Owed::Nothing,
+            Ok(_) if taken == Taken::Claimed => Owed::Nothing,
             Ok(document) if self.state().delivered.as_ref() == Some(&document) => {
                 self.state().owed = false;
                 log::debug!("the server gives the configuration that osqueryd has");

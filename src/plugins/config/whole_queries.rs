@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_queries_are_asked_for_where_nobody_said_otherwise() {
+    fn whole_queries_are_asked_for_where_no_flag_and_no_option_says_otherwise() {
         let alone = with("remote_tls", &[]);
         assert!(alone.expands(AUTO), "lines of an osqueryd that another worker gave its configuration");
         assert_eq!(alone.hand_on(DOCUMENT, AUTO, MOST), CHANGED);

@@ -28,7 +28,7 @@ pub enum EnrollError {
         /// The setting.
         most_an_hour: u32,
     },
-    /// A key that had worked is not accepted any more, perhaps everybody's.
+    /// A key that had worked is not accepted any more, perhaps no host's is.
     #[error(
         "the node key is not accepted any more; another one is asked for in {} s (reenroll_within), \
          or at once by the command refresh",

@@ -23,7 +23,7 @@ pub(crate) fn serve(socket: &Path) -> io::Result<()> {
             scope.spawn(|| {
                 let mut buffer = Vec::new();
                 for stream in listener.incoming() {
-                    // A caller that hangs up in the middle harms nobody else.
+                    // A caller that hangs up in the middle harms no other.
                     let _ = stream.and_then(|stream| converse(stream, &mut buffer));
                 }
             });

@@ -1,4 +1,4 @@
-//! What processes use, from `/proc`: their own time and memory, and not that of whoever calls them.
+//! What processes use, from `/proc`: their own time and memory, and not those of their callers.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -43,7 +43,7 @@ pub(crate) struct Counts {
 }
 
 /// The sink's files, and the port that it has each time it is there.
-pub(crate) struct Place {
+pub(crate) struct SinkSetup {
     certificate: PathBuf,
     key: PathBuf,
     /// What `tls_server_certs` names.
@@ -51,7 +51,7 @@ pub(crate) struct Place {
     pub(crate) port: u16,
 }
 
-impl Place {
+impl SinkSetup {
     /// Writes the certificates into `directory` and finds a port.
     pub(crate) fn new(directory: &Path) -> Self {
         let (certificate, key) = default_authority().issue_server(&["localhost"]).write(directory, "sink");
@@ -71,12 +71,12 @@ pub(crate) struct Sink {
 
 impl Sink {
     /// Starts one; returns when it listens.
-    pub(crate) fn start(place: &Place) -> Self {
+    pub(crate) fn start(setup: &SinkSetup) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .arg("sink")
-            .arg(&place.certificate)
-            .arg(&place.key)
-            .arg(place.port.to_string())
+            .arg(&setup.certificate)
+            .arg(&setup.key)
+            .arg(setup.port.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,4 +1,4 @@
-//! Directories and files that somebody else could change, or has left there: nothing of theirs is followed, written to,
+//! Directories and files that another user could change, or has left there: nothing of theirs is followed, written to,
 //! read as ours or waited for.
 
 use std::fs;
@@ -146,7 +146,7 @@ fn nothing_is_appended_to_another_s_file_by_the_log() {
 }
 
 #[test]
-fn pipes_in_the_place_of_files_are_waited_for_by_nobody() {
+fn pipes_in_the_place_of_files_make_no_thread_wait() {
     let setup = Setup::new().flag("tls_enroll_max_attempts", "1").flag("config_tls_max_attempts", "1");
     let (secret, log) = (setup.path().join("secret-pipe"), setup.path().join("log-pipe"));
     let directory = setup.path().join("remote_tls");

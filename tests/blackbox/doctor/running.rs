@@ -289,7 +289,7 @@ fn the_running_osqueryd_is_compared() {
     );
     // What the flag file leaves out comes from osqueryd.
     examined.must_say("server trust", "ok", &bundle, "");
-    osqueryd.store_put("configurations", "nodeKey", "a-key-that-nobody-knows");
+    osqueryd.store_put("configurations", "nodeKey", "a-key-of-no-server");
     let examined = examine(&file(""), &own, &[]);
     examined.must_say(
         "config endpoint",
@@ -297,8 +297,8 @@ fn the_running_osqueryd_is_compared() {
         "does not accept the node key that this host has",
         "asks for another one within",
     );
-    assert!(!examined.text.contains("a-key-that-nobody-knows"), "{}", examined.text);
-    assert_eq!(osqueryd.store_get("configurations", "nodeKey").as_deref(), Some("a-key-that-nobody-knows"));
+    assert!(!examined.text.contains("a-key-of-no-server"), "{}", examined.text);
+    assert_eq!(osqueryd.store_get("configurations", "nodeKey").as_deref(), Some("a-key-of-no-server"));
     let examined = examine(&file("--disable_reenrollment\n"), &own, &[]);
     examined.must_say("config endpoint", "failure", "does not accept the node key", "enroll it anew");
     server.always(Endpoint::Config, Some(Answer::json(json!({}))));

@@ -5,7 +5,7 @@
 
 use crate::time::{SECOND, Tick};
 
-/// Requests that have waited for so long are answered 503.
+/// Requests that have waited longer than this are answered 503.
 const LONGEST_WAIT: f64 = (30 * SECOND) as f64;
 
 /// What a request costs: milliseconds of one core, and bytes received and stored.
@@ -78,7 +78,7 @@ pub(crate) enum Reply {
 pub(crate) enum Condition {
     /// At this speed; 1 is its own.
     Works(f64),
-    /// Nobody can connect.
+    /// Every connection is refused.
     Down,
     /// It answers everything with 503 and this `Retry-After`, in ticks.
     TurnsAway(Tick),

@@ -18,7 +18,7 @@ const SIGMA: f64 = 1.5;
 /// Hosts that log so often count for freshness: of others nothing new may have come.
 const OFTEN: f64 = 0.1;
 
-/// Servers close a connection that is idle for so long.
+/// Servers close a connection that is idle for this time.
 const IDLE: Tick = 120 * SECOND;
 
 /// A run ends when all has been as before for so many minutes.
@@ -107,7 +107,7 @@ impl<B: Behaviour> Simulation<B> {
     /// Runs to the end, or until all is as before.
     ///
     /// # Panics
-    /// Lines were lost that nobody counted.
+    /// Lines were lost without being counted.
     pub(crate) fn run(mut self) -> Record {
         while self.world.now < self.end {
             self.run_to((self.world.now + 10 * MINUTE).min(self.end));

@@ -18,7 +18,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(20);
 
 const QUERY: &str = "SELECT unix_time AS now FROM time";
 
-/// Columns of a terminal that nobody has made wider.
+/// Columns of a terminal by default.
 const COLUMNS: usize = 80;
 
 /// What stands before each line: `[ 12.3 s] `.

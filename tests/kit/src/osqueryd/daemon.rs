@@ -91,7 +91,7 @@ impl Osqueryd {
         })
     }
 
-    /// As `kill -9` of the worker: every connection in both directions ends at once, nobody is told, and the
+    /// As `kill -9` of the worker: every connection in both directions ends at once, no extension is told, and the
     /// socket's file stays. The watcher and its extensions live on. The process is a zombie until the watcher looks.
     pub fn kill_worker(&self) {
         self.core.transcript.note("the worker is killed");

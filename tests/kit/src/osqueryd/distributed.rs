@@ -1,4 +1,4 @@
-//! Distributed queries: asks for them, runs them, and hands their results over until somebody takes them.
+//! Distributed queries: asks for them, runs them, and hands their results over until the plugin takes them.
 
 use std::time::{Duration, Instant};
 

@@ -154,7 +154,7 @@ impl Worker {
         Some(WorkerStop { pid, status: self.process.reap(), took: begun.elapsed(), killed })
     }
 
-    /// As `kill -9`: every connection ends at once, nobody is told, and the sockets' files are left alone. Returns
+    /// As `kill -9`: every connection ends at once, no extension is told, and the sockets' files are left alone. Returns
     /// when its process and its threads are gone. The process is a zombie then, until the watcher looks.
     pub(super) fn kill(&self) {
         self.life.dead.store(true, Ordering::SeqCst);
@@ -178,7 +178,7 @@ impl Worker {
         self.connections.cut();
     }
 
-    /// Nobody can connect any more, and those who have are hung up on.
+    /// Refuses connections from now on, and closes those that were made.
     fn close_manager(&self) {
         self.served.cut();
         if let Some(listener) = lock(&self.listener).take() {

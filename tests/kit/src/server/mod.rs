@@ -70,7 +70,7 @@ enum Listening {
         stop: oneshot::Sender<()>,
         task: JoinHandle<()>,
     },
-    /// The socket is bound and does not listen: clients are refused, and nobody else is given the port meanwhile.
+    /// The socket is bound and does not listen: clients are refused, and no other program is given the port meanwhile.
     No {
         reserved: Option<TcpSocket>,
     },
