@@ -133,7 +133,7 @@ pub enum Command {
     Flare(FlareFlags),
 }
 
-/// Whom to ask.
+/// Which running extension the command `refresh` asks.
 #[derive(Args, Debug)]
 pub struct RefreshFlags {
     /// osqueryd's extension manager socket

@@ -35,9 +35,9 @@ pub fn name_ourselves() {
 /// A process of this host as a look at all of them shows it; what may not be looked at is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Its id.
+    /// The process id.
     pub id: u32,
-    /// Its parent's.
+    /// The process id of its parent.
     pub parent: u32,
     /// Its command line, its own name first.
     pub arguments: Vec<String>,
@@ -72,7 +72,7 @@ impl Process {
         Some(Self { pid, life })
     }
 
-    /// Its id.
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
@@ -115,7 +115,7 @@ mod system {
     /// What `/proc` counts time in, a second: the same on everything that Linux runs on today.
     const TICKS: u64 = 100;
 
-    /// As nice(2) counts.
+    /// The niceness of the highest priority, as nice(2) counts.
     const LOWEST_NICENESS: i32 = -20;
 
     /// How a process' end is noticed.
@@ -373,7 +373,7 @@ mod system {
     /// Without a watch, the directory is looked at again and again.
     pub struct NameWatch;
 
-    /// Between two looks.
+    /// The time between two looks.
     const LOOK: Duration = Duration::from_millis(20);
 
     impl NameWatch {

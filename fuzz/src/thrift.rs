@@ -42,7 +42,7 @@ use crate::{many, wire};
 /// What no answer may show.
 pub const SECRET: &str = "fuzz/s3cret+\"1";
 
-/// No conversation is answered by more than so many bytes a byte; the shortest call is a ping.
+/// The most bytes of answers for each byte of a conversation; the shortest call is a ping.
 const MOST_ANSWERED: usize = 16;
 
 /// More than any input leaves in a journal.

@@ -26,7 +26,7 @@ pub struct Target {
 /// How the state is to be shown.
 #[derive(Args, Debug)]
 pub struct StatusFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -38,7 +38,7 @@ pub struct StatusFlags {
 /// What is collected, and where.
 #[derive(Args, Debug)]
 pub struct FlareFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -60,7 +60,7 @@ pub enum LoggerCommand {
 /// How the logger is tested.
 #[derive(Args, Debug)]
 pub struct TestFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -92,7 +92,7 @@ pub enum RejectedCommand {
 /// How a list is to be shown.
 #[derive(Args, Debug)]
 pub struct ListFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -104,7 +104,7 @@ pub struct ListFlags {
 /// Lines that were set aside.
 #[derive(Args, Debug)]
 pub struct TheseFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -137,7 +137,7 @@ pub enum BufferCommand {
     Discard(DiscardFlags),
 }
 
-/// A journal.
+/// The journals, one for each kind of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Stream {
     /// Result lines
@@ -160,7 +160,7 @@ fn discardable() -> impl TypedValueParser<Value = Stream> {
 /// Which records are shown.
 #[derive(Args, Debug)]
 pub struct ShowFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -172,10 +172,10 @@ pub struct ShowFlags {
     pub lines: usize,
 }
 
-/// Where records go.
+/// Which records are copied, and into which file.
 #[derive(Args, Debug)]
 pub struct ExportFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -189,7 +189,7 @@ pub struct ExportFlags {
 /// What is thrown away.
 #[derive(Args, Debug)]
 pub struct DiscardFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 

@@ -25,7 +25,7 @@ use crate::secret::{MASK, redact};
 use crate::settings::{REMOTE_PREFIX, without_password};
 use crate::shown::one_line;
 
-/// So much of the log's end.
+/// The bundle has this many bytes of the end of the log, at most.
 const LOG_BYTES: u64 = 512 << 10;
 
 /// Files of the buffers that are named, at most.
@@ -41,7 +41,7 @@ struct Part {
     text: String,
 }
 
-/// Makes the bundle.
+/// Writes the bundle: an archive of state, flags and log, with secrets masked.
 #[must_use]
 pub fn run(flags: &FlareFlags) -> ExitCode {
     let name = format!("osquery-remote-tls-flare-{}-{}", plain(&host()), unix_time());

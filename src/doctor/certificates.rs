@@ -9,7 +9,7 @@ use x509_parser::prelude::FromDer;
 use crate::clock::unix_time;
 use crate::settings::Pin;
 
-/// A certificate that ends within so many days is worth a warning.
+/// A certificate that ends within this number of days is worth a warning.
 const SOON_DAYS: i64 = 30;
 
 const DAY: i64 = 24 * 3600;
@@ -17,9 +17,9 @@ const DAY: i64 = 24 * 3600;
 /// How a certificate stands in its time of validity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ValidityState {
-    /// It is valid, until this date.
+    /// It is valid until this date, which is not soon.
     Valid(String),
-    /// It ends soon, in so many days.
+    /// It is valid, and ends within [`SOON_DAYS`]: in this number of days.
     EndsSoon(i64),
     /// It ended at this date.
     Over(String),

@@ -28,7 +28,7 @@ const CLOCK_FAILURE: Duration = Duration::from_secs(3600);
 /// What an enrollment says that waits for its moment within `reenroll_within`.
 const SPREAD: &str = "another one is asked for in ";
 
-/// So many failures in a row are no chance.
+/// This many failures in a row are no chance, and a failure of the check.
 const FAILS: u64 = 2;
 
 const ENDPOINTS: [(Endpoint, Check); 5] = [
@@ -67,7 +67,7 @@ pub(super) fn check(subject: &Subject, look: Option<&Look>, report: &mut Report<
     }
 }
 
-/// Judges answers.
+/// Makes findings of the answers of a server.
 struct Judge<'a> {
     asker: &'a Asker<'a>,
     subject: &'a Subject,
@@ -254,7 +254,7 @@ impl Judge<'_> {
         report.fail(CHECK, message, self.remedy(Endpoint::Enroll, row.last_status, words));
     }
 
-    /// With `--enroll`.
+    /// Enrolls with a request of the doctor's own, which `--enroll` asks for.
     fn try_enrollment(&self, report: &mut Report<'_>) {
         const CHECK: Check = Check::EnrollEndpoint;
         let url = self.asker.shown(Endpoint::Enroll);

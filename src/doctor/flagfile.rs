@@ -17,7 +17,7 @@ const DEPTH: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Given {
     pub(super) location: Location,
-    /// As written.
+    /// The name as it is written there, which can be an alias.
     pub(super) name: String,
     pub(super) value: String,
 }
@@ -43,7 +43,7 @@ impl std::fmt::Display for Location {
 /// What flags are read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// A file.
+    /// A flag file, with those that it names.
     File(PathBuf),
     /// An osqueryd's command line, its own name first, with the files that it names.
     CommandLine(Seen),

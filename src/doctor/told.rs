@@ -14,7 +14,7 @@ use crate::extension::registry::StringMap;
 use crate::platform::{self, Seen};
 use crate::remote::Endpoint;
 
-/// The tables' rows.
+/// The rows of the extension's tables, as osqueryd answers them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Told {
     pub(crate) endpoints: Vec<Exchange>,

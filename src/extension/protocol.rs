@@ -21,7 +21,7 @@ pub const MAX_STRING: usize = 512 << 20;
 /// only in answers to our queries, of a row or a few.
 const MAX_LIST: i32 = 1 << 16;
 
-/// At most so much is reserved before a string's bytes are there.
+/// The most bytes that are reserved for a string before its bytes are there.
 const RESERVED_AHEAD: usize = 64 << 10;
 
 thread_local! {
@@ -43,7 +43,7 @@ pub struct LossyInput<R: BufRead> {
 }
 
 impl<R: BufRead> LossyInput<R> {
-    /// Reads from `reader`.
+    /// Reads messages from `reader`.
     pub fn new(reader: R) -> Result<Self> {
         let limits = TConfiguration::builder()
             .max_message_size(Some(2 * MAX_STRING))

@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// The collector runs as another user. No number of ours is a secret.
 const MODE: u32 = 0o644;
 
-/// Writes the file.
+/// Writes `metrics_file` every [`INTERVAL`].
 pub struct Metrics {
     path: PathBuf,
     sources: Arc<Sources>,

@@ -33,10 +33,10 @@ pub const STREAM: &str = "distributed";
 /// Kept results are sent one by one, however large they are.
 const ROOM: Room = Room { lines: 1, bytes: 1 << 20, line_bytes: usize::MAX, batches: Batches::Keep };
 
-/// So many are looked at behind one that the server refuses.
+/// The room for those behind a result that the server refuses: how many of them are looked at.
 const BEHIND: Room = Room { lines: 16, ..ROOM };
 
-/// As many results are kept; the oldest go first.
+/// The most results that are kept; beyond that the oldest are dropped.
 const MOST_KEPT: u64 = 1000;
 
 /// What osqueryd is told while the server is left alone.
@@ -71,7 +71,7 @@ struct Kept<'a> {
 struct Sending {
     bundler: Bundler,
     window: Option<Window>,
-    /// Since nothing waited.
+    /// How many results were delivered since nothing waited.
     delivered: u64,
     has_taken: bool,
 }

@@ -109,7 +109,7 @@ impl RemoteError {
 pub struct Node {
     /// Who knows this host.
     pub host: Arc<Host>,
-    /// What is configured.
+    /// The flags, from which each request takes its settings.
     pub flags: Arc<Flags>,
     /// What became of requests.
     pub requests: Arc<Requests>,
@@ -388,7 +388,7 @@ impl Node {
 /// One of the servers.
 struct To<'a> {
     server: usize,
-    /// With this server.
+    /// The settings with this server in the first one's place.
     settings: &'a Settings,
     enrollment: &'a Enrollment,
 }

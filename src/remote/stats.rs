@@ -18,7 +18,7 @@ pub struct Stats(Mutex<HashMap<Endpoint, EndpointStats>>);
 /// The requests to one endpoint. Times are Unix seconds, 0 for never.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStats {
-    /// Requests made.
+    /// Requests made, whatever became of them.
     pub requests: u64,
     /// Those that had no success.
     pub failures: u64,

@@ -62,9 +62,9 @@ pub struct Expiries {
 /// Bytes that went through connections, within TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// To servers.
+    /// Bytes that went to servers.
     pub sent: u64,
-    /// From servers.
+    /// Bytes that came from servers.
     pub received: u64,
 }
 

@@ -51,16 +51,16 @@ const KEPT_CONNECTIONS: usize = 4;
 pub enum Method {
     /// The config request of `tls_node_api`.
     Get,
-    /// Everything else.
+    /// All other requests.
     Post,
 }
 
 /// Whether a request's body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// As it is.
+    /// The body is sent as it is.
     Plain,
-    /// gzip.
+    /// The body is compressed with gzip.
     Gzip,
 }
 
@@ -68,13 +68,13 @@ pub enum Encoding {
 pub struct Outgoing<'a> {
     /// The method; a GET has no body.
     pub method: Method,
-    /// Where to.
+    /// The URL that it goes to.
     pub url: &'a Url,
     /// The body, JSON. What stands before its lines is never compressed: a secret is among it.
     pub body: &'a Body<'a>,
     /// How the body is sent.
     pub encoding: Encoding,
-    /// The `User-Agent`.
+    /// The value of the header `User-Agent`.
     pub user_agent: &'a str,
     /// For the `Authorization` header.
     pub node_key: Option<&'a Secret>,

@@ -28,7 +28,7 @@ pub enum TransportError {
     /// A step took too long.
     #[error("timed out ({0})")]
     Timeout(Step),
-    /// The connection broke.
+    /// The connection broke after it was made.
     #[error("the connection broke: {0}")]
     Broken(String),
     /// The redirect leads elsewhere, or nowhere.

@@ -46,7 +46,7 @@ pub enum TrustKind {
     Default,
 }
 
-/// Judges server certificates.
+/// Judges the certificates that servers show, by the rules above.
 #[derive(Debug)]
 pub struct ServerVerifier {
     /// Whose certificates are trusted. webpki takes whatever it is given for an authority, so that a server's pinned
@@ -315,7 +315,7 @@ fn has_extension(certificate: &X509Certificate<'_>, identifier: &Oid<'_>) -> boo
     certificate.extensions().iter().any(|extension| extension.oid == *identifier)
 }
 
-/// A certificate's key.
+/// The pin of a certificate: the SHA-256 of its public key.
 fn pin_of(certificate: &CertificateDer<'_>) -> Result<Pin, rustls::Error> {
     Ok(Pin::of(parse(certificate)?.public_key().raw))
 }

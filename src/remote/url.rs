@@ -56,7 +56,7 @@ impl Url {
     }
 }
 
-/// Without secrets.
+/// The URL as it may be shown: secrets in it are masked.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)

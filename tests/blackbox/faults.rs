@@ -85,7 +85,7 @@ impl Faults {
         }
     }
 
-    /// From now on writes fail, but not before so many bytes more are written.
+    /// Writes fail once `bytes` more bytes are written.
     fn fail_writes_after(&self, bytes: i64, error: Errno) {
         self.put(ROOM, &bytes.to_ne_bytes());
         self.fail(&[Call::Write], error);
@@ -143,7 +143,7 @@ fn library() -> &'static Path {
 pub(crate) struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    /// So many bytes large. None, and said, where we may not mount.
+    /// A tmpfs of `size` bytes. `None`, and said, where we may not mount.
     pub(crate) fn mount(size: usize) -> Option<Self> {
         let tmpfs = Self(tempfile::tempdir().unwrap());
         let options = std::ffi::CString::new(format!("size={size}")).unwrap();
@@ -199,7 +199,7 @@ fn results(rig: &Rig) -> PathBuf {
     buffers(rig).join("results")
 }
 
-/// Waits until so many result lines are in the files.
+/// Waits until `lines` result lines are in the files.
 fn wait_on_disk(rig: &Rig, lines: usize) {
     rig.osqueryd
         .wait(&format!("{lines} lines on disk"), LIMIT, || (numbers_in(&results(rig)).len() == lines).then_some(()));
@@ -218,7 +218,7 @@ fn segments(journal: &Path) -> Vec<PathBuf> {
     names(journal).into_iter().filter(|name| name.ends_with(".ndjson")).map(|name| journal.join(name)).collect()
 }
 
-/// A line of exactly so many bytes.
+/// A line of exactly `bytes` bytes.
 fn long_line(n: u64, bytes: usize) -> String {
     let (head, tail) = (format!("{{\"n\":{n},\"x\":\""), "\"}");
     format!("{head}{}{tail}", "x".repeat(bytes - head.len() - tail.len()))
@@ -838,7 +838,7 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
     assert!(!rig.stderr().contains("damaged"), "{}", rig.stderr());
 }
 
-/// A time of less than so many milliseconds; xorshift is random enough for that.
+/// A time of less than `milliseconds`; xorshift is random enough for that.
 fn below(random: &mut u64, milliseconds: u64) -> Duration {
     *random ^= *random << 13;
     *random ^= *random >> 7;

@@ -17,7 +17,7 @@ const POISON: &str = "poison";
 /// Lines that are logged at once.
 const LINES: u64 = 30;
 
-/// Requests that are made for so many lines at most, of which so many are refused, as docs/reliability.md says.
+/// The most requests that are made for `lines` lines, of which `refused` are refused, as docs/reliability.md says.
 fn bound(lines: u64, refused: usize) -> usize {
     (refused + 1) * (2 * lines.next_power_of_two().ilog2() as usize + 10)
 }

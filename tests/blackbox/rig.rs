@@ -221,7 +221,7 @@ impl Rig {
         outcome.rows.into_iter().next().unwrap().into_iter().next().unwrap()
     }
 
-    /// Waits until the server has accepted so many result lines, and answers their `n` members in order.
+    /// Waits until the server has accepted `count` result lines, and answers their `n` members in order.
     pub(crate) fn delivered(&self, count: usize) -> Vec<u64> {
         self.server.wait(&format!("{count} result lines"), LIMIT, |server| {
             (server.result_count() >= count).then(|| numbers(&server.results()))

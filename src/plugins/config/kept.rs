@@ -43,7 +43,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// In this directory.
+    /// The kept configuration in this directory. Nothing is read or made yet.
     pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join(FILE), origin: directory.join(ORIGIN), failures: Streak::default() }
     }

@@ -65,7 +65,7 @@ pub struct Config {
     active_plugins: Arc<ActivePlugins>,
     announce: Announce,
     kept: Kept,
-    /// Done by [`Config::run`].
+    /// Requests for a configuration, made by [`Config::run`] for all calls that wait.
     fetching: Arc<Errand<Fetched>>,
     state: Mutex<State>,
     streaks: Streaks,

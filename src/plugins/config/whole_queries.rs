@@ -59,7 +59,7 @@ pub struct WholeQueries {
 /// What counts of a running osqueryd; nothing can change it before another one runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Osqueryd {
-    /// The flag `logger_plugin`.
+    /// The value of `logger_plugin`: names with commas between them.
     loggers: String,
     /// What the operator said of our flag.
     operator: Option<Word>,

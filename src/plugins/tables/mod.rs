@@ -23,7 +23,7 @@ use crate::secret::redact;
 pub struct Sources {
     /// Requests and the enrollment.
     pub node: Arc<Node>,
-    /// The streams.
+    /// The streams of lines, in the order of the rows.
     pub streams: Vec<Stream>,
     /// The directory of their journals.
     pub directory: PathBuf,
@@ -39,7 +39,7 @@ impl Sources {
 
 /// A stream of lines.
 pub struct Stream {
-    /// What waits.
+    /// The journal of the lines that wait.
     pub journal: Arc<Reader<LineCounter>>,
     /// What was written to it.
     pub written: CountWritten,
@@ -51,7 +51,7 @@ pub type CountWritten = Box<dyn Fn() -> Option<Counts> + Send + Sync>;
 /// A table's rows now: their values, in the order of its columns.
 type Rows = Vec<Vec<Value>>;
 
-/// What makes them.
+/// The function that makes the rows of a table.
 type MakeRows = fn(&Sources) -> Rows;
 
 /// The value of a cell.

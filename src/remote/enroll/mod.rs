@@ -57,7 +57,7 @@ struct Slot {
 enum KeyScope {
     /// All of them: another one is asked for of the server in use.
     All,
-    /// This one.
+    /// One server alone, by its number: 0 is `tls_hostname`, then those of `failover_hostnames` follow.
     One(usize),
 }
 
@@ -81,7 +81,8 @@ pub struct EnrollmentStatus {
     pub last_error: Option<String>,
 }
 
-/// This node's enrollment.
+/// The enrollment with one server or with all: it gets the node key, keeps it in osqueryd's store, and gets another
+/// one when the server rejects it.
 pub struct Enrollment {
     manager: Arc<Manager>,
     host: Arc<Host>,
@@ -143,7 +144,7 @@ impl Enrollments {
         server.checked_sub(1).and_then(|other| self.others.get(other)).unwrap_or(&self.first)
     }
 
-    /// All of them.
+    /// Every enrollment, that of the first server first.
     pub fn each(&self) -> impl Iterator<Item = &Arc<Enrollment>> {
         std::iter::once(&self.first).chain(&self.others)
     }

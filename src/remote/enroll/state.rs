@@ -35,7 +35,7 @@ enum State {
     Enrolled(Held),
 }
 
-/// A node key.
+/// A node key that this host has, and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Held {
     key: Secret,
@@ -48,7 +48,7 @@ struct Held {
 /// Where a node key is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyStorage {
-    /// In osqueryd's store.
+    /// In osqueryd's store, which outlives our processes.
     Store,
     /// Here alone: the store did not take it.
     Memory,
@@ -65,7 +65,7 @@ enum Proof {
     Proven,
 }
 
-/// What happens.
+/// What happens to an enrollment, from outside.
 pub(super) enum Event {
     /// A request needs a key and there is none.
     Needed,
@@ -98,7 +98,7 @@ pub(super) enum Action {
     SayGivenUp(u32),
 }
 
-/// An enrollment's course.
+/// The state of an enrollment. Events go in, and what is to be done comes out: it touches neither osqueryd nor the server.
 pub(super) struct Course {
     state: State,
     pace: Pace,

@@ -34,7 +34,7 @@ pub trait Kind: Sync {
 
 /// Makes values of texts.
 pub trait Parse: Kind {
-    /// A value's type.
+    /// The type of the values that are made.
     type Value;
 
     /// The value; `None` when the text is not allowed.
@@ -47,18 +47,18 @@ pub trait Parse: Kind {
 /// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes.
+    /// It is a size in bytes.
     Bytes,
-    /// Seconds.
+    /// It is a time in seconds.
     Seconds,
-    /// Things that the flag's name says.
+    /// It counts what the flag's name says.
     Pieces,
 }
 
-/// A whole number.
+/// A whole number within a range.
 #[derive(Debug)]
 pub struct Number {
-    /// What it counts.
+    /// The unit of the number.
     pub unit: Unit,
     /// From the least to the greatest.
     pub range: RangeInclusive<u64>,

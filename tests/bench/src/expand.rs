@@ -84,7 +84,7 @@ fn line_by_line(bench: &Bench) -> f64 {
         .calls_per_second()
 }
 
-/// What osqueryd logs for a query that found so many new rows.
+/// What osqueryd logs for a query that found `rows` new rows.
 fn difference(rows: u64) -> String {
     let rows: Vec<String> = (0..rows).map(|n| lines::columns(n, SIZE)).collect();
     format!(

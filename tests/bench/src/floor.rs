@@ -8,7 +8,7 @@ use std::thread;
 
 use crate::thrift;
 
-/// As many as ours has.
+/// The threads that accept: as many as our front starts with.
 const ACCEPTORS: usize = 4;
 
 /// Serves until it is killed, or its standard input ends: it doesn't outlive the suite.

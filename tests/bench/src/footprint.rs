@@ -18,7 +18,7 @@ use crate::report::{Bound, figure, mebibytes};
 use crate::sink::{Sink, SinkSetup};
 use crate::statistics::median;
 
-/// After a start or a load, so much later nothing of it goes on.
+/// This long after a start or a load, nothing of it goes on.
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// The name of the threads that answer osqueryd.

@@ -96,7 +96,7 @@ impl Sink {
         serde_json::from_str(&line).expect("counts")
     }
 
-    /// Waits until so many lines have come.
+    /// Waits until `lines` lines have come.
     ///
     /// # Panics
     /// When nothing comes for as long as `timeout`.

@@ -48,7 +48,7 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
 ];
 
-/// An entry of the file of lines that were set aside, of so many days ago.
+/// An entry of the file of lines that were set aside, `days` days old.
 fn set_aside(days: u64, reason: &str) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let time = now - days * 24 * 3600;

@@ -293,7 +293,7 @@ fn state(directory: &Path) -> Vec<(PathBuf, u32, u64, i64, Vec<u8>)> {
     found
 }
 
-/// A journal's text: so many lines.
+/// The text of a journal with `count` lines.
 fn lines(count: u64) -> String {
     (0..count).map(|n| format!("{}\n", line(n))).collect()
 }

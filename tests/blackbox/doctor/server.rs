@@ -84,7 +84,7 @@ fn redirect(host: &Host, location: &str) {
     always(host, Endpoint::Config, Answer::empty(302).header("Location", location));
 }
 
-/// The usual answer with a clock that is ahead by so many seconds.
+/// The usual answer with a clock that is ahead by `seconds`.
 fn dated(seconds: i64) -> Answer {
     let now = SystemTime::now();
     let skew = Duration::from_secs(seconds.unsigned_abs());

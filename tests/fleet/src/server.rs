@@ -1,4 +1,4 @@
-//! The server: so much work and so many bytes a second; what is more waits in line.
+//! The server: it does a bounded amount of work and of bytes a second; further requests wait in line.
 //!
 //! A request that would wait for more than 30 s is answered 503 after that time, which costs little. One whose client has
 //! given up is worked on all the same: the server can't tell. Both together are what lets a server collapse.
@@ -44,7 +44,7 @@ const LINE: Cost = Cost { work: 0.02, bytes: crate::lines::LINE_BYTES as f64 };
 /// To turn a request away.
 const REFUSAL: Cost = Cost { work: 0.1, bytes: 0.0 };
 
-/// A log request of so many lines.
+/// A log request of `lines` lines.
 pub(crate) fn log(lines: u32) -> Cost {
     let lines = f64::from(lines);
     Cost { work: LOG.work + LINE.work * lines, bytes: LOG.bytes + LINE.bytes * lines }

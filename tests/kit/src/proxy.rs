@@ -12,13 +12,13 @@ use std::time::Duration;
 pub enum Behaviour {
     /// Makes the connection.
     Tunnel,
-    /// Makes the connection, and carries no more than so many bytes to the server.
+    /// Makes the connection, and carries this many bytes to the server and no more.
     StallAfter(u64),
     /// Answers with this status and an error page.
     Refuse(u16),
     /// Never answers.
     Hang,
-    /// Answers a byte every so often, and never comes to an end.
+    /// Answers one byte in each of these intervals, and never comes to an end.
     Trickle(Duration),
     /// Hangs up.
     Close,

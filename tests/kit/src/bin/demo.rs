@@ -192,7 +192,7 @@ fn beginning(value: &Value) -> String {
     shown
 }
 
-/// In lines of at most so many characters; what has no blank is cut.
+/// The text in lines of at most `columns` characters; a word that is longer is cut.
 fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {

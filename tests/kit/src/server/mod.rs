@@ -171,7 +171,7 @@ impl Server {
         });
     }
 
-    /// Bodies of up to so many bytes are read when [`Answer::from_head`] is due, and answered as by default.
+    /// Bodies of up to `bytes` bytes are read when [`Answer::from_head`] is due, and answered as by default.
     pub fn set_body_limit(&self, bytes: u64) {
         self.shared.change(|state| state.body_limit = bytes);
     }
