@@ -265,11 +265,6 @@ impl Osqueryd {
         lock(&self.worker().config).refresh
     }
 
-    /// The bodies that the distributed runner gave to `writeResults`, taken or not.
-    pub fn distributed_results(&self) -> Vec<String> {
-        lock(&self.core.written).clone()
-    }
-
     /// How many distributed results wait for a `writeResults` that succeeds.
     pub fn distributed_pending(&self) -> usize {
         lock(&self.worker().finished).len()
