@@ -262,7 +262,7 @@ mod tests {
             let caller = scope.spawn(|| errand.wait(second, in_a_while()));
             // Until the caller waits.
             while errand.state().waiting.is_empty() {
-                thread::yield_now();
+                thread::sleep(Duration::from_millis(1));
             }
             assert_eq!(errand.done(first, 2), Taken::Unclaimed, "it waits for something else");
             assert_eq!(errand.done(second, 3), Taken::Claimed);

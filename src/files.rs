@@ -11,6 +11,20 @@ use rustix::fs::OFlags;
 /// Symbolic links on the way to a directory, at most.
 const MOST_LINKS: usize = 40;
 
+/// The path with `suffix` behind its last name.
+#[must_use]
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// What tells one file from any other of this host, whatever its name: device and inode.
+#[must_use]
+pub fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
 /// Groups whose users can become root anyway: root's own, and macOS's `admin`.
 const ADMINISTRATORS: &[u32] = if cfg!(target_os = "macos") { &[0, 80] } else { &[0] };
 

@@ -422,7 +422,7 @@ mod tests {
         child.kill().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while process.is_alive() && std::time::Instant::now() < deadline {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!process.is_alive());
         child.wait().unwrap();

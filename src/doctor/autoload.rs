@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::extension_file::{self, osqueryd_user, writers};
 use super::subject::Subject;
 use super::{Check, Report};
+use crate::files;
 
 /// Where the extension is installed.
 const USUAL_PLACE: &str = "/usr/lib/osquery-remote-tls/remote_tls.ext";
@@ -124,7 +125,7 @@ fn list(directory: &Path, paths: &mut Vec<PathBuf>) {
 
 /// Whether a path is the extension's: by its name, or since it is the file that runs here.
 fn is_ours(path: &Path, own: Option<&Path>) -> bool {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let identity = |path: &Path| fs::metadata(path).ok().map(|file| files::identity(&file));
     let named = path.file_name().is_some_and(|name| name.to_string_lossy().replace('-', "_").contains("remote_tls"));
     named || own.is_some_and(|own| identity(own).is_some() && identity(own) == identity(path))
 }

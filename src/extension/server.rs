@@ -393,7 +393,7 @@ mod tests {
         drop(busy);
         let deadline = Instant::now() + LIMIT;
         while server.shared.threads.load(Ordering::SeqCst) > MOST_IDLE && Instant::now() < deadline {
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(server.shared.threads.load(Ordering::SeqCst), MOST_IDLE);
         assert!(server.stop(LIMIT));
@@ -464,7 +464,7 @@ mod tests {
         let deadline = Instant::now() + LIMIT;
         while server.shared.silent.load(Ordering::SeqCst) > FEW_SILENT && Instant::now() < deadline {
             server.end_silent();
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
         assert!(server.shared.silent.load(Ordering::SeqCst) <= FEW_SILENT);
         drop(silent);

@@ -230,8 +230,6 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         return Err(io::Error::other("a path that begins with / is needed"));
     };
     files::trust_in(directory)?;
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
     let readable = |file: &File| file.set_permissions(Permissions::from_mode(MODE));
-    files::replace(path, Path::new(&aside), text.as_bytes(), readable)
+    files::replace(path, &files::with_suffix(path, ".new"), text.as_bytes(), readable)
 }

@@ -17,7 +17,7 @@ mod state;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -31,6 +31,7 @@ use super::request::{Applicant, Request, Requests};
 use super::servers::{Servers, verdict_of_enrollment};
 use super::transport::Encoding;
 use crate::chain::chain;
+use crate::clock::unix_time;
 use crate::errand::{Errand, Next};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::lock::{Mutex, MutexGuard};
@@ -421,9 +422,4 @@ fn is_usable(key: &str) -> bool {
         log::debug!("the stored node key counts for nothing: {reason}");
     }
     usable.is_ok()
-}
-
-fn unix_time() -> i64 {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).unwrap_or(i64::MAX)
 }

@@ -39,6 +39,7 @@ pub use self::options::{Drain, Observer, Options, Taken, example_config};
 pub use self::recorded::{Endpoint, Recorded};
 use self::state::{Reply, Rules, State};
 pub use self::tls::TlsVersions;
+use crate::lock;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -273,7 +274,7 @@ impl Server {
     }
 
     fn listening(&self) -> MutexGuard<'_, Listening> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listening)
     }
 }
 
@@ -286,7 +287,7 @@ impl Drop for Server {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // A poisoned state is still what a failing test wants to see in its transcript.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn change<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
