@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::front::{all_delivered, load};
-use crate::rig::{LIMIT, Rig, Setup, line, numbers, pass, set_aside_in, waiting_in};
+use crate::rig::{LIMIT, Rig, Setup, line, numbers, pass, set_aside_in, unix_time, waiting_in};
 
 /// Kinds of calls that can fail, in the order of faults.c.
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +108,7 @@ impl Faults {
 
     /// The wall clock of the extension shows this Unix time now.
     fn set_clock(&self, seconds: i64) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        self.put(0, &(seconds - i64::try_from(now).unwrap()).to_ne_bytes());
+        self.put(0, &(seconds - unix_time()).to_ne_bytes());
     }
 
     /// The wall clock of the extension is right again.
@@ -798,10 +797,10 @@ fn files_deleted_under_the_extension_cost_the_lines_in_them_and_no_others() {
 #[test]
 fn lines_survive_when_both_processes_are_killed_at_random_moments() {
     let rig = Rig::start();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = fastrand::Rng::with_seed(3);
     let calls = load(&rig, || {
         for _ in 0..3 {
-            pass(below(&mut random, 200));
+            pass(Duration::from_micros(random.u64(..200_000)));
             rig.kill_both_and_wait();
         }
     });
@@ -814,7 +813,7 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
     let (setup, faults) = Faults::of(Setup::new());
     let rig = setup.start();
     rig.server.stop();
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = fastrand::Rng::with_seed(4);
     let mut safe = BTreeSet::new();
     let calls = load(&rig, || {
         for error in [Errno::IO, Errno::NOSPC, Errno::IO, Errno::NOSPC] {
@@ -826,7 +825,7 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
             let failed = faults.failed(Call::Write);
             faults.fail(&[Call::Write, Call::Sync], error);
             rig.osqueryd.wait("a refusal", LIMIT, || (faults.failed(Call::Write) > failed).then_some(()));
-            pass(below(&mut random, 100));
+            pass(Duration::from_micros(random.u64(..100_000)));
             safe.extend(numbers_in(&results(&rig)));
             rig.kill_both_and_wait();
             faults.heal();
@@ -836,14 +835,6 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
     rig.server.resume().unwrap();
     all_delivered(&rig, &safe.into_iter().collect::<Vec<u64>>());
     assert!(!rig.stderr().contains("damaged"), "{}", rig.stderr());
-}
-
-/// A time of less than `milliseconds`; xorshift is random enough for that.
-fn below(random: &mut u64, milliseconds: u64) -> Duration {
-    *random ^= *random << 13;
-    *random ^= *random >> 7;
-    *random ^= *random << 17;
-    Duration::from_micros(*random % (milliseconds * 1000))
 }
 
 #[test]

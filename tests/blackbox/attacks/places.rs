@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 use osquery_remote_tls::extension::socket::connect_at_once;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line, memory_of, mode};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, line, memory_of, mode, signal};
 
 const VICTIM: &str = "what root has written\n";
 
@@ -261,8 +261,7 @@ fn a_binary_that_another_user_has_put_in_place_is_not_run() {
         fs::rename(&new, &binary).unwrap();
         rig.said("another binary is at");
         // Nor when a worker has to be started.
-        let worker = Pid::from_raw(i32::try_from(rig.worker_pid()).unwrap()).unwrap();
-        kill_process(worker, Signal::KILL).unwrap();
+        signal(rig.worker_pid(), Signal::KILL);
         rig.said("starting another one");
         lines_go_on(&rig);
         assert!(!ran.exists(), "{attack}: it was run");

@@ -12,7 +12,7 @@ use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
 use super::{NO_SUCH, examine, look};
-use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, mode, program};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, mode, program, unix_time};
 
 /// A fault of a host where everything runs.
 pub(super) struct Fault {
@@ -108,8 +108,7 @@ fn always(rig: &Rig, endpoint: Endpoint, answer: Answer) {
 fn fail(rig: &Rig, answer: Answer) {
     rig.config();
     always(rig, Endpoint::Log, answer);
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    rig.log(&json!({"name": "q", "n": 0, "unixTime": time}).to_string());
+    rig.log(&json!({"name": "q", "n": 0, "unixTime": unix_time()}).to_string());
     // The extension knows of the second failure when it makes the third request.
     rig.server.wait("three log requests", LIMIT, |server| (server.requests_to(Endpoint::Log).len() >= 3).then_some(()));
 }
