@@ -61,7 +61,7 @@ pub fn read_private(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// Reads a text file that we have made: no other user's, and not through a link.
 ///
 /// # Errors
-/// It is none of ours, has more than `most` bytes, or can't be read.
+/// The file is another user's or a link, has more than `most` bytes, or can't be read.
 pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
     let file = open_ours(path, OpenOptions::new().read(true))?;
     String::from_utf8(read_all(file, most)?).map_err(|_| io::Error::other("it is no UTF-8"))
@@ -71,7 +71,7 @@ pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
 /// is of our user.
 ///
 /// # Errors
-/// It is none of ours, or can't be opened.
+/// The file is another user's or a link, or can't be opened.
 pub fn open_ours(path: &Path, options: &OpenOptions) -> io::Result<File> {
     let file = open_unfollowed(path, options)?;
     let found = file.metadata()?;

@@ -364,7 +364,7 @@ mod system {
         Some(Seen { id, parent, arguments, directory: "/".into(), age: Duration::from_secs(days * 86_400 + seconds) })
     }
 
-    /// The kernel says it (LOCAL_PEERPID), and no safe interface to that is there: the caller goes by its parent.
+    /// The kernel says it (LOCAL_PEERPID), and no safe interface to that is there: the caller watches its own parent instead.
     #[must_use]
     pub fn peer_of(_: &UnixStream) -> Option<Pid> {
         None

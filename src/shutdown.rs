@@ -46,7 +46,7 @@ impl Shutdown {
     /// Waits for `limit`, less when the end is asked for: whether it was.
     #[must_use]
     pub fn wait(&self, limit: Duration) -> bool {
-        // A limit that no clock reaches is none.
+        // A limit beyond what the clock can hold is no limit.
         let until = Instant::now().checked_add(limit);
         let mut state = self.state();
         while !state.requested && until.is_none_or(|until| Instant::now() < until) {

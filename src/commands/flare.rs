@@ -137,7 +137,7 @@ fn of_flags(subject: &Subject) -> String {
 
 /// A flag's value, masked where the flag holds a secret.
 fn value_of(name: &str, value: &str) -> String {
-    // Where a secret is, and how it is sent, is none.
+    // The place of a secret, and how it is sent, are no secrets.
     let is_place = ["_path", "_env", "_always"].iter().any(|end| name.ends_with(end));
     let is_secret = !is_place && SECRET_NAMES.iter().any(|part| name.contains(part));
     let is_anything = name.starts_with("custom_") && !name.starts_with(REMOTE_PREFIX);

@@ -19,7 +19,7 @@ use crate::remote::{Look, TlsError, TransportError, bundle, look, old_version, s
 use crate::settings::{HostPort, Proxy};
 use crate::words::counted;
 
-/// A resolver that takes longer is none.
+/// A resolver that takes longer is a failure of the check.
 const RESOLVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Other servers are not in use now.
@@ -188,10 +188,10 @@ fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
     const CHECK: Check = Check::TlsHandshake;
     let presented = presented(subject, look);
     if let Some(error) = &look.error {
-        let word = facts(subject, server, look, error, &authorities(subject)).word();
+        let diagnosis = facts(subject, server, look, error, &authorities(subject)).diagnosis();
         let colon = if look.chain.is_empty() { "" } else { "; it presents:" };
-        let message = format!("{server}: {}{colon}", word.message);
-        return report.problem(CHECK, Level::Failure, message, word.remedy, presented);
+        let message = format!("{server}: {}{colon}", diagnosis.message);
+        return report.problem(CHECK, Level::Failure, message, diagnosis.remedy, presented);
     }
     let agreed = look.agreed.clone().unwrap_or_default();
     let soon = look.chain.iter().filter_map(|certificate| match ValidityState::of(certificate) {
@@ -260,7 +260,7 @@ fn presented(subject: &Subject, look: &Look) -> Vec<String> {
     lines
 }
 
-/// The names of those who are trusted, as many as a reader takes in.
+/// The names of the trusted authorities, as many as a reader takes in.
 fn authorities(subject: &Subject) -> Vec<String> {
     let bundle = bundle(&subject.settings.tls.server_certs).unwrap_or_default();
     let more = bundle.len().saturating_sub(3);

@@ -120,14 +120,14 @@ impl Judge<'_> {
         };
         match error {
             TransportError::Tls(TlsError::Handshake(rustls::Error::AlertReceived(alert))) => {
-                if let Some(word) = handshake::client_certificate(*alert, wants, has_certificate) {
-                    return (word.message, word.remedy);
+                if let Some(diagnosis) = handshake::client_certificate(*alert, wants, has_certificate) {
+                    return (diagnosis.message, diagnosis.remedy);
                 }
             }
             // In TLS 1.3 a server may hang up in place of an alert.
             TransportError::Broken(_) if wants && !has_certificate => {
-                let word = handshake::wanted();
-                return (word.message, word.remedy);
+                let diagnosis = handshake::certificate_wanted();
+                return (diagnosis.message, diagnosis.remedy);
             }
             TransportError::Timeout(_) => {
                 let words = format!("no answer within {} s", took.as_secs());

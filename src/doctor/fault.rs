@@ -221,7 +221,7 @@ fn redirect(words: &str) -> String {
     }
 }
 
-/// A server's own words in a body: a member of JSON, or a page's text. None where there are none.
+/// A server's own words in a body: a member of JSON, or a page's text; empty where there are none.
 pub(super) fn words_of(body: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(body);
     let json = serde_json::from_str::<serde_json::Value>(&text).ok();

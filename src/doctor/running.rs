@@ -113,7 +113,7 @@ mod tests {
         Seen { id, parent, arguments, directory: "/run".into(), age: Duration::ZERO }
     }
 
-    /// As seen on hosts: osquery's own package, its worker, Fleet's agent and what is none.
+    /// As seen on hosts: osquery's own package, its worker, Fleet's agent, and a process that is no osqueryd.
     fn processes() -> Vec<Seen> {
         vec![
             seen(30, 1, "/usr/bin/osqueryd --flagfile=/no/such/other.flags --extensions_socket=other.em"),

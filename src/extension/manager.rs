@@ -2,7 +2,7 @@
 //!
 //! A thread of its own always reads from that connection, so that osqueryd's end is noticed the moment its socket
 //! hangs up, without polling: an extension that notices later loses the race for the restarted worker
-//! (docs/architecture.md, "Attachment"). What it reads is handed to the thread that is in a call.
+//! (docs/architecture.md, "Decisions"). What it reads is handed to the thread that is in a call.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, BufWriter, Read};

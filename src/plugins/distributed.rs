@@ -24,7 +24,7 @@ use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 use crate::words::Span;
 
-/// Results that the server has not taken within this time are given up: the one who asked has gone.
+/// Results that the server has not taken within this time are given up: the operator who asked has stopped waiting.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of the stream of kept results.

@@ -96,7 +96,7 @@ pub(crate) struct Search {
     waits: usize,
     /// What was sent last is a control.
     is_control: bool,
-    /// It was asked of late whether anything waits behind these lines.
+    /// The caller was asked for what waits behind these lines, and nothing of that was taken since.
     nothing_more: bool,
 }
 
@@ -163,7 +163,7 @@ impl Search {
         if self.is_up { self.sift() } else { self.try_again() }
     }
 
-    /// The server takes lines: which ones doesn't it?
+    /// The step while the server takes lines: which ones does it refuse?
     fn sift(&mut self) -> Step {
         if self.refused_in_a_row >= REFUSED_IN_A_ROW {
             if self.refused_controls > 0 && !self.nothing_more {
@@ -178,7 +178,7 @@ impl Search {
         self.open().unwrap_or_else(|| self.more_or(Step::Rest))
     }
 
-    /// Nothing was taken of late.
+    /// The step while the server takes nothing.
     fn try_again(&mut self) -> Step {
         if self.waits % ATTEMPTS == ATTEMPTS - 1 {
             if !self.nothing_more {

@@ -238,8 +238,8 @@ fn refused(status: u16, text: &str, retry_after: Option<Duration>) -> AnswerErro
     AnswerError::Status { status, beginning, retry_after }
 }
 
-/// An answer's text, without blanks around it, and without a copy. Of a large one that is none, the beginning, which is no
-/// JSON.
+/// An answer's text, without blanks around it, and without a copy. Of a large answer that is no UTF-8 only the beginning is
+/// repaired, which is no JSON then.
 fn text_of(body: Vec<u8>) -> String {
     let mut text = String::from_utf8(body).unwrap_or_else(|error| {
         let mut body = error.into_bytes();

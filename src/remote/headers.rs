@@ -73,7 +73,7 @@ pub enum HeadersError {
 pub struct Headers(Vec<(HeaderName, HeaderValue)>);
 
 impl Headers {
-    /// Those of the file that is set; none where none is.
+    /// The headers of the file that `tls_headers_file` names; empty when it isn't set.
     pub fn of(settings: &Settings) -> Result<Self, HeadersError> {
         settings.headers_file.as_deref().map_or(Ok(Self::default()), Self::read)
     }

@@ -91,10 +91,10 @@ pub fn server_date(settings: &Settings) -> Option<SystemTime> {
 #[derive(Debug, Default)]
 struct Witness(Mutex<Look>);
 
-/// Whose word on the server's certificate counts.
+/// How the server's certificate is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Judgement {
-    /// That of every request.
+    /// As for every request.
     Ours,
     /// Every certificate is accepted: only what the server sends is looked at.
     Unjudged,

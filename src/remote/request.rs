@@ -42,10 +42,10 @@ pub enum RequestError {
     /// A flag that the request needs is unusable.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The enroll secret can't be had.
+    /// The enroll secret can't be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// An operator's headers can't be had.
+    /// The file of `tls_headers_file` can't be used.
     #[error(transparent)]
     Headers(#[from] HeadersError),
     /// No answer was got.
@@ -129,7 +129,7 @@ impl RequestError {
         }
     }
 
-    /// What about the request may be the reason, when something may be.
+    /// What about the request may be why it had no success.
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {

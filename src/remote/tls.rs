@@ -50,7 +50,7 @@ pub enum TlsError {
     Handshake(rustls::Error),
 }
 
-/// When the certificates in use expire, in Unix seconds; 0 while there is none.
+/// When the certificates in use expire, in Unix seconds; 0 while none is known.
 #[derive(Debug, Default)]
 pub struct Expiries {
     /// The server's, as verified in the last handshake.

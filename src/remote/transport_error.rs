@@ -22,7 +22,7 @@ pub enum TransportError {
     /// The connection could not be made.
     #[error("can't connect")]
     Connect(#[source] io::Error),
-    /// The proxy refused, can't be reached, or is none.
+    /// The proxy refused, can't be reached, or doesn't answer as an HTTP proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// A step took too long.

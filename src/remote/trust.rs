@@ -55,7 +55,7 @@ pub struct ServerVerifier {
     kind: TrustKind,
     /// The bundle's certificates as themselves.
     bundle: Vec<CertificateDer<'static>>,
-    /// The keys of which one must be in the chain; none is any.
+    /// The keys of which one must be in the chain. Without keys every chain will do.
     pins: Vec<Pin>,
 }
 
@@ -91,7 +91,7 @@ impl ServerVerifier {
         Ok(Self { roots, kind, bundle, pins: Vec::new() })
     }
 
-    /// One that wants one of these keys in the chain, too; none is any.
+    /// The same verifier, which also wants one of these keys in the chain. Without keys every chain will do.
     #[must_use]
     pub fn pinned(self, pins: Vec<Pin>) -> Self {
         Self { pins, ..self }
@@ -194,7 +194,7 @@ fn verify_pinned(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), 
     if seconds(now) > parsed.validity().not_after.timestamp() {
         return Err(CertificateError::Expired.into());
     }
-    // As OpenSSL does: a certificate for clients is none for servers.
+    // As OpenSSL does: a certificate for clients is not accepted as a server's.
     if !is_for_servers(&parsed) {
         return Err(CertificateError::InvalidPurpose.into());
     }

@@ -141,7 +141,7 @@ pub struct TlsSettings {
     pub server_certs: PathBuf,
     /// `tls_client_cert` and `tls_client_key`: both or neither.
     pub client: Result<Option<ClientIdentity>, SettingError>,
-    /// Our `tls_pins`: keys of which one must be in the server's chain; none is any.
+    /// Our `tls_pins`: keys of which one must be in the server's chain; an empty list accepts every chain.
     pub pins: Result<Vec<Pin>, SettingError>,
     /// `tls_session_reuse`: whether connections are kept open.
     pub session_reuse: bool,

@@ -144,7 +144,7 @@ fn a_worker_that_stays_away_for_seconds_is_waited_for() {
     let process = rig.pid();
     rig.osqueryd.kill_worker();
     rig.said("osqueryd's process is gone: waiting for the next one");
-    // Longer than any of osqueryd's own timeouts would be dull here; that it waits at all is the point.
+    // osqueryd's own timeouts are longer; a test of that length would show no more.
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
         assert!(is_alive(process));

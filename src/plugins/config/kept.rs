@@ -58,7 +58,7 @@ impl Kept {
         kept(&self.origin)
     }
 
-    /// Keeps a configuration; a failure is said, and is none for the caller.
+    /// Keeps a configuration. A failure is logged, and the caller goes on without it.
     pub(super) fn keep(&self, received: &Received) {
         match self.write(received) {
             Ok(()) => {

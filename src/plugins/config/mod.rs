@@ -71,7 +71,7 @@ pub struct Config {
     streaks: Streaks,
 }
 
-/// Tells those who go by the configuration that osqueryd has another one, as the server gave it.
+/// Called with each configuration that osqueryd has from now on, as the server gave it: for parts that depend on it.
 pub type Announce = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Failures in a row of each kind.

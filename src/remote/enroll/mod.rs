@@ -9,7 +9,7 @@
 //! that counts as a failed attempt, and its wait applies: no tight loop of enrollments against a server that gives
 //! out keys it doesn't know.
 //!
-//! What follows from what is decided in [`state`]; here are the thread, the locks, osqueryd's store and the log.
+//! [`state`] decides what is to be done; this file does it, with the thread, the locks, osqueryd's store and the log.
 
 mod error;
 mod state;

@@ -90,7 +90,7 @@ pub(super) enum Event {
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Those who wait need not wait any longer.
+    /// Requests that wait for a key, or for the error, go on.
     Settle,
     /// To find out since when there is the key that was seen.
     Date,
@@ -127,9 +127,9 @@ struct Pace {
 
 /// What others see of it.
 pub(super) struct View {
-    /// Whether there is a key.
+    /// Whether the host has a key that it may use.
     pub(super) enrolled: bool,
-    /// Since when, in Unix seconds; 0 without one, and when that is not known.
+    /// When that key was asked for, in Unix seconds; 0 without a key, and when that is not known.
     pub(super) since: i64,
     /// Attempts made so far.
     pub(super) made: u64,

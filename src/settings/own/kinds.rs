@@ -18,7 +18,9 @@ pub trait Kind: Sync {
     fn placeholder(&self) -> &'static str;
 
     /// The default as it would be given; `None` when it is not a value that could be given.
-    fn default_text(&self) -> Option<String>;
+    fn default_text(&self) -> Option<String> {
+        None
+    }
 
     /// What can be given, to be followed by "is needed".
     fn allowed(&self) -> String;
@@ -168,10 +170,6 @@ impl Kind for OptionalPath {
         "PATH"
     }
 
-    fn default_text(&self) -> Option<String> {
-        None
-    }
-
     fn allowed(&self) -> String {
         "a path in UTF-8".to_owned()
     }
@@ -204,10 +202,6 @@ impl Kind for PublicKeys {
         "PIN,PIN"
     }
 
-    fn default_text(&self) -> Option<String> {
-        None
-    }
-
     fn allowed(&self) -> String {
         "a list of public keys' SHA-256 in base64 (44 characters each) with commas between".to_owned()
     }
@@ -224,10 +218,6 @@ pub struct Servers;
 impl Kind for Servers {
     fn placeholder(&self) -> &'static str {
         "HOST,HOST"
-    }
-
-    fn default_text(&self) -> Option<String> {
-        None
     }
 
     fn allowed(&self) -> String {

@@ -205,7 +205,7 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// A request up to its empty line; false when there is none.
+    /// A request up to its empty line; false when the connection has ended.
     fn read_head(&mut self, head: &mut Vec<u8>) -> io::Result<bool> {
         head.clear();
         while !head.ends_with(b"\r\n\r\n") {

@@ -1,6 +1,6 @@
 //! Faults that only the running osqueryd and the running extension know.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -177,11 +177,12 @@ fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
     let (_server, mut options, directory) = well(Setup::new()).finish();
     options.extensions.clear();
     let socket = directory.path().join("osquery.em");
+    let log = directory.path().join("log");
     let mut extension = Command::new(BINARY)
         .args(["--timeout=60", "--socket"])
         .arg(&socket)
         .envs(options.env.clone())
-        .stderr(Stdio::null())
+        .stderr(File::create(&log).unwrap())
         .spawn()
         .unwrap();
     let born = Instant::now();
@@ -194,6 +195,8 @@ fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
         .unwrap();
     let osqueryd = testkit::osqueryd::Osqueryd::start_bare(options);
     let examined = osqueryd.wait("the extension", LIMIT, || {
+        let end = extension.try_wait().unwrap();
+        assert!(end.is_none(), "it has ended, {end:?}: {}", fs::read_to_string(&log).unwrap());
         let examined = look(&flagfile, &directory.path().join("remote_tls.flags"), &[]);
         (examined.of("worker")[0]["level"] != "skipped").then_some(examined)
     });

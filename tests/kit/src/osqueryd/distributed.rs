@@ -150,7 +150,7 @@ fn results(finished: &[Finished]) -> String {
     .to_string()
 }
 
-/// The members of an object of strings; the error when one is none, or is empty.
+/// The members of an object of strings; `error` when one is no string, or is empty.
 fn texts(work: &Map<String, Value>, member: &str, error: &str) -> Result<Vec<(String, String)>, String> {
     let Some(Value::Object(members)) = work.get(member) else { return Ok(Vec::new()) };
     let text = |(name, value): (&String, &Value)| {

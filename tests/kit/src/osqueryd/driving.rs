@@ -63,7 +63,7 @@ impl Osqueryd {
         self.at_work().poll_distributed()
     }
 
-    /// Runs a query of the schedule now, by its full name. False when there is none of that name.
+    /// Runs a query of the schedule now, by its full name. False when the schedule has no query of that name.
     pub fn run_scheduled(&self, name: &str) -> bool {
         let worker = self.at_work();
         let query = lock(&worker.config).schedule().find(|query| query.name == name).cloned();

@@ -19,7 +19,7 @@ use super::worker::Worker;
 
 /// From the hang-up to the sweep, in milliseconds: what was seen of osqueryd.
 const SWEEP: std::ops::RangeInclusive<u64> = 5..=14;
-/// How soon those who wait for an end look again.
+/// The pause between two looks whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How far a worker's life has come.
@@ -31,7 +31,7 @@ pub(super) struct Life {
     dead: AtomicBool,
     /// All of that is over.
     gone: AtomicBool,
-    /// Held by the one who waits for the threads.
+    /// Held by the caller that waits for the threads.
     joining: Mutex<()>,
     /// What a test makes it do by hand, and began before it was told to end.
     by_hand: AtomicUsize,

@@ -58,7 +58,7 @@ fn stand_for_worker() -> io::Result<i32> {
         signal_hook::low_level::pipe::register(signal, control.try_clone()?)?;
     }
     listen(io::stdin(), BACKLOG)?;
-    // Those who serve the socket close it: no other descriptor of it may be left.
+    // The threads that serve the socket close it: no other descriptor of it may be left.
     rustix::stdio::dup2_stdin(&control)?;
     control.write_all(b"L")?;
     let mut code = [0];

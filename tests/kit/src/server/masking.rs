@@ -21,7 +21,7 @@ pub struct Masking {
 }
 
 impl Masking {
-    /// With the name that the secret goes by.
+    /// Masks the secret by this name of its member, besides node keys.
     pub fn new(secret_name: &str) -> Masking {
         Masking { secret_name: secret_name.to_owned(), node_keys: Mutex::new(HashSet::new()) }
     }
