@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// The collector runs as another user. No number of ours is a secret.
 const MODE: u32 = 0o644;
 
-/// Writes `metrics_file` every [`INTERVAL`].
+/// Writes `metrics_file` in a fixed interval, as long as the worker runs.
 pub struct Metrics {
     path: PathBuf,
     sources: Arc<Sources>,
