@@ -31,7 +31,7 @@ Examples:
   sudo osquery-remote-tls logger test  a line on its whole way to the server
   osquery-remote-tls rejected --help   what a command does, and what it takes";
 
-/// What is said to somebody who runs it on a terminal without a word: an extension is osqueryd's to start.
+/// The answer to a run on a terminal without arguments: osqueryd is what starts an extension.
 pub const INTRODUCTION: &str = concat!(
     "osquery-remote-tls ",
     env!("CARGO_PKG_VERSION"),
@@ -133,7 +133,7 @@ pub enum Command {
     Flare(FlareFlags),
 }
 
-/// Whom to ask.
+/// Which running extension the command `refresh` asks.
 #[derive(Args, Debug)]
 pub struct RefreshFlags {
     /// osqueryd's extension manager socket
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_is_put_aside_and_everything_else_counts() {
+    fn unknown_switches_are_put_aside_and_all_others_count() {
         let cli =
             parse(&["--new", "x", "--no_such=1", "--socket", "/s", "-newer", "--verbose", "--newest", "--timeout=5"]);
         assert_eq!(cli.unknown, ["--new", "x", "--no_such=1", "--newer", "--newest"]);

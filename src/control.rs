@@ -108,7 +108,7 @@ pub struct Attached {
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
-    /// It takes calls.
+    /// It has started and takes calls.
     Ready(Ready),
     /// It answers a ping.
     Pong {
@@ -156,7 +156,7 @@ pub struct Ready {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Seen {
-    /// The file's number.
+    /// The number in the file's name.
     pub file: u64,
     /// The offset in it.
     pub offset: u64,

@@ -47,7 +47,7 @@ struct State<T> {
 pub enum Next {
     /// The work, for all up to this ticket.
     Asked(Ticket),
-    /// Its time is over, or it was woken: to look at whatever else there is.
+    /// Its time is over, or it was woken: the worker looks for other work.
     Look,
     /// The process ends: the worker is to return.
     End,
@@ -57,9 +57,9 @@ pub enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// At least one was waiting for it.
-    BySomebody,
+    Claimed,
     /// All who asked have given up.
-    ByNobody,
+    Unclaimed,
 }
 
 /// Why a caller has no outcome.
@@ -75,10 +75,10 @@ impl<T: Clone + Send + 'static> Errand<T> {
     /// An errand that was not asked for yet. The end asked for by `shutdown` ends all waits.
     #[must_use]
     pub fn new(shutdown: &Shutdown) -> Arc<Self> {
-        let (nobody, outcome) = (Ticket(0), None);
+        let (none, outcome) = (Ticket(0), None);
         let state = State {
-            asked: nobody,
-            done: nobody,
+            asked: none,
+            done: none,
             outcome,
             waiting: Vec::new(),
             not_before: None,
@@ -158,7 +158,7 @@ impl<T: Clone + Send + 'static> Errand<T> {
         state.ending
     }
 
-    /// Has the worker look at whatever else there is, once it is at [`Self::next`]; ends its [`Self::pause`].
+    /// Has the worker look for other work, once it is at [`Self::next`]; ends its [`Self::pause`].
     pub fn wake(&self) {
         let mut state = self.state();
         (state.woken, state.not_before) = (true, None);
@@ -168,7 +168,7 @@ impl<T: Clone + Send + 'static> Errand<T> {
 
     /// The ticket of the last caller who has asked: it stands for all of them.
     #[must_use]
-    pub fn everybody(&self) -> Ticket {
+    pub fn last_ticket(&self) -> Ticket {
         self.state().asked
     }
 
@@ -179,7 +179,7 @@ impl<T: Clone + Send + 'static> Errand<T> {
         state.outcome = Some(outcome);
         self.changed.notify_all();
         let done = state.done;
-        if state.waiting.iter().any(|waiting| *waiting <= done) { Taken::BySomebody } else { Taken::ByNobody }
+        if state.waiting.iter().any(|waiting| *waiting <= done) { Taken::Claimed } else { Taken::Unclaimed }
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -211,7 +211,7 @@ mod tests {
                 scope.spawn(move || errand.wait(ticket, in_a_while()))
             });
             let waiting: Vec<_> = waiting.collect();
-            let Next::Asked(all) = errand.next(None) else { panic!("somebody has asked") };
+            let Next::Asked(all) = errand.next(None) else { panic!("a caller has asked") };
             errand.done(all, 7);
             assert!(waiting.into_iter().all(|caller| caller.join().unwrap() == Ok(7)));
         });
@@ -222,28 +222,28 @@ mod tests {
     fn who_asks_while_the_work_goes_on_waits_for_the_next() {
         let errand = Errand::new(&Shutdown::default());
         errand.ask();
-        let Next::Asked(first) = errand.next(None) else { panic!("somebody has asked") };
+        let Next::Asked(first) = errand.next(None) else { panic!("a caller has asked") };
         let late = errand.ask();
         errand.done(first, 1);
         assert_eq!(errand.wait(late, Instant::now() + SHORT), Err(NotDone::Late));
-        let Next::Asked(second) = errand.next(None) else { panic!("somebody has asked") };
+        let Next::Asked(second) = errand.next(None) else { panic!("a caller has asked") };
         errand.done(second, 2);
         assert_eq!(errand.wait(late, in_a_while()), Ok(2));
         assert_eq!(errand.wait(first, in_a_while()), Ok(2), "later work will do");
     }
 
     #[test]
-    fn work_for_everybody_counts_for_those_who_asked_while_it_went_on() {
+    fn work_for_all_callers_counts_for_those_who_asked_while_it_went_on() {
         let errand = Errand::new(&Shutdown::default());
         errand.ask();
         assert!(matches!(errand.next(None), Next::Asked(_)));
         let late = errand.ask();
-        errand.done(errand.everybody(), 1);
+        errand.done(errand.last_ticket(), 1);
         assert_eq!(errand.wait(late, in_a_while()), Ok(1));
     }
 
     #[test]
-    fn a_caller_that_gave_up_keeps_nobody_from_the_outcome() {
+    fn a_caller_that_gave_up_keeps_no_other_from_the_outcome() {
         let errand = Errand::new(&Shutdown::default());
         let ticket = errand.ask();
         assert_eq!(errand.wait(ticket, Instant::now()), Err(NotDone::Late));
@@ -253,19 +253,19 @@ mod tests {
     }
 
     #[test]
-    fn the_worker_learns_whether_anybody_takes_the_outcome() {
+    fn the_worker_learns_whether_a_caller_takes_the_outcome() {
         let errand = Errand::new(&Shutdown::default());
         let first = errand.ask();
-        assert_eq!(errand.done(first, 1), Taken::ByNobody);
+        assert_eq!(errand.done(first, 1), Taken::Unclaimed);
         let second = errand.ask();
         thread::scope(|scope| {
             let caller = scope.spawn(|| errand.wait(second, in_a_while()));
             // Until the caller waits.
             while errand.state().waiting.is_empty() {
-                thread::yield_now();
+                thread::sleep(Duration::from_millis(1));
             }
-            assert_eq!(errand.done(first, 2), Taken::ByNobody, "it waits for something else");
-            assert_eq!(errand.done(second, 3), Taken::BySomebody);
+            assert_eq!(errand.done(first, 2), Taken::Unclaimed, "it waits for something else");
+            assert_eq!(errand.done(second, 3), Taken::Claimed);
             assert_eq!(caller.join().unwrap(), Ok(3));
         });
     }

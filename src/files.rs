@@ -13,6 +13,20 @@ use crate::platform::ADMINISTRATORS;
 /// Symbolic links on the way to a directory, at most.
 const MOST_LINKS: usize = 40;
 
+/// The path with `suffix` behind its last name.
+#[must_use]
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// What tells one file from any other of this host, whatever its name: device and inode.
+#[must_use]
+pub fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
 /// Reads a file that an operator has named, of at most `most` bytes.
 ///
 /// # Errors
@@ -46,7 +60,7 @@ pub fn read_private(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// Reads a text file that we have made: no other user's, and not through a link.
 ///
 /// # Errors
-/// It is none of ours, has more than `most` bytes, or can't be read.
+/// The file is another user's or a link, has more than `most` bytes, or can't be read.
 pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
     let file = open_ours(path, OpenOptions::new().read(true))?;
     String::from_utf8(read_all(file, most)?).map_err(|_| io::Error::other("it is no UTF-8"))
@@ -56,7 +70,7 @@ pub fn read_ours(path: &Path, most: u64) -> io::Result<String> {
 /// is of our user.
 ///
 /// # Errors
-/// It is none of ours, or can't be opened.
+/// The file is another user's or a link, or can't be opened.
 pub fn open_ours(path: &Path, options: &OpenOptions) -> io::Result<File> {
     let file = open_unfollowed(path, options)?;
     let found = file.metadata()?;
@@ -316,7 +330,7 @@ mod tests {
         assert!(distrust(&outer.join("missing")).is_some());
         let link = directory.path().join("link");
         symlink(&inner, &link).unwrap();
-        assert!(distrust(&link).is_some(), "it leads through the one that anybody may write");
+        assert!(distrust(&link).is_some(), "it leads through a directory that every user may write");
         mode(&outer, 0o755);
         assert_eq!((distrust(&link), distrust(&outer.join("missing"))), (None, None));
     }

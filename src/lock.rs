@@ -10,12 +10,12 @@ use std::time::Instant;
 
 pub use std::sync::MutexGuard;
 
-/// [`std::sync::Mutex`] without poison.
+/// A [`std::sync::Mutex`] that goes on after a thread has panicked while it held it.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    /// Guards this value.
+    /// A mutex around `value`, which no thread holds.
     pub const fn new(value: T) -> Self {
         Self(sync::Mutex::new(value))
     }
@@ -45,7 +45,7 @@ pub struct Condvar {
 }
 
 impl Condvar {
-    /// Without waiting threads.
+    /// A condition that no thread waits for.
     pub const fn new() -> Self {
         Self { bell: sync::Condvar::new(), waiting: AtomicUsize::new(0) }
     }

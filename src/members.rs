@@ -12,7 +12,7 @@ pub fn each<'a>(object: &'a str, visit: impl FnMut(&'a str, &'a str)) -> Option<
     read(object, Each(visit))
 }
 
-/// Hands over each item of the array that this text is; `None` when it is none.
+/// Hands over each item of the array that this text is; `None` for any other text.
 pub fn items<'a>(array: &'a str, visit: impl FnMut(&'a str)) -> Option<()> {
     read(array, Items(visit))
 }

@@ -19,7 +19,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 /// Secrets shorter than this are not searched for: masking them would mask half of every text.
 pub const SHORTEST_MASKED: usize = 3;
 
-/// Node keys change with each enrollment; of the forms known, so many are kept.
+/// The most forms of secrets that are remembered: node keys change with each enrollment.
 const FORMS_KEPT: usize = 128;
 
 /// Every form of every secret seen, oldest first.

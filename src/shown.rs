@@ -61,7 +61,7 @@ fn is_escaped(character: char) -> bool {
     }
 }
 
-/// The text's first bytes, at most so many.
+/// The beginning of the text with at most `bytes` bytes, cut between two characters.
 fn up_to(text: &str, bytes: usize) -> &str {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {

@@ -24,7 +24,7 @@ struct State {
 type Hook = Box<dyn FnOnce() + Send>;
 
 impl Shutdown {
-    /// Asks everybody to end. Asking again does nothing.
+    /// Asks every thread that waits on this to end. Asking again does nothing.
     pub fn request(&self) {
         let hooks = {
             let mut state = self.state();
@@ -46,7 +46,7 @@ impl Shutdown {
     /// Waits for `limit`, less when the end is asked for: whether it was.
     #[must_use]
     pub fn wait(&self, limit: Duration) -> bool {
-        // A limit that no clock reaches is none.
+        // A limit beyond what the clock can hold is no limit.
         let until = Instant::now().checked_add(limit);
         let mut state = self.state();
         while !state.requested && until.is_none_or(|until| Instant::now() < until) {

@@ -2,10 +2,10 @@
 
 use crate::lock::Mutex;
 
-/// So many are kept.
+/// The most buffers that are kept.
 const MOST: usize = 8;
 
-/// Larger ones are not, in bytes of capacity.
+/// The largest buffer that is kept, in bytes of capacity.
 const LARGEST: usize = 2 << 20;
 
 /// Buffers that are not in use at the moment.
@@ -22,7 +22,7 @@ impl Spares {
         self.0.lock().pop().unwrap_or_default()
     }
 
-    /// Gives it back.
+    /// Gives a buffer back. It is dropped when it is too large or too many are there.
     pub fn give(&self, buffer: Vec<u8>) {
         let mut spares = self.0.lock();
         if spares.len() < MOST && buffer.capacity() <= LARGEST {

@@ -76,7 +76,7 @@ pub fn run(input: &[u8]) {
     check_status_lines(&text);
 }
 
-/// To whoever makes the connection, a redirect that is followed leads to the same host and port, by https.
+/// A redirect that is followed leads to the same host and port, by https, as the HTTP client reads the URL.
 fn check_redirect(server: &Server, location: &str) {
     let Some(url) = same_host_redirect(server, location) else { return };
     let Ok(url) = url.parse::<http::Uri>() else { return };

@@ -2,7 +2,7 @@
 //!
 //! The input's first byte says which of three it is:
 //! * a certificate's bytes, behind a host's name and a line's end. What is in it to be signed is signed anew, so that
-//!   no signature stands in the way of the names. Whoever is accepted must have the host's name as a value of DER;
+//!   no signature stands in the way of the names. A certificate that is accepted must have the host's name as a value of DER;
 //! * a bundle of PEM. A good server is accepted only if its authority's key is in there;
 //! * a certificate built from parts, of which is known what must be refused, and what must not.
 
@@ -433,7 +433,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Without this a verifier that refuses everybody would pass.
+    /// Without this a verifier that refuses every server would pass.
     #[test]
     fn a_good_server_is_accepted() {
         let case = Case::good();

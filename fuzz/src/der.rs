@@ -53,7 +53,7 @@ pub enum Signer {
     Authority,
     /// Every server.
     Server,
-    /// Nobody that is trusted.
+    /// A name that no trusted authority has.
     Stranger,
 }
 

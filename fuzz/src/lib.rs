@@ -11,7 +11,7 @@ pub mod wire;
 
 use arbitrary::{Arbitrary, Unstructured};
 
-/// As many values as these bytes make, up to eight: `Vec`'s own way makes one on average.
+/// The values that these bytes make, up to eight: `Vec`'s own way makes one on average.
 fn many<'a, T: Arbitrary<'a>>(bytes: &'a [u8]) -> Vec<T> {
     let mut bytes = Unstructured::new(bytes);
     let mut values = Vec::new();

@@ -78,7 +78,7 @@ fn check_settings(options: &Options, own: &OwnFlags) {
     }
     assert_eq!(Settings::new(&usable, &usable_own), (settings.clone(), Vec::new()));
 
-    // A configuration can't move the buffers, and what nobody knows changes nothing.
+    // A configuration can't move the buffers, and unknown options change nothing.
     let mut more = options.clone();
     more.insert(format!("{REMOTE_PREFIX}buffer_path"), "/elsewhere".to_owned());
     more.insert("no_such_flag".to_owned(), "1".to_owned());
@@ -113,7 +113,7 @@ fn check_ranges(settings: &Settings) {
     assert!(!settings.api.secret_name.is_empty());
 }
 
-/// What is taken for an address is one, to whoever reads the URL that is made of it.
+/// What is taken for an address is one for the HTTP client, too, which reads the URL that is made of it.
 fn check_address(address: &Server) {
     assert_eq!(Server::parse(&address.to_string()).as_ref(), Some(address));
     let url: http::Uri = Url::new(address, "/log", None).expose().parse().expect("a URL");

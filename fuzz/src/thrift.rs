@@ -5,7 +5,7 @@
 //! calls, whose answers are checked against a model. Either way exactly the lines that were brought must be in the
 //! journals.
 //!
-//! The plugins have no osqueryd and no server behind them, and the end has been asked for, so that nobody waits.
+//! The plugins have no osqueryd and no server behind them, and the end has been asked for, so that no call waits.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -42,7 +42,7 @@ use crate::{many, wire};
 /// What no answer may show.
 pub const SECRET: &str = "fuzz/s3cret+\"1";
 
-/// No conversation is answered by more than so many bytes a byte; the shortest call is a ping.
+/// The most bytes of answers for each byte of a conversation; the shortest call is a ping.
 const MOST_ANSWERED: usize = 16;
 
 /// More than any input leaves in a journal.
@@ -85,7 +85,7 @@ impl Elsewhere for Behind {
 
 impl Extension {
     fn new() -> Self {
-        // Whoever runs this sets TMPDIR, and clears it: a fuzzer ends in no orderly way.
+        // The script that runs this sets TMPDIR, and clears it: a fuzzer ends in no orderly way.
         let directory = tempfile::tempdir().unwrap().keep();
         let worker = Assembly::new(Setup {
             manager: Arc::new(Manager::new(directory.join("no-osqueryd.em"), Arc::new(|| {}))),

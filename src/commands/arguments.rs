@@ -27,7 +27,7 @@ pub struct Target {
 /// How the state is to be shown.
 #[derive(Args, Debug)]
 pub struct StatusFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -39,7 +39,7 @@ pub struct StatusFlags {
 /// What is collected, and where.
 #[derive(Args, Debug)]
 pub struct FlareFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -61,7 +61,7 @@ pub enum LoggerCommand {
 /// How the logger is tested.
 #[derive(Args, Debug)]
 pub struct TestFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -93,7 +93,7 @@ pub enum RejectedCommand {
 /// How a list is to be shown.
 #[derive(Args, Debug)]
 pub struct ListFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -105,7 +105,7 @@ pub struct ListFlags {
 /// Lines that were set aside.
 #[derive(Args, Debug)]
 pub struct TheseFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -138,7 +138,7 @@ pub enum BufferCommand {
     Discard(DiscardFlags),
 }
 
-/// A journal.
+/// The journals, one for each kind of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Stream {
     /// Result lines
@@ -164,7 +164,7 @@ fn discardable() -> impl TypedValueParser<Value = Stream> {
 /// Which records are shown.
 #[derive(Args, Debug)]
 pub struct ShowFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -176,10 +176,10 @@ pub struct ShowFlags {
     pub lines: usize,
 }
 
-/// Where records go.
+/// Which records are copied, and into which file.
 #[derive(Args, Debug)]
 pub struct ExportFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 
@@ -193,7 +193,7 @@ pub struct ExportFlags {
 /// What is thrown away.
 #[derive(Args, Debug)]
 pub struct DiscardFlags {
-    /// Whom to ask.
+    /// The osqueryd whose extension is asked.
     #[command(flatten)]
     pub target: Target,
 

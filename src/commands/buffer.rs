@@ -17,7 +17,7 @@ use crate::line_count::LineCounter;
 use crate::shown::shown;
 use crate::words::counted;
 
-/// So much of a record is shown.
+/// The first characters of a record, which are shown, and the bytes of it that are read for that.
 const CHARACTERS: usize = 1000;
 const BYTES: u64 = 1 << 20;
 

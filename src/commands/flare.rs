@@ -26,13 +26,13 @@ use crate::secret::{MASK, redact};
 use crate::settings::{REMOTE_PREFIX, without_password};
 use crate::shown::one_line;
 
-/// So much of the log's end.
+/// The bundle has this many bytes of the end of the log, at most.
 const LOG_BYTES: u64 = 512 << 10;
 
 /// Files of the buffers that are named, at most.
 const MOST_FILES: usize = 1000;
 
-/// Parts of the names of flags whose values nobody else is to see: osquery's own, and what may come.
+/// Parts of the names of flags whose values are secret: osquery's own, and what may come.
 const SECRET_NAMES: [&str; 6] = ["secret", "password", "token", "access_key", "api_key", "credential"];
 
 /// A file of the bundle.
@@ -42,7 +42,7 @@ struct Part {
     text: String,
 }
 
-/// Makes the bundle.
+/// Writes the bundle: an archive of state, flags and log, with secrets masked.
 #[must_use]
 pub fn run(flags: &FlareFlags) -> ExitCode {
     let name = format!("osquery-remote-tls-flare-{}-{}", plain(&host()), unix_time());
@@ -136,9 +136,9 @@ fn of_flags(subject: &Subject) -> String {
     )
 }
 
-/// A flag's value, where it is nobody's secret.
+/// A flag's value, masked where the flag holds a secret.
 fn value_of(name: &str, value: &str) -> String {
-    // Where a secret is, and how it is sent, is none.
+    // The place of a secret, and how it is sent, are no secrets.
     let is_place = ["_path", "_env", "_always"].iter().any(|end| name.ends_with(end));
     let is_secret = !is_place && SECRET_NAMES.iter().any(|part| name.contains(part));
     let is_anything = name.starts_with("custom_") && !name.starts_with(REMOTE_PREFIX);
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_nobody_else_is_to_see_are_masked() {
+    fn values_of_flags_with_secrets_are_masked() {
         for (name, value, shown) in [
             ("enroll_secret_path", "/etc/osquery/secret", "/etc/osquery/secret"),
             ("tls_secret_always", "true", "true"),

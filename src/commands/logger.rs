@@ -91,7 +91,7 @@ fn statuses(told: &Told) -> Waiting {
 struct Journey {
     /// Before it was written.
     before: Waiting,
-    /// So many lines are done with when it is; known once it was taken.
+    /// The count of lines done with that shows that this one is; `None` until the line was taken.
     end: Option<u64>,
 }
 

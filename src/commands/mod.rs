@@ -84,7 +84,7 @@ fn fail(message: impl Display) -> ExitCode {
 
 /// Says something on a line of the standard error.
 fn note(message: impl Display) {
-    // Nobody to tell if printing fails.
+    // If printing fails, there is no other way to say so.
     let _ = writeln!(io::stderr(), "{}", one_line(&redact(&message.to_string())));
 }
 
@@ -116,7 +116,7 @@ fn unreadable(what: impl Display, error: &io::Error) -> String {
     format!("{what} can't be read: {error}{remedy}")
 }
 
-/// A file for what is nobody else's business: no file is overwritten.
+/// A new file that its owner alone can read. No file is overwritten.
 fn new_file(path: &Path) -> Result<File, String> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     made.map_err(|error| format!("{} can't be made: {error}", path.display()))

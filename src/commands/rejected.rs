@@ -1,5 +1,5 @@
 //! `osquery-remote-tls rejected`: the lines that were set aside since no server takes them. The files are read as they
-//! lie on the disk; whoever adds lines to them, the running extension, takes them out again.
+//! lie on the disk; only the running extension, which adds lines to them, takes lines out.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

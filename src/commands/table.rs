@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 /// Where a column's texts stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
-    /// Words.
+    /// At the left edge of the column, as words stand.
     Left,
-    /// Numbers.
+    /// At the right edge, as numbers stand.
     Right,
 }
 

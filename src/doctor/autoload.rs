@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::extension_file::{self, osqueryd_user, writers};
 use super::subject::Subject;
 use super::{Check, Report};
+use crate::files;
 use crate::platform::Places;
 
 /// Where the extension is installed.
@@ -84,7 +85,7 @@ fn ours(list: &Path, subject: &Subject, report: &mut Report<'_>) -> Option<PathB
         } else if let Some(who) = writers(&found) {
             report.warn(
                 CHECK,
-                format!("{shown} is writable by {who}: whoever adds a line has root run it"),
+                format!("{shown} is writable by {who}, and a line added there makes root run a program"),
                 format!("chmod go-w {shown}"),
             );
         }
@@ -125,7 +126,7 @@ fn list(directory: &Path, paths: &mut Vec<PathBuf>) {
 
 /// Whether a path is the extension's: by its name, or since it is the file that runs here.
 fn is_ours(path: &Path, own: Option<&Path>) -> bool {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let identity = |path: &Path| fs::metadata(path).ok().map(|file| files::identity(&file));
     let named = path.file_name().is_some_and(|name| name.to_string_lossy().replace('-', "_").contains("remote_tls"));
     named || own.is_some_and(|own| identity(own).is_some() && identity(own) == identity(path))
 }

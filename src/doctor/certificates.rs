@@ -9,17 +9,17 @@ use x509_parser::prelude::FromDer;
 use crate::clock::unix_time;
 use crate::settings::Pin;
 
-/// A certificate that ends within so many days is worth a warning.
+/// A certificate that ends within this number of days is worth a warning.
 const SOON_DAYS: i64 = 30;
 
 const DAY: i64 = 24 * 3600;
 
-/// A certificate's time.
+/// How a certificate stands in its time of validity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Term {
-    /// It is valid, until this date.
+pub(super) enum ValidityState {
+    /// It is valid until this date, which is not soon.
     Valid(String),
-    /// It ends soon, in so many days.
+    /// It is valid, and ends within [`SOON_DAYS`]: in this number of days.
     EndsSoon(i64),
     /// It ended at this date.
     Over(String),
@@ -29,8 +29,8 @@ pub(super) enum Term {
     Unreadable,
 }
 
-impl Term {
-    /// The term of a certificate, now.
+impl ValidityState {
+    /// The state of a certificate by the host's clock.
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Self::Unreadable };
         let validity = parsed.validity();
@@ -140,9 +140,12 @@ mod tests {
     #[test]
     fn a_term_is_seen_from_all_sides() {
         let now = 1_900_000_000;
-        assert_eq!(Term::between(now + 1, now + DAY, now), Term::NotYet("2030-03-17".to_owned()));
-        assert_eq!(Term::between(now - DAY, now - 1, now), Term::Over("2030-03-17".to_owned()));
-        assert_eq!(Term::between(now - DAY, now + 29 * DAY + 5, now), Term::EndsSoon(29));
-        assert_eq!(Term::between(now - DAY, now + 31 * DAY, now), Term::Valid("2030-04-17".to_owned()));
+        assert_eq!(ValidityState::between(now + 1, now + DAY, now), ValidityState::NotYet("2030-03-17".to_owned()));
+        assert_eq!(ValidityState::between(now - DAY, now - 1, now), ValidityState::Over("2030-03-17".to_owned()));
+        assert_eq!(ValidityState::between(now - DAY, now + 29 * DAY + 5, now), ValidityState::EndsSoon(29));
+        assert_eq!(
+            ValidityState::between(now - DAY, now + 31 * DAY, now),
+            ValidityState::Valid("2030-04-17".to_owned())
+        );
     }
 }

@@ -29,9 +29,9 @@ pub enum Check {
     ExtensionsTimeout,
     /// The extension answers, and its worker stays.
     Worker,
-    /// The enroll secret.
+    /// The enroll secret can be read, and is one.
     EnrollSecret,
-    /// Whom `tls_server_certs` trusts.
+    /// The file of `tls_server_certs` holds authorities that are valid.
     ServerTrust,
     /// The client certificate and its key.
     ClientCertificate,
@@ -68,7 +68,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// All of them.
+    /// Every check, in the order in which they are made and shown.
     pub const ALL: [Self; 30] = [
         Self::FlagFile,
         Self::FlagNames,
@@ -167,7 +167,7 @@ pub enum Verdict {
 /// What is asked about the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// How it is.
+    /// Whether all is well now.
     Now,
     /// Whether it is ready for osqueryd's next start; what runs until then doesn't matter.
     BeforeRestart,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::{AlertDescription as Alert, CertificateError as Cert, Error};
 use rustls_pki_types::CertificateDer;
 
-use super::certificates::{Term, common_name, describe, names_as_issuer, pin};
+use super::certificates::{ValidityState, common_name, describe, names_as_issuer, pin};
 use super::fault::PROXY_CREDENTIALS;
 use super::handshake::Facts;
 use super::subject::Subject;
@@ -19,7 +19,7 @@ use crate::remote::{Look, TlsError, TransportError, bundle, look, old_version, s
 use crate::settings::{HostPort, Proxy};
 use crate::words::counted;
 
-/// A resolver that takes longer is none.
+/// A resolver that takes longer is a failure of the check.
 const RESOLVER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Other servers are not in use now.
@@ -188,15 +188,15 @@ fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
     const CHECK: Check = Check::TlsHandshake;
     let presented = presented(subject, look);
     if let Some(error) = &look.error {
-        let word = facts(subject, server, look, error, &authorities(subject)).word();
+        let diagnosis = facts(subject, server, look, error, &authorities(subject)).diagnosis();
         let colon = if look.chain.is_empty() { "" } else { "; it presents:" };
-        let message = format!("{server}: {}{colon}", word.message);
-        return report.problem(CHECK, Level::Failure, message, word.remedy, presented);
+        let message = format!("{server}: {}{colon}", diagnosis.message);
+        return report.problem(CHECK, Level::Failure, message, diagnosis.remedy, presented);
     }
     let agreed = look.agreed.clone().unwrap_or_default();
-    let soon = look.chain.iter().filter_map(|certificate| match Term::of(certificate) {
-        Term::EndsSoon(days) => Some(days),
-        Term::Over(_) => Some(0),
+    let soon = look.chain.iter().filter_map(|certificate| match ValidityState::of(certificate) {
+        ValidityState::EndsSoon(days) => Some(days),
+        ValidityState::Over(_) => Some(0),
         _ => None,
     });
     match (soon.min(), ending_trust(subject, look)) {
@@ -226,16 +226,16 @@ fn handshake(subject: &Subject, server: &HostPort, look: &Look, report: &mut Rep
 /// that file lasts, `files` has said so.
 fn ending_trust(subject: &Subject, look: &Look) -> Option<String> {
     let bundle = bundle(&subject.settings.tls.server_certs).unwrap_or_default();
-    let lasts = |authority: &CertificateDer<'_>| matches!(Term::of(authority), Term::Valid(_));
+    let lasts = |authority: &CertificateDer<'_>| matches!(ValidityState::of(authority), ValidityState::Valid(_));
     let is_used = |authority: &&CertificateDer<'static>| look.chain.iter().any(|one| names_as_issuer(one, authority));
     let used: Vec<&CertificateDer<'static>> = bundle.iter().filter(is_used).collect();
     if !bundle.iter().any(lasts) || used.iter().any(|authority| lasts(authority)) {
         return None;
     }
     let authority = used.first()?;
-    let ends = match Term::of(authority) {
-        Term::EndsSoon(days) => format!("ends in {}", counted(days.unsigned_abs(), "day")),
-        Term::Over(date) => format!("ended on {date}"),
+    let ends = match ValidityState::of(authority) {
+        ValidityState::EndsSoon(days) => format!("ends in {}", counted(days.unsigned_abs(), "day")),
+        ValidityState::Over(date) => format!("ended on {date}"),
         _ => return None,
     };
     Some(format!("{ends} ({})", common_name(authority)))
@@ -260,7 +260,7 @@ fn presented(subject: &Subject, look: &Look) -> Vec<String> {
     lines
 }
 
-/// The names of those who are trusted, as many as a reader takes in.
+/// The names of the trusted authorities, as many as a reader takes in.
 fn authorities(subject: &Subject) -> Vec<String> {
     let bundle = bundle(&subject.settings.tls.server_certs).unwrap_or_default();
     let more = bundle.len().saturating_sub(3);

@@ -1,6 +1,6 @@
 //! The server's answers: to the doctor's own requests, and to the extension's, as it tells them.
 //!
-//! The extension's word counts where there is one: it sends what the doctor must not. `server` says what is asked.
+//! Where the extension has already had an answer, that counts: it sends what the doctor must not. `server` says what is asked.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +28,7 @@ const CLOCK_FAILURE: Duration = Duration::from_secs(3600);
 /// What an enrollment says that waits for its moment within `reenroll_within`.
 const SPREAD: &str = "another one is asked for in ";
 
-/// So many failures in a row are no chance.
+/// This many failures in a row are no chance, and a failure of the check.
 const FAILS: u64 = 2;
 
 const ENDPOINTS: [(Endpoint, Check); 5] = [
@@ -67,7 +67,7 @@ pub(super) fn check(subject: &Subject, look: Option<&Look>, report: &mut Report<
     }
 }
 
-/// Judges answers.
+/// Makes findings of the answers of a server.
 struct Judge<'a> {
     asker: &'a Asker<'a>,
     subject: &'a Subject,
@@ -120,14 +120,14 @@ impl Judge<'_> {
         };
         match error {
             TransportError::Tls(TlsError::Handshake(rustls::Error::AlertReceived(alert))) => {
-                if let Some(word) = handshake::client_certificate(*alert, wants, has_certificate) {
-                    return (word.message, word.remedy);
+                if let Some(diagnosis) = handshake::client_certificate(*alert, wants, has_certificate) {
+                    return (diagnosis.message, diagnosis.remedy);
                 }
             }
             // In TLS 1.3 a server may hang up in place of an alert.
             TransportError::Broken(_) if wants && !has_certificate => {
-                let word = handshake::wanted();
-                return (word.message, word.remedy);
+                let diagnosis = handshake::certificate_wanted();
+                return (diagnosis.message, diagnosis.remedy);
             }
             TransportError::Timeout(_) => {
                 let words = format!("no answer within {} s", took.as_secs());
@@ -234,7 +234,7 @@ impl Judge<'_> {
             return report.ok(CHECK, format!("enrolled{who} since {}", day_and_time(enrollment.since)));
         }
         if error.is_empty() && enrollment.attempts == 0 {
-            return report.skip(CHECK, "not enrolled, and nobody has needed it yet; --enroll tries one");
+            return report.skip(CHECK, "not enrolled: no request has needed a node key yet; --enroll asks for one");
         }
         let words = error.split_once("): ").map_or(error, |(_, words)| words);
         if words.contains(SPREAD) {
@@ -254,7 +254,7 @@ impl Judge<'_> {
         report.fail(CHECK, message, self.remedy(Endpoint::Enroll, row.last_status, words));
     }
 
-    /// With `--enroll`.
+    /// Enrolls with a request of the doctor's own, which `--enroll` asks for.
     fn try_enrollment(&self, report: &mut Report<'_>) {
         const CHECK: Check = Check::EnrollEndpoint;
         let url = self.asker.shown(Endpoint::Enroll);
@@ -359,7 +359,7 @@ impl Judge<'_> {
                 check,
                 format!("{url}: takes a node key that is invalid"),
                 format!(
-                    "see that --{} is the server's path for this: no server should take requests from anybody",
+                    "see that --{} is the server's path for this: no server should take requests without a valid node key",
                     endpoint.flag()
                 ),
             ),

@@ -38,7 +38,7 @@ const SERVERS: [(&str, [&str; 5]); 4] = [
 pub(super) const WAITS_FOR_ANOTHER_KEY: &str = "nothing: the host asks for another one within --reenroll_within seconds (600), \
                                                 or at once by `osquery-remote-tls refresh`; --enroll tries whether it gets one";
 
-/// So many characters of a server's own words are shown.
+/// The most characters of a server's own words that are shown.
 const LONGEST_WORDS: usize = 160;
 
 /// An answer, or none, and the flags that can have to do with it.
@@ -47,7 +47,7 @@ pub(super) struct Fault<'a> {
     pub(super) endpoint: Endpoint,
     /// The HTTP status; 0 without an answer.
     pub(super) status: u16,
-    /// The error's text.
+    /// What the server or the error says of the reason.
     pub(super) words: &'a str,
     pub(super) flags: &'a Flags,
 }
@@ -61,9 +61,9 @@ pub(super) struct Flags {
     pub(super) secret: String,
     /// Whether log requests are compressed.
     pub(super) compress: bool,
-    /// `logger_max_request_bytes`.
+    /// The value of `logger_max_request_bytes`.
     pub(super) request_bytes: usize,
-    /// Our own flag file.
+    /// The path of our own flag file.
     pub(super) own_flagfile: String,
 }
 
@@ -221,7 +221,7 @@ fn redirect(words: &str) -> String {
     }
 }
 
-/// A server's own words in a body: a member of JSON, or a page's text. None where there are none.
+/// A server's own words in a body: a member of JSON, or a page's text; empty where there are none.
 pub(super) fn words_of(body: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(body);
     let json = serde_json::from_str::<serde_json::Value>(&text).ok();

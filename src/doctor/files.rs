@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 
-use super::certificates::{Term, describe};
+use super::certificates::{ValidityState, describe};
 use super::subject::Subject;
 use super::{Check, Report, secret_file};
 use crate::chain::chain;
@@ -59,10 +59,11 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
             );
         }
     };
-    let terms: Vec<Term> = bundle.iter().map(Term::of).collect();
-    let good = terms.iter().any(|term| matches!(term, Term::Valid(_) | Term::EndsSoon(_)));
-    let lasting = terms.iter().any(|term| matches!(term, Term::Valid(_)));
-    let ending = terms.iter().filter(|term| matches!(term, Term::Over(_) | Term::EndsSoon(_))).count() as u64;
+    let terms: Vec<ValidityState> = bundle.iter().map(ValidityState::of).collect();
+    let good = terms.iter().any(|term| matches!(term, ValidityState::Valid(_) | ValidityState::EndsSoon(_)));
+    let lasting = terms.iter().any(|term| matches!(term, ValidityState::Valid(_)));
+    let ending =
+        terms.iter().filter(|term| matches!(term, ValidityState::Over(_) | ValidityState::EndsSoon(_))).count() as u64;
     let (count, have) = (counted(bundle.len() as u64, "certificate"), if ending == 1 { "has" } else { "have" });
     let end = if ending == 1 { "ends" } else { "end" };
     let of_them = format!("{ending} of {count} {have} ended or {end} soon");
@@ -95,12 +96,12 @@ fn trust(tls: &TlsSettings, report: &mut Report<'_>) {
 }
 
 fn warn_of_the_end(check: Check, place: &str, certificate: &CertificateDer<'_>, report: &mut Report<'_>) {
-    let what = match Term::of(certificate) {
-        Term::Valid(_) => return,
-        Term::EndsSoon(days) => format!("ends in {}", counted(days.unsigned_abs(), "day")),
-        Term::Over(date) => format!("ended on {date}"),
-        Term::NotYet(date) => format!("begins on {date} only"),
-        Term::Unreadable => "can't be parsed".to_owned(),
+    let what = match ValidityState::of(certificate) {
+        ValidityState::Valid(_) => return,
+        ValidityState::EndsSoon(days) => format!("ends in {}", counted(days.unsigned_abs(), "day")),
+        ValidityState::Over(date) => format!("ended on {date}"),
+        ValidityState::NotYet(date) => format!("begins on {date} only"),
+        ValidityState::Unreadable => "can't be parsed".to_owned(),
     };
     report.warn(check, format!("{place}a certificate {what}: {}", describe(certificate)), "replace it in time");
 }
@@ -134,9 +135,9 @@ fn pair(client: &ClientIdentity, tls: &TlsSettings, report: &mut Report<'_>) {
     }
     let shown = client.cert.display();
     let Some(own) = certificates.first() else { return };
-    match Term::of(own) {
-        Term::Over(date) => report.fail(CHECK, format!("{shown} ended on {date}"), "issue a new certificate"),
-        Term::NotYet(date) => {
+    match ValidityState::of(own) {
+        ValidityState::Over(date) => report.fail(CHECK, format!("{shown} ended on {date}"), "issue a new certificate"),
+        ValidityState::NotYet(date) => {
             report.fail(CHECK, format!("{shown} begins on {date} only"), "see that this host's clock is right");
         }
         _ => warn_of_the_end(CHECK, &format!("{shown}: "), own, report),

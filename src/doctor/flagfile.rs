@@ -16,22 +16,22 @@ const DEPTH: usize = 8;
 /// A flag as it stands in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Given {
-    pub(super) place: Place,
-    /// As written.
+    pub(super) location: Location,
+    /// The name as it is written there, which can be an alias.
     pub(super) name: String,
     pub(super) value: String,
 }
 
 /// Where a flag stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Location {
     /// A line of a file, counted from 1.
     Line(PathBuf, usize),
     /// The command line of this process.
     CommandLine(u32),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Line(path, line) => write!(f, "{}:{line}", path.display()),
@@ -43,7 +43,7 @@ impl std::fmt::Display for Place {
 /// What flags are read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// A file.
+    /// A flag file, with those that it names.
     File(PathBuf),
     /// An osqueryd's command line, its own name first, with the files that it names.
     CommandLine(Seen),
@@ -51,9 +51,9 @@ pub(super) enum Source {
 
 /// What osqueryd does not take, or not as it looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Oddity {
+pub(super) enum Problem {
     /// A file can't be read, and what names it: osqueryd ends.
-    Unreadable { path: PathBuf, reason: String, named_by: Option<Place> },
+    Unreadable { path: PathBuf, reason: String, named_by: Option<Location> },
     /// A file is saved in a way that osqueryd takes for other text: nothing of it counts.
     Encoded(PathBuf, Encoding),
     /// Nothing is in a file.
@@ -61,13 +61,13 @@ pub(super) enum Oddity {
     /// Flag files name each other without end.
     TooDeep(PathBuf),
     /// A line without a dash, and how many flags behind it are not for osqueryd.
-    Section { place: Place, lost: usize },
+    Section { location: Location, lost: usize },
     /// A name, a space and a value.
-    Space { place: Place, name: String },
+    Space { location: Location, name: String },
     /// A flag that needs a value and has none.
-    NoValue { place: Place, name: String },
+    NoValue { location: Location, name: String },
     /// The value has quotes around it, or blanks behind it, which become part of it.
-    Untidy { place: Place, name: String },
+    Untidy { location: Location, name: String },
     /// Line ends with carriage returns beside others without: osqueryd finds the lines elsewhere.
     MixedLineEnds(PathBuf),
 }
@@ -78,7 +78,7 @@ pub(super) struct Flagfile {
     pub(super) given: Vec<Given>,
     /// Names that osquery doesn't know.
     pub(super) unknown: Vec<Given>,
-    pub(super) oddities: Vec<Oddity>,
+    pub(super) problems: Vec<Problem>,
     /// The files that were read.
     pub(super) files: usize,
     /// The files that the command line itself names.
@@ -97,7 +97,7 @@ impl Flagfile {
     }
 
     fn read_command_line(&mut self, process: &Seen, is_known: &dyn Fn(&str) -> bool) {
-        let place = || Place::CommandLine(process.id);
+        let location = || Location::CommandLine(process.id);
         let mut arguments = process.arguments.iter().skip(1).peekable();
         while let Some(argument) = arguments.next() {
             let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else { continue };
@@ -114,32 +114,32 @@ impl Flagfile {
                     for path in paths.split(',') {
                         let path = process.directory.join(path);
                         self.named.push(path.clone());
-                        self.read_one(&path, Some(place()), is_known, DEPTH);
+                        self.read_one(&path, Some(location()), is_known, DEPTH);
                     }
                 }
-                None => self.take(place(), &flag, is_known, DEPTH),
+                None => self.take(location(), &flag, is_known, DEPTH),
             }
         }
     }
 
-    fn read_one(&mut self, path: &Path, named_by: Option<Place>, is_known: &dyn Fn(&str) -> bool, depth: usize) {
+    fn read_one(&mut self, path: &Path, named_by: Option<Location>, is_known: &dyn Fn(&str) -> bool, depth: usize) {
         if depth == 0 {
-            return self.oddities.push(Oddity::TooDeep(path.to_owned()));
+            return self.problems.push(Problem::TooDeep(path.to_owned()));
         }
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) => {
                 let (path, reason) = (path.to_owned(), error.to_string());
-                return self.oddities.push(Oddity::Unreadable { path, reason, named_by });
+                return self.problems.push(Problem::Unreadable { path, reason, named_by });
             }
         };
         if let Some(encoding) = Encoding::of(&bytes) {
             // Of the first line, and with it of all that follows, osqueryd makes a section for another program.
-            return self.oddities.push(Oddity::Encoded(path.to_owned(), encoding));
+            return self.problems.push(Problem::Encoded(path.to_owned(), encoding));
         }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if text.trim().is_empty() {
-            self.oddities.push(Oddity::Empty(path.to_owned()));
+            self.problems.push(Problem::Empty(path.to_owned()));
         }
         self.read_lines(path, &text, is_known, depth);
     }
@@ -148,12 +148,12 @@ impl Flagfile {
         self.files += 1;
         let returns = text.matches('\r').count();
         if returns > 0 && returns != text.matches('\n').count() {
-            self.oddities.push(Oddity::MixedLineEnds(path.to_owned()));
+            self.problems.push(Problem::MixedLineEnds(path.to_owned()));
         }
-        let mut section: Option<(Place, usize)> = None;
+        let mut section: Option<(Location, usize)> = None;
         let mut among_names = false;
         for (index, line) in text.lines().enumerate() {
-            let place = Place::Line(path.to_owned(), index + 1);
+            let location = Location::Line(path.to_owned(), index + 1);
             let line = line.trim_start();
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -162,37 +162,37 @@ impl Flagfile {
                 // Lines of names that follow each other are one list.
                 let ours = names_osqueryd(line) || (among_names && section.is_none());
                 self.end_section(section.take());
-                section = (!ours).then_some((place, 0));
+                section = (!ours).then_some((location, 0));
                 among_names = true;
                 continue;
             };
             among_names = false;
             match &mut section {
                 Some((_, lost)) => *lost += 1,
-                None => self.take(place, flag, is_known, depth),
+                None => self.take(location, flag, is_known, depth),
             }
         }
         self.end_section(section);
     }
 
-    fn end_section(&mut self, section: Option<(Place, usize)>) {
-        if let Some((place, lost)) = section {
-            self.oddities.push(Oddity::Section { place, lost });
+    fn end_section(&mut self, section: Option<(Location, usize)>) {
+        if let Some((location, lost)) = section {
+            self.problems.push(Problem::Section { location, lost });
         }
     }
 
-    fn take(&mut self, place: Place, flag: &str, is_known: &dyn Fn(&str) -> bool, depth: usize) {
+    fn take(&mut self, location: Location, flag: &str, is_known: &dyn Fn(&str) -> bool, depth: usize) {
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name, value),
             None => match implied(flag) {
                 Some(implied) => implied,
-                None => return self.without_value(place, flag, is_known),
+                None => return self.without_value(location, flag, is_known),
             },
         };
-        let given = Given { place, name: name.to_owned(), value: value.to_owned() };
+        let given = Given { location, name: name.to_owned(), value: value.to_owned() };
         if name == "flagfile" {
             // Several, with commas between them.
-            let named_by = || Some(given.place.clone());
+            let named_by = || Some(given.location.clone());
             return value
                 .split(',')
                 .for_each(|path| self.read_one(Path::new(path), named_by(), is_known, depth.saturating_sub(1)));
@@ -207,18 +207,18 @@ impl Flagfile {
         // What makes no number of a number ends osqueryd, and that is said of the value.
         let is_text = osquery_flags::of(name).is_none_or(|(_, kind)| kind == Kind::Text);
         if is_text && (value.ends_with([' ', '\t']) || quoted('"') || quoted('\'')) {
-            self.oddities.push(Oddity::Untidy { place: given.place.clone(), name: name.to_owned() });
+            self.problems.push(Problem::Untidy { location: given.location.clone(), name: name.to_owned() });
         }
         self.given.push(given);
     }
 
-    fn without_value(&mut self, place: Place, flag: &str, is_known: &dyn Fn(&str) -> bool) {
+    fn without_value(&mut self, location: Location, flag: &str, is_known: &dyn Fn(&str) -> bool) {
         match flag.split_once(char::is_whitespace) {
-            Some((name, _)) => self.oddities.push(Oddity::Space { place, name: name.to_owned() }),
+            Some((name, _)) => self.problems.push(Problem::Space { location, name: name.to_owned() }),
             None if osquery_flags::of(flag).is_some() || is_known(flag) => {
-                self.oddities.push(Oddity::NoValue { place, name: flag.to_owned() });
+                self.problems.push(Problem::NoValue { location, name: flag.to_owned() });
             }
-            None => self.unknown.push(Given { place, name: flag.to_owned(), value: String::new() }),
+            None => self.unknown.push(Given { location, name: flag.to_owned(), value: String::new() }),
         }
     }
 }
@@ -266,7 +266,7 @@ mod tests {
             ("of_a_newer_osquery", "1"),
         ];
         assert_eq!(pairs(&flagfile), expected);
-        assert_eq!((flagfile.oddities, flagfile.unknown, flagfile.files), (vec![], vec![], 1));
+        assert_eq!((flagfile.problems, flagfile.unknown, flagfile.files), (vec![], vec![], 1));
     }
 
     #[test]
@@ -275,11 +275,11 @@ mod tests {
         assert_eq!(pairs(&flagfile), []);
         let names: Vec<&str> = flagfile.unknown.iter().map(|given| given.name.as_str()).collect();
         assert_eq!(names, ["no_such", "no_such_either"]);
-        let [Oddity::Space { name, place }, Oddity::NoValue { .. }] = flagfile.oddities.as_slice() else {
-            panic!("{:?}", flagfile.oddities)
+        let [Problem::Space { name, location }, Problem::NoValue { .. }] = flagfile.problems.as_slice() else {
+            panic!("{:?}", flagfile.problems)
         };
         assert_eq!(name, "config_refresh");
-        assert!(matches!(place, Place::Line(_, 3)), "{place}");
+        assert!(matches!(location, Location::Line(_, 3)), "{location}");
     }
 
     #[test]
@@ -287,19 +287,19 @@ mod tests {
         let flagfile =
             read("--verbose\nosqueryd\n--utc\ntls_hostname=x\n--force\n--daemonize\n/usr/bin/osqueryd\n--S\n");
         assert_eq!(pairs(&flagfile), [("verbose", "true"), ("utc", "true"), ("S", "true")]);
-        let [Oddity::Section { place, lost: 2 }] = flagfile.oddities.as_slice() else {
-            panic!("{:?}", flagfile.oddities)
+        let [Problem::Section { location, lost: 2 }] = flagfile.problems.as_slice() else {
+            panic!("{:?}", flagfile.problems)
         };
-        assert!(matches!(place, Place::Line(_, 4)), "{place}");
+        assert!(matches!(location, Location::Line(_, 4)), "{location}");
     }
 
     #[test]
     fn blanks_quotes_and_line_ends_are_told() {
         let flagfile = read("--tls_hostname=fleet \r\n--proxy_hostname=\"p\"\r\n--specified_identifier=a\n");
         assert_eq!(pairs(&flagfile).len(), 3);
-        let untidy = flagfile.oddities.iter().filter(|oddity| matches!(oddity, Oddity::Untidy { .. })).count();
+        let untidy = flagfile.problems.iter().filter(|problem| matches!(problem, Problem::Untidy { .. })).count();
         assert_eq!(untidy, 2);
-        assert!(matches!(flagfile.oddities.first(), Some(Oddity::MixedLineEnds(_))));
+        assert!(matches!(flagfile.problems.first(), Some(Problem::MixedLineEnds(_))));
     }
 
     #[test]
@@ -310,12 +310,12 @@ mod tests {
         std::fs::write(&second, format!("--utc\n--flagfile={}\n", first.display())).unwrap();
         let flagfile = Flagfile::read(&Source::File(first), &|_| false);
         assert_eq!(pairs(&flagfile).len(), 8);
-        assert!(flagfile.oddities.iter().any(|oddity| matches!(oddity, Oddity::TooDeep(_))));
+        assert!(flagfile.problems.iter().any(|problem| matches!(problem, Problem::TooDeep(_))));
         assert!(
             flagfile
-                .oddities
+                .problems
                 .iter()
-                .any(|oddity| matches!(oddity, Oddity::Unreadable { named_by: Some(Place::Line(_, 1)), .. }))
+                .any(|problem| matches!(problem, Problem::Unreadable { named_by: Some(Location::Line(_, 1)), .. }))
         );
     }
 
@@ -343,6 +343,6 @@ mod tests {
         ];
         assert_eq!(pairs(&flagfile), expected);
         assert_eq!(flagfile.named, [directory.path().join("osquery.flags")]);
-        assert_eq!((flagfile.oddities, flagfile.files), (vec![], 1));
+        assert_eq!((flagfile.problems, flagfile.files), (vec![], 1));
     }
 }

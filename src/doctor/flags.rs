@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 
 use super::fault;
-use super::flagfile::{Flagfile, Given, Oddity, Place, Source};
+use super::flagfile::{Flagfile, Given, Location, Problem, Source};
 use super::osquery_flags::{self, Kind};
 use super::subject::{Subject, names};
 use super::{Check, Report};
@@ -41,13 +41,13 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     own(subject, report);
 }
 
-fn unreadable(path: &std::path::Path, reason: &str, named_by: Option<&Place>, report: &mut Report<'_>) {
+fn unreadable(path: &std::path::Path, reason: &str, named_by: Option<&Location>, report: &mut Report<'_>) {
     let shown = path.display();
     let is_missing =
         !path.try_exists().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) && !path.exists();
     let (message, remedy) = match named_by {
-        Some(place) => (
-            format!("{place}: --flagfile={shown} can't be read, which ends osqueryd: {reason}"),
+        Some(location) => (
+            format!("{location}: --flagfile={shown} can't be read, which ends osqueryd: {reason}"),
             "correct this --flagfile, or make the file that it names".to_owned(),
         ),
         None => (format!("{shown} can't be read: {reason}"), "name osqueryd's flag file by --flagfile".to_owned()),
@@ -68,45 +68,45 @@ fn empty(subject: &Subject, path: &std::path::Path, report: &mut Report<'_>) {
 
 fn file(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagFile;
-    for oddity in &subject.flagfile.oddities {
-        match oddity {
-            Oddity::Unreadable { path, reason, named_by } => unreadable(path, reason, named_by.as_ref(), report),
-            Oddity::Encoded(path, encoding) => report.fail(
+    for problem in &subject.flagfile.problems {
+        match problem {
+            Problem::Unreadable { path, reason, named_by } => unreadable(path, reason, named_by.as_ref(), report),
+            Problem::Encoded(path, encoding) => report.fail(
                 CHECK,
                 format!("{} is {}: osqueryd finds no flag in it", path.display(), encoding.name()),
                 encoding.remedy(path),
             ),
-            Oddity::Empty(path) => empty(subject, path, report),
-            Oddity::TooDeep(path) => report.fail(
+            Problem::Empty(path) => empty(subject, path, report),
+            Problem::TooDeep(path) => report.fail(
                 CHECK,
                 format!("{}: flag files name each other without end", path.display()),
                 "remove the --flagfile lines that lead back",
             ),
-            Oddity::Section { place, lost } => report.fail(
+            Problem::Section { location, lost } => report.fail(
                 CHECK,
                 format!(
-                    "{place}: the line does not begin with --, so osqueryd takes it for another program's name and \
+                    "{location}: the line does not begin with --, so osqueryd takes it for another program's name and \
                      leaves out all that is behind it ({})",
                     counted(*lost as u64, "flag")
                 ),
                 "put -- before a flag and # before a comment",
             ),
-            Oddity::Space { place, name } => report.fail(
+            Problem::Space { location, name } => report.fail(
                 CHECK,
-                format!("{place}: --{name} has its value behind a space: osqueryd drops the line"),
+                format!("{location}: --{name} has its value behind a space: osqueryd drops the line"),
                 format!("write --{name}=VALUE"),
             ),
-            Oddity::NoValue { place, name } => report.fail(
+            Problem::NoValue { location, name } => report.fail(
                 CHECK,
-                format!("{place}: --{name} has no value: osqueryd drops the line"),
+                format!("{location}: --{name} has no value: osqueryd drops the line"),
                 format!("write --{name}=VALUE"),
             ),
-            Oddity::Untidy { place, name } => report.warn(
+            Problem::Untidy { location, name } => report.warn(
                 CHECK,
-                format!("{place}: quotes around the value of --{name}, or blanks behind it, become part of it"),
+                format!("{location}: quotes around the value of --{name}, or blanks behind it, become part of it"),
                 "remove them",
             ),
-            Oddity::MixedLineEnds(path) => report.fail(
+            Problem::MixedLineEnds(path) => report.fail(
                 CHECK,
                 format!("{} has line ends of both kinds: osqueryd runs lines together", path.display()),
                 format!("convert it: sed -i 's/\\r$//' {}", path.display()),
@@ -123,7 +123,7 @@ fn file(subject: &Subject, report: &mut Report<'_>) {
 fn unknown(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagNames;
     let listed = subject.running.iter().flat_map(|running| running.options.keys().cloned()).collect();
-    for Given { place, name, .. } in &subject.flagfile.unknown {
+    for Given { location, name, .. } in &subject.flagfile.unknown {
         let own_name = name.strip_prefix(REMOTE_PREFIX).unwrap_or(name);
         let remedy = if own::named(own_name).is_some() {
             format!("it is the extension's: put --{own_name}=VALUE into {}", subject.own_path.display())
@@ -135,7 +135,11 @@ fn unknown(subject: &Subject, report: &mut Report<'_>) {
                 None => "remove the line, or look at osqueryd --help for the name".to_owned(),
             }
         };
-        report.warn(CHECK, format!("{place}: osqueryd has no flag --{name} and drops the line without a word"), remedy);
+        report.warn(
+            CHECK,
+            format!("{location}: osqueryd has no flag --{name} and drops the line without a word"),
+            remedy,
+        );
     }
     if report.is_clean(CHECK) {
         report.ok(CHECK, "osquery knows them all");
@@ -145,7 +149,7 @@ fn unknown(subject: &Subject, report: &mut Report<'_>) {
 fn check_values(subject: &Subject, report: &mut Report<'_>) {
     const CHECK: Check = Check::FlagValues;
     let mut ends_osqueryd = Vec::new();
-    for Given { place, name, value } in &subject.flagfile.given {
+    for Given { location, name, value } in &subject.flagfile.given {
         let Some((_, kind)) = osquery_flags::of(name) else { continue };
         if kind.normal(value).is_none() {
             let is_blank = kind.normal(value.trim_end()).is_some();
@@ -153,7 +157,7 @@ fn check_values(subject: &Subject, report: &mut Report<'_>) {
                 true => ("blanks stand behind the value", "remove the blanks at the line's end"),
                 false => (kind.needed(), "correct the value, or remove the line"),
             };
-            report.fail(CHECK, format!("{place}: --{name}={value} ends osqueryd: {why}"), remedy);
+            report.fail(CHECK, format!("{location}: --{name}={value} ends osqueryd: {why}"), remedy);
             ends_osqueryd.push(osquery_flags::real_name(name));
         }
     }
@@ -220,7 +224,7 @@ fn combinations(subject: &Subject, report: &mut Report<'_>) {
         );
     }
     let doubtful = [
-        ("allow_unsafe", "osqueryd starts extensions whoever can write to their files"),
+        ("allow_unsafe", "osqueryd starts extensions whose files other users can write to"),
         ("disable_logging", "osqueryd logs no results"),
         ("disable_database", "osqueryd keeps no node key, so that each start enrolls again"),
         ("ephemeral", "osqueryd keeps no node key, so that each start enrolls again"),

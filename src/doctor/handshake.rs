@@ -16,7 +16,7 @@ const DAY: i64 = 24 * 3600;
 
 /// What is wrong, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Word {
+pub(super) struct Diagnosis {
     pub(super) message: String,
     pub(super) remedy: String,
 }
@@ -41,75 +41,75 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// What is said of it.
-    pub(super) fn word(&self) -> Word {
+    /// Why the handshake failed, and the remedy.
+    pub(super) fn diagnosis(&self) -> Diagnosis {
         let port = self.server.port.unwrap_or(443);
         match self.error {
             TransportError::Tls(TlsError::Handshake(error)) => self.handshake(error),
             TransportError::Tls(TlsError::File { flag, .. }) => {
-                word(chain(self.error).to_string(), format!("correct the file that --{flag} names"))
+                diagnosis(chain(self.error).to_string(), format!("correct the file that --{flag} names"))
             }
-            TransportError::Tls(TlsError::Name(name)) => word(
+            TransportError::Tls(TlsError::Name(name)) => diagnosis(
                 format!("{name} is no name that a certificate can have"),
                 "set --tls_hostname to the server's name, as its certificate has it".to_owned(),
             ),
-            TransportError::Timeout(_) => word(
+            TransportError::Timeout(_) => diagnosis(
                 "the server takes the connection and doesn't answer TLS's greeting".to_owned(),
                 format!("see that a TLS server listens on port {port} (--tls_hostname), and not something that waits"),
             ),
-            other => word(
+            other => diagnosis(
                 format!("the server hangs up on TLS's greeting ({})", chain(other)),
                 format!("see that a TLS server listens on port {port}, and that it knows this name (--tls_hostname)"),
             ),
         }
     }
 
-    fn handshake(&self, error: &Error) -> Word {
+    fn handshake(&self, error: &Error) -> Diagnosis {
         let port = self.server.port.unwrap_or(443);
         match error {
             Error::InvalidCertificate(certificate) => self.certificate(certificate, error),
-            Error::InvalidMessage(_) => word(
+            Error::InvalidMessage(_) => diagnosis(
                 format!("the server does not speak TLS on port {port}"),
                 "osquery speaks https only: see that --tls_hostname names the server's TLS port, or put TLS before it"
                     .to_owned(),
             ),
             Error::AlertReceived(alert) => {
                 match client_certificate(*alert, self.asked_for_certificate, self.has_certificate) {
-                    Some(word) => word,
+                    Some(diagnosis) => diagnosis,
                     None => self.no_common_version(error),
                 }
             }
             Error::PeerIncompatible(_) => self.no_common_version(error),
-            other => word(other.to_string(), "look at the server's log".to_owned()),
+            other => diagnosis(other.to_string(), "look at the server's log".to_owned()),
         }
     }
 
-    fn no_common_version(&self, error: &Error) -> Word {
+    fn no_common_version(&self, error: &Error) -> Diagnosis {
         match self.old_version {
-            Some(version) => word(
+            Some(version) => diagnosis(
                 format!("the server speaks {version}, and nothing newer"),
                 "have it speak TLS 1.2 or 1.3: what is older is broken, and not spoken here".to_owned(),
             ),
-            None => word(
+            None => diagnosis(
                 format!("{}", TlsError::Handshake(error.clone())),
                 "have the server speak TLS 1.2 or 1.3 with ECDHE and AES-GCM or ChaCha20 (docs/tls.md)".to_owned(),
             ),
         }
     }
 
-    fn certificate(&self, certificate: &Cert, error: &Error) -> Word {
+    fn certificate(&self, certificate: &Cert, error: &Error) -> Diagnosis {
         match certificate {
             Cert::Expired | Cert::ExpiredContext { .. } | Cert::NotValidYet | Cert::NotValidYetContext { .. } => {
                 self.out_of_time(error)
             }
             Cert::NotValidForName | Cert::NotValidForNameContext { .. } => self.wrong_name(),
             Cert::UnknownIssuer => self.unknown_issuer(),
-            other if NotPinned::is(other) => word(
+            other if NotPinned::is(other) => diagnosis(
                 TlsError::Handshake(error.clone()).to_string(),
                 "if its key was changed on purpose, add its pin to --tls_pins; else find out who answers in the server's place"
                     .to_owned(),
             ),
-            _ => word(
+            _ => diagnosis(
                 TlsError::Handshake(error.clone()).to_string(),
                 "issue another certificate for the server (docs/tls.md says what is taken)".to_owned(),
             ),
@@ -117,11 +117,11 @@ impl Facts<'_> {
     }
 
     /// The clock is at fault where the certificate is in its time by the server's.
-    fn out_of_time(&self, error: &Error) -> Word {
+    fn out_of_time(&self, error: &Error) -> Diagnosis {
         let today = date(self.now);
         let valid_at = |time: i64| self.chain.iter().filter_map(Validity::of).all(|validity| validity.holds(time));
         if let Some(theirs) = self.server_time.filter(|time| (time - self.now).abs() > DAY && valid_at(*time)) {
-            return word(
+            return diagnosis(
                 format!(
                     "this host's clock is wrong: it says {today}, and the server's {}, at which its certificate is valid",
                     date(theirs)
@@ -131,19 +131,19 @@ impl Facts<'_> {
         }
         let outside = self.chain.iter().filter_map(|one| Some((one, Validity::of(one)?)));
         let Some((one, validity)) = outside.into_iter().find(|(_, validity)| !validity.holds(self.now)) else {
-            return word(TlsError::Handshake(error.clone()).to_string(), "renew it on the server".to_owned());
+            return diagnosis(TlsError::Handshake(error.clone()).to_string(), "renew it on the server".to_owned());
         };
         let whose =
             if self.chain.first() == Some(one) { "the server's certificate" } else { "a certificate of the chain" };
         if self.now > validity.end {
             let days = counted(((self.now - validity.end) / DAY).unsigned_abs(), "day");
-            return word(
+            return diagnosis(
                 format!("{whose} has expired on {}, {days} ago (today is {today} here)", date(validity.end)),
                 "renew it on the server; if it is today's elsewhere, set this host's clock".to_owned(),
             );
         }
         let days = counted(((validity.begin - self.now) / DAY).unsigned_abs(), "day");
-        word(
+        diagnosis(
             format!(
                 "{whose} is not valid yet: it begins on {}, in {days} (today is {today} here)",
                 date(validity.begin)
@@ -152,7 +152,7 @@ impl Facts<'_> {
         )
     }
 
-    fn wrong_name(&self) -> Word {
+    fn wrong_name(&self) -> Diagnosis {
         let (host, named) = (&self.server.host, self.chain.first().map(names).unwrap_or_default());
         let remedy = match named.iter().find(|name| !name.starts_with('*')) {
             Some(name) => format!(
@@ -161,19 +161,19 @@ impl Facts<'_> {
             None => format!("have the server's certificate issued for {host}"),
         };
         let named = if named.is_empty() { "no name at all".to_owned() } else { named.join(", ") };
-        word(
+        diagnosis(
             format!("the server's certificate is for {named}, and for another name than tls_hostname ({host})"),
             remedy,
         )
     }
 
-    fn unknown_issuer(&self) -> Word {
+    fn unknown_issuer(&self) -> Diagnosis {
         let (trust, last) = (self.trust.display(), self.chain.last());
         let by = last.map(issuer).unwrap_or_default();
         let is_its_own = last.is_some_and(|one| common_name(one) == by);
         let message = format!(
             "the server's certificate is issued by \"{by}\", which --tls_server_certs={trust} doesn't hold (it has: {})",
-            if self.authorities.is_empty() { "nobody".to_owned() } else { self.authorities.join("; ") }
+            if self.authorities.is_empty() { "no certificate".to_owned() } else { self.authorities.join("; ") }
         );
         let remedy = match (is_its_own, self.chain.len()) {
             (true, 1) => format!("it is its own authority: put that very certificate into {trust}"),
@@ -183,12 +183,12 @@ impl Facts<'_> {
             ),
             _ => format!("put the certificate of \"{by}\" into {trust}; something between may have put its own there"),
         };
-        word(message, remedy)
+        diagnosis(message, remedy)
     }
 }
 
 /// Whether an alert is about the certificate of this side, and what is said then.
-pub(super) fn client_certificate(alert: Alert, asked: bool, has: bool) -> Option<Word> {
+pub(super) fn client_certificate(alert: Alert, asked: bool, has: bool) -> Option<Diagnosis> {
     let about_it = matches!(
         alert,
         Alert::CertificateRequired
@@ -204,8 +204,8 @@ pub(super) fn client_certificate(alert: Alert, asked: bool, has: bool) -> Option
     let maybe = asked && matches!(alert, Alert::HandshakeFailure | Alert::DecryptError);
     match (about_it || maybe, has) {
         (false, _) => None,
-        (true, false) => Some(wanted()),
-        (true, true) => Some(word(
+        (true, false) => Some(certificate_wanted()),
+        (true, true) => Some(diagnosis(
             format!("the server refuses this host's client certificate ({alert:?})"),
             format!("see whom the server takes client certificates from; {CLIENT_CERTIFICATE}"),
         )),
@@ -213,12 +213,12 @@ pub(super) fn client_certificate(alert: Alert, asked: bool, has: bool) -> Option
 }
 
 /// A server that wants a client certificate, and none is set.
-pub(super) fn wanted() -> Word {
-    word("the server wants a client certificate, and none is set".to_owned(), CLIENT_CERTIFICATE.to_owned())
+pub(super) fn certificate_wanted() -> Diagnosis {
+    diagnosis("the server wants a client certificate, and none is set".to_owned(), CLIENT_CERTIFICATE.to_owned())
 }
 
-fn word(message: String, remedy: String) -> Word {
-    Word { message, remedy }
+fn diagnosis(message: String, remedy: String) -> Diagnosis {
+    Diagnosis { message, remedy }
 }
 
 #[cfg(test)]
@@ -227,7 +227,7 @@ mod tests {
 
     use super::*;
 
-    fn judge(error: Error, change: impl FnOnce(&mut Facts<'_>)) -> Word {
+    fn judge(error: Error, change: impl FnOnce(&mut Facts<'_>)) -> Diagnosis {
         let error = TransportError::Tls(TlsError::Handshake(error));
         let server = HostPort::parse("fleet.example:8443").unwrap();
         let mut facts = Facts {
@@ -243,7 +243,7 @@ mod tests {
             old_version: None,
         };
         change(&mut facts);
-        facts.word()
+        facts.diagnosis()
     }
 
     #[test]

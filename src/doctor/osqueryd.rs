@@ -95,14 +95,14 @@ fn unreachable(subject: &Subject, source: &io::Error, others: Vec<String>, repor
     } else if let Some(process) = subject.process {
         report.fail(
             CHECK,
-            format!("osqueryd (process {process}) runs, and nobody listens at {shown} ({source})"),
+            format!("osqueryd (process {process}) runs, and no process listens at {shown} ({source})"),
             "see osqueryd's log for its extension manager, and --disable_extensions; restart it",
         );
     } else {
         report.problem(
             CHECK,
             super::Level::Warning,
-            format!("osqueryd does not run: nobody listens at {shown} ({source})"),
+            format!("osqueryd does not run: no process listens at {shown} ({source})"),
             "start osqueryd and run the doctor again: what only osqueryd and the extension know is left out now",
             others,
         );

@@ -13,13 +13,13 @@ use crate::words::counted;
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Nothing is wrong.
+    /// The check was made, and found nothing wrong.
     Ok,
     /// It could not be made, since something before it is wrong or absent.
     Skipped,
     /// It works, and an operator should look at it.
     Warning,
-    /// It doesn't work.
+    /// What was checked doesn't work, or osqueryd won't start with it.
     Failure,
 }
 

@@ -113,7 +113,7 @@ mod tests {
         Seen { id, parent, arguments, directory: "/run".into(), age: Duration::ZERO }
     }
 
-    /// As seen on hosts: osquery's own package, its worker, Fleet's agent and what is none.
+    /// As seen on hosts: osquery's own package, its worker, Fleet's agent, and a process that is no osqueryd.
     fn processes() -> Vec<Seen> {
         vec![
             seen(30, 1, "/usr/bin/osqueryd --flagfile=/no/such/other.flags --extensions_socket=other.em"),
@@ -148,11 +148,11 @@ mod tests {
         assert_eq!((usual.process, usual.others.len()), (Some(10), 2));
         assert_eq!(choose(None, Some("/opt/orbit/orbit-osquery.em")).flagfile, Path::new("/opt/orbit/osquery.flags"));
         assert_eq!(choose(Some("/opt/orbit/osquery.flags"), None).process, Some(20));
-        // Nobody has it: the file alone counts, and what it says of the socket.
+        // No process was started with it: the file alone counts, and what it says of the socket.
         let alone = choose(Some("/tmp/osquery.flags"), None);
         assert_eq!((alone.process, alone.socket, alone.others.len()), (None, None, 3));
         assert_eq!(choose(None, Some("/x.em")).socket.as_deref(), Some(Path::new("/x.em")));
-        // Fleet's agent alone, and nobody at all.
+        // Fleet's agent alone, and no osqueryd at all.
         let orbit = super::choose(None, None, of_these(vec![processes().remove(3)]));
         assert_eq!((orbit.process, orbit.others), (Some(20), vec![]));
         let none = super::choose(None, None, Vec::new());

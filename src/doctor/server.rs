@@ -32,12 +32,12 @@ use crate::shutdown::Shutdown;
 /// A node key that no server gives out.
 const INVALID_KEY: &str = "osquery-remote-tls-doctor-invalid-node-key";
 
-/// Asks the server.
+/// Makes the doctor's own requests to the server.
 pub(super) struct Asker<'a> {
     pub(super) subject: &'a Subject,
     transport: Transport,
     user_agent: String,
-    /// osqueryd's version.
+    /// The version of osqueryd, for the `User-Agent`; `None` when it doesn't run.
     pub(super) version: Option<String>,
     /// The key in osqueryd's store, or the blank one where that is the host's.
     pub(super) stored: Option<Secret>,

@@ -29,7 +29,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(8);
 pub(crate) struct Subject {
     /// What osqueryd's next start reads.
     pub(super) source: Source,
-    /// The flags there.
+    /// The flags of that source, and what is wrong with how they are written.
     pub(super) flagfile: Flagfile,
     /// The flag file's path, whether it was read or not.
     pub(crate) flagfile_path: PathBuf,

@@ -14,7 +14,7 @@ use crate::extension::registry::StringMap;
 use crate::platform::{self, Seen};
 use crate::remote::Endpoint;
 
-/// The tables' rows.
+/// The rows of the extension's tables, as osqueryd answers them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Told {
     pub(crate) endpoints: Vec<Exchange>,
@@ -98,14 +98,14 @@ impl Exchange {
 
 /// Asks the extension, and looks at its processes: the front's and its workers'.
 pub(super) fn ask(running: Option<&Running>, socket: &Path, occasion: Occasion) -> (Result<Told, String>, Vec<Seen>) {
-    let nobody = |reason: &str| (Err(reason.to_owned()), Vec::new());
+    let untold = |reason: &str| (Err(reason.to_owned()), Vec::new());
     if occasion == Occasion::BeforeRestart {
-        return nobody("what runs until the restart doesn't matter (--before)");
+        return untold("what runs until the restart doesn't matter (--before)");
     }
-    let Some(running) = running else { return nobody("osqueryd can't be asked") };
+    let Some(running) = running else { return untold("osqueryd can't be asked") };
     match &running.extension {
         Err(error) => (Err(chain(error).to_string()), Vec::new()),
-        Ok(None) => nobody("osqueryd runs without the extension"),
+        Ok(None) => untold("osqueryd runs without the extension"),
         Ok(Some((uuid, _))) => (running.told(), processes(socket, *uuid)),
     }
 }

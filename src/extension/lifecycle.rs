@@ -45,7 +45,7 @@ impl LifecycleError {
 pub struct Lifecycle {
     /// osqueryd's manager.
     pub manager: Arc<Manager>,
-    /// What it offers.
+    /// The registries and plugins that it registers.
     pub routes: Routes,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A thread of its own always reads from that connection, so that osqueryd's end is noticed the moment its socket
 //! hangs up, without polling: an extension that notices later loses the race for the restarted worker
-//! (docs/architecture.md, "Attachment"). What it reads is handed to the thread that is in a call.
+//! (docs/architecture.md, "Decisions"). What it reads is handed to the thread that is in a call.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, BufWriter, Read};
@@ -47,7 +47,7 @@ pub enum ManagerError {
     /// No process listens on the socket, or it may not be used.
     #[error("can't connect to osqueryd's extension manager at {path}", path = .path.display())]
     Unreachable {
-        /// The socket.
+        /// The path of the manager's socket.
         path: PathBuf,
         /// The operating system's error.
         source: io::Error,
@@ -57,7 +57,7 @@ pub enum ManagerError {
     Broken {
         /// The Thrift method.
         method: &'static str,
-        /// What broke.
+        /// How the connection or the message broke.
         source: thrift::Error,
     },
     /// The answer is larger than it may be.
@@ -73,7 +73,7 @@ pub enum ManagerError {
     Refused {
         /// The Thrift method.
         method: &'static str,
-        /// osqueryd's words.
+        /// The message in osqueryd's answer.
         message: String,
     },
 }
@@ -144,7 +144,7 @@ impl Manager {
         self.lock().as_ref().and_then(|link| Process::of_peer(&link.stream))
     }
 
-    /// Connects anew.
+    /// Connects to the manager again, in place of the connection that was made before.
     pub fn connect(&self) -> Result<()> {
         let mut link = self.lock();
         *link = None;

@@ -5,7 +5,6 @@
 //! U+FFFD instead. It also reads a string's bytes as they come, so that an absurd length claimed by a broken client
 //! costs no memory, and allows longer strings than the crate's default does.
 
-use std::cell::Cell;
 use std::io::{BufRead, Read};
 
 use thrift::protocol::{
@@ -21,20 +20,8 @@ pub const MAX_STRING: usize = 512 << 20;
 /// only in answers to our queries, of a row or a few.
 const MAX_LIST: i32 = 1 << 16;
 
-/// At most so much is reserved before a string's bytes are there.
+/// The most bytes that are reserved for a string before its bytes are there.
 const RESERVED_AHEAD: usize = 64 << 10;
-
-thread_local! {
-    /// Whether a string of the message that this thread has read was repaired. The generated code between the reader
-    /// and a plugin has no place for it.
-    static REPAIRED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether a string of the message that this thread has read last was no UTF-8 and was repaired.
-#[must_use]
-pub fn was_repaired() -> bool {
-    REPAIRED.get()
-}
 
 /// Reads the binary protocol (strict), with strings repaired instead of refused.
 pub struct LossyInput<R: BufRead> {
@@ -43,7 +30,7 @@ pub struct LossyInput<R: BufRead> {
 }
 
 impl<R: BufRead> LossyInput<R> {
-    /// Reads from `reader`.
+    /// Reads messages from `reader`.
     pub fn new(reader: R) -> Result<Self> {
         let limits = TConfiguration::builder()
             .max_message_size(Some(2 * MAX_STRING))
@@ -112,14 +99,10 @@ impl<R: BufRead> TInputProtocol for LossyInput<R> {
 
     fn read_string(&mut self) -> Result<String> {
         let bytes = self.read_bytes()?;
-        Ok(String::from_utf8(bytes).unwrap_or_else(|error| {
-            REPAIRED.set(true);
-            String::from_utf8_lossy(error.as_bytes()).into_owned()
-        }))
+        Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     fn read_message_begin(&mut self) -> Result<TMessageIdentifier> {
-        REPAIRED.set(false);
         let read = self.message_begin();
         self.note(read)
     }

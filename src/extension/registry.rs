@@ -21,7 +21,7 @@ pub enum RegistryName {
     Logger,
     /// Fetches ad-hoc queries and takes their results.
     Distributed,
-    /// Answers SQL.
+    /// Answers queries with rows: the tables.
     Table,
 }
 
@@ -65,9 +65,9 @@ pub struct Column {
 /// osquery's types of columns, those that we need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
-    /// Text.
+    /// Text in UTF-8.
     Text,
-    /// A small number.
+    /// A number of 32 bits.
     Integer,
     /// A number of 64 bits.
     BigInt,
@@ -116,7 +116,7 @@ pub struct Reply {
     pub code: i32,
     /// Why, when the code isn't 0.
     pub message: String,
-    /// The rows.
+    /// The rows of the answer, as columns and their values.
     pub rows: Vec<StringMap>,
 }
 
@@ -157,12 +157,12 @@ pub trait Plugin: Send + Sync {
     /// The registry it is in.
     fn registry(&self) -> RegistryName;
 
-    /// Its name there.
+    /// The name under which osqueryd calls it.
     fn name(&self) -> &'static str {
         NAME
     }
 
-    /// Answers one call.
+    /// Answers one call with a request of names and values.
     fn call(&self, request: StringMap) -> Reply;
 }
 
@@ -170,7 +170,7 @@ pub trait Plugin: Send + Sync {
 pub struct Registry(Vec<Box<dyn Plugin>>);
 
 impl Registry {
-    /// Offers these plugins.
+    /// A registry of these plugins.
     #[must_use]
     pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
         Self(plugins)
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_for_nobody_fails_with_a_reason() {
+    fn a_call_of_an_unknown_plugin_fails_with_a_reason() {
         let reply = Registry::new(Vec::new()).call("logger", "no_such_plugin", StringMap::new());
         assert_eq!(reply, Reply::failed("remote_tls has no plugin no_such_plugin in the registry logger"));
     }

@@ -44,7 +44,7 @@ const MOST_WITH_SILENT: usize = 1024;
 /// one that was stopped in between, or a host with a thousand things to do, is to be waited for.
 const FIRST_WORD_LIMIT: Duration = Duration::from_secs(1);
 
-/// As many connections that have not spoken yet do no harm.
+/// Up to this many connections that have not spoken yet are left alone.
 const FEW_SILENT: usize = 16;
 
 /// How long a connection that has spoken may say nothing more.
@@ -108,7 +108,7 @@ struct Shared<C> {
 }
 
 impl<C: Converse + 'static> Server<C> {
-    /// Serves `socket`.
+    /// Starts the threads that accept connections to `socket`; `conversing` answers what comes over them.
     ///
     /// # Errors
     /// No thread can be started.
@@ -184,7 +184,7 @@ impl<C: Converse + 'static> Server<C> {
         self.shared.end_unspoken();
     }
 
-    /// What answers.
+    /// What answers the connections.
     #[must_use]
     pub fn conversing(&self) -> &C {
         &self.shared.conversing
@@ -393,7 +393,7 @@ mod tests {
         drop(busy);
         let deadline = Instant::now() + LIMIT;
         while server.shared.threads.load(Ordering::SeqCst) > MOST_IDLE && Instant::now() < deadline {
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(server.shared.threads.load(Ordering::SeqCst), MOST_IDLE);
         assert!(server.stop(LIMIT));
@@ -464,7 +464,7 @@ mod tests {
         let deadline = Instant::now() + LIMIT;
         while server.shared.silent.load(Ordering::SeqCst) > FEW_SILENT && Instant::now() < deadline {
             server.end_silent();
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
         assert!(server.shared.silent.load(Ordering::SeqCst) <= FEW_SILENT);
         drop(silent);

@@ -23,7 +23,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Answers from `registry`.
+    /// Answers calls by the plugins of `registry`.
     #[must_use]
     pub fn new(registry: Arc<Registry>) -> Self {
         let uuid = Arc::new(AtomicI64::new(0));
@@ -36,7 +36,7 @@ impl Service {
         self.uuid.store(uuid, Ordering::SeqCst);
     }
 
-    /// Answers one message.
+    /// Answers one Thrift message: the bytes of the answer.
     ///
     /// # Errors
     /// It is no message of Thrift's binary protocol.

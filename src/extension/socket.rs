@@ -14,7 +14,7 @@ use std::thread;
 use rustix::fs::Mode;
 use rustix::process::umask;
 
-use crate::files::remove;
+use crate::files::{identity, remove, with_suffix};
 use crate::lock::Mutex;
 use crate::platform::{NameWatch, Process, go_first};
 
@@ -160,8 +160,7 @@ impl Socket {
     }
 
     fn is_named(&self, path: &Path) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let file = |path: &Path| fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let file = |path: &Path| fs::symlink_metadata(path).ok().map(|file| identity(&file));
         file(path).is_some() && file(path) == file(&self.private)
     }
 
@@ -214,12 +213,6 @@ fn remove_abandoned(directory: &Path) {
             let _ = fs::remove_file(entry.path());
         }
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 #[cfg(test)]
@@ -278,7 +271,7 @@ mod tests {
             let deadline = Instant::now() + Duration::from_secs(30);
             while UnixStream::connect(&path).is_err() {
                 assert!(Instant::now() < deadline);
-                std::thread::yield_now();
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
     }

@@ -54,7 +54,7 @@ pub enum Method {
     Shutdown,
     /// `call(registry, item, request)`
     Call,
-    /// Any other name.
+    /// A method that this extension does not have.
     Unknown,
 }
 
@@ -76,7 +76,7 @@ pub struct Message {
 pub struct Call {
     /// `config`, `logger`, `distributed`, `table`.
     pub registry: Range<usize>,
-    /// The plugin.
+    /// The name of the plugin.
     pub item: Range<usize>,
     /// Names and values of the request, in order.
     pub entries: Vec<(Range<usize>, Range<usize>)>,
@@ -417,7 +417,7 @@ mod tests {
 
     const NO_SINK: &FindSink<'static> = &|_, _, _, _| None;
 
-    /// Gives its bytes so many at a time.
+    /// Gives its bytes in pieces of this size.
     struct Dripping<'a>(&'a [u8], usize);
 
     impl Read for Dripping<'_> {

@@ -3,12 +3,11 @@
 //! Another file of that name (logrotate has renamed the old one) is taken into use with the next line. A file that
 //! would grow beyond [`FILE_BYTES`] becomes `<name>.1`, in the place of the one before it, and a new one is begun.
 
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::files;
+use crate::files::{self, identity, with_suffix};
 
 /// The largest size of the file; with the one before it, the log takes twice as much.
 pub(super) const FILE_BYTES: u64 = 10 << 20;
@@ -83,13 +82,7 @@ impl Open {
 
 /// The name of the file before this one.
 fn before(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    name.into()
-}
-
-fn identity(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
+    with_suffix(path, ".1")
 }
 
 #[cfg(test)]

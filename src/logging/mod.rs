@@ -66,7 +66,7 @@ enum StateChange {
 pub enum Verbosity {
     /// What `log_level` says.
     Normal,
-    /// DEBUG too.
+    /// What `log_level` says, and all of DEBUG.
     Verbose,
 }
 

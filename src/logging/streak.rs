@@ -12,7 +12,7 @@ use crate::words::{Span, counted};
 /// A failure that lasts is said again after this; the next time after twice as much, and so on.
 const FIRST_REMINDER: Duration = Duration::from_secs(5 * 60);
 
-/// But at least so often.
+/// The longest time between two reminders.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60 * 60);
 
 /// Counts failures in a row.

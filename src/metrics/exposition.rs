@@ -43,7 +43,7 @@ impl Exposition {
         self
     }
 
-    /// All of it.
+    /// The text of all families, as node_exporter reads it.
     pub(super) fn into_text(self) -> String {
         self.text
     }

@@ -30,7 +30,7 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// The collector runs as another user. No number of ours is a secret.
 const MODE: u32 = 0o644;
 
-/// Writes the file.
+/// Writes `metrics_file` in a fixed interval, as long as the worker runs.
 pub struct Metrics {
     path: PathBuf,
     sources: Arc<Sources>,
@@ -142,7 +142,7 @@ impl Metrics {
     }
 }
 
-/// A family with a sample an endpoint: its name, kind and help, and the value where there is one.
+/// A family with a sample an endpoint: its name, kind and help, and the value; `None` writes no sample.
 type OfEndpoint = (&'static str, Kind, &'static str, fn(&EndpointStats) -> Option<String>);
 
 const REQUESTS: [OfEndpoint; 6] = [
@@ -230,8 +230,6 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         return Err(io::Error::other("a path that begins with / is needed"));
     };
     files::trust_in(directory)?;
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
     let readable = |file: &File| file.set_permissions(Permissions::from_mode(MODE));
-    files::replace(path, Path::new(&aside), text.as_bytes(), readable)
+    files::replace(path, &files::with_suffix(path, ".new"), text.as_bytes(), readable)
 }

@@ -42,7 +42,7 @@ pub const RECEIVE_FLAGS: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 /// What `/proc` counts time in, a second: the same on everything that Linux runs on today.
 const TICKS: u64 = 100;
 
-/// As nice(2) counts.
+/// The niceness of the highest priority, as nice(2) counts.
 const LOWEST_NICENESS: i32 = -20;
 
 /// How a process' end is noticed.

@@ -153,7 +153,7 @@ pub fn peer_of(stream: &UnixStream) -> Option<Pid> {
 /// Without a watch, the directory is looked at again and again.
 pub struct NameWatch;
 
-/// Between two looks.
+/// The time between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
 impl NameWatch {

@@ -52,9 +52,9 @@ pub fn name_ourselves() {
 /// A process of this host as a look at all of them shows it; what may not be looked at is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Its id.
+    /// The process id.
     pub id: u32,
-    /// Its parent's.
+    /// The process id of its parent.
     pub parent: u32,
     /// Its command line, its own name first.
     pub arguments: Vec<String>,
@@ -89,7 +89,7 @@ impl Process {
         Some(Self { pid, life })
     }
 
-    /// Its id.
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
@@ -130,7 +130,7 @@ mod tests {
         child.kill().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while process.is_alive() && std::time::Instant::now() < deadline {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!process.is_alive());
         child.wait().unwrap();

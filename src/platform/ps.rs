@@ -103,7 +103,7 @@ mod tests {
         child.kill().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while state(child.id()) != Some('Z') && std::time::Instant::now() < deadline {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(state(child.id()), Some('Z'), "its parent has not looked at it yet");
         child.wait().unwrap();

@@ -24,7 +24,7 @@ use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
 use crate::words::Span;
 
-/// Results that the server has not taken within this time are given up: the one who asked has gone.
+/// Results that the server has not taken within this time are given up: the operator who asked has stopped waiting.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// The name of the stream of kept results.
@@ -34,10 +34,10 @@ pub const STREAM: &str = "distributed";
 const ROOM: Room =
     Room { lines: 1, bytes: 1 << 20, line_bytes: usize::MAX, batches: Batches::Keep, snapshots: Snapshots::Send };
 
-/// So many are looked at behind one that the server refuses.
+/// The room for those behind a result that the server refuses: how many of them are looked at.
 const BEHIND: Room = Room { lines: 16, ..ROOM };
 
-/// As many results are kept; the oldest go first.
+/// The most results that are kept; beyond that the oldest are dropped.
 const MOST_KEPT: u64 = 1000;
 
 /// What osqueryd is told while the server is left alone.
@@ -72,7 +72,7 @@ struct Kept<'a> {
 struct Sending {
     bundler: Bundler,
     window: Option<Window>,
-    /// Since nothing waited.
+    /// How many results were delivered since nothing waited.
     delivered: u64,
     has_taken: bool,
 }

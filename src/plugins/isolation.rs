@@ -15,19 +15,19 @@
 
 use std::ops::Range;
 
-/// A suspect that was refused so often, each time while others were taken, is set aside.
+/// A suspect is set aside after this many refusals, each while others were taken.
 const REFUSALS: u32 = 3;
 
-/// So many of the last lines are kept back as controls.
+/// How many of the last lines are kept back as controls.
 const SPARE: usize = 4;
 
-/// After so many refusals in a row a control is sent.
+/// A control is sent after this many refusals in a row.
 const REFUSED_IN_A_ROW: usize = 4;
 
-/// So many controls in a row that are refused are an outage.
+/// This many refused controls in a row are an outage.
 const REFUSED_CONTROLS: usize = 3;
 
-/// Of so many attempts without any success, the last but one is a control.
+/// Of this many attempts without any success, the last but one is a control.
 const ATTEMPTS: usize = 4;
 
 /// What is to be done next.
@@ -96,12 +96,12 @@ pub(crate) struct Search {
     waits: usize,
     /// What was sent last is a control.
     is_control: bool,
-    /// It was asked of late whether anything waits behind these lines.
+    /// The caller was asked for what waits behind these lines, and nothing of that was taken since.
     nothing_more: bool,
 }
 
 impl Search {
-    /// Among so many lines, of which a request may have `most`. Nothing is known of them.
+    /// A search among `lines` lines, of which a request may have `most`. Nothing is known of them.
     pub(crate) fn new(lines: usize, most: usize) -> Self {
         Self {
             lines: vec![Line::Open; lines],
@@ -163,7 +163,7 @@ impl Search {
         if self.is_up { self.sift() } else { self.try_again() }
     }
 
-    /// The server takes lines: which ones doesn't it?
+    /// The step while the server takes lines: which ones does it refuse?
     fn sift(&mut self) -> Step {
         if self.refused_in_a_row >= REFUSED_IN_A_ROW {
             if self.refused_controls > 0 && !self.nothing_more {
@@ -178,7 +178,7 @@ impl Search {
         self.open().unwrap_or_else(|| self.more_or(Step::Rest))
     }
 
-    /// Nothing was taken of late.
+    /// The step while the server takes nothing.
     fn try_again(&mut self) -> Step {
         if self.waits % ATTEMPTS == ATTEMPTS - 1 {
             if !self.nothing_more {
@@ -341,19 +341,19 @@ impl Search {
         self.nothing_more = false;
     }
 
-    /// So many lines have come in behind the last one.
+    /// `lines` more lines have come in behind the last one.
     pub(crate) fn grow(&mut self, lines: usize) {
         self.lines.extend(std::iter::repeat_n(Line::Open, lines));
         self.nothing_more = true;
     }
 
-    /// So many lines from the front are done with, and gone.
+    /// The first `lines` lines are done with, and gone.
     pub(crate) fn forget(&mut self, lines: usize) {
         self.lines.drain(..lines.min(self.lines.len()));
         self.bad_until = self.bad_until.and_then(|until| until.checked_sub(lines)).filter(|&until| until > 0);
     }
 
-    /// Of the refusals of suspects, so many don't count: the last one only where nothing was taken since.
+    /// The last `count` refusals of each suspect don't count: the very last one only where nothing was taken since.
     fn put_back(&mut self, count: u32) {
         for line in &mut self.lines {
             if let Line::Suspect { refusals, others_taken } = line
@@ -376,7 +376,7 @@ impl Search {
         self.lines.len() - SPARE.min(self.lines.len() / 2)
     }
 
-    /// Where a run of open lines ends that has at most so many.
+    /// Where the run of open lines ends that begins at `start` and has at most `most` of them.
     fn run_end(&self, start: usize, most: usize) -> usize {
         let run = self.lines.iter().skip(start).take(most.min(self.most)).take_while(|line| is_open(line));
         start + run.count()

@@ -105,7 +105,7 @@ pub(super) fn verify_by_pss_key(
     Some(if is_right { Ok(()) } else { Err(CertificateError::BadSignature.into()) })
 }
 
-/// ECDSA on P-521.
+/// ECDSA on P-521 with one hash, which ring does not have.
 #[derive(Debug)]
 struct P521 {
     signature: AlgorithmIdentifier,

@@ -23,7 +23,7 @@ pub enum AnswerError {
     NodeInvalid {
         /// The HTTP status.
         status: u16,
-        /// The answer's `error`.
+        /// The member `error` of the answer.
         message: Option<String>,
     },
     /// The answer has an `error`, or a `status` of `"error"`.
@@ -31,7 +31,7 @@ pub enum AnswerError {
     Error {
         /// The HTTP status.
         status: u16,
-        /// The server's words.
+        /// What the server says of the reason.
         message: String,
         /// How long the server asks to be left alone.
         retry_after: Option<Duration>,
@@ -49,13 +49,13 @@ pub enum AnswerError {
     /// A 2xx whose body isn't a JSON object.
     #[error("the answer is not a JSON object (it begins {beginning:?})")]
     NotAnObject {
-        /// Its first bytes.
+        /// The first bytes of the answer.
         beginning: String,
     },
     /// A 2xx whose body is nested absurdly deep.
     #[error("the answer is {depth} levels deep")]
     TooDeep {
-        /// How deep.
+        /// The deepest nesting of arrays and objects in it.
         depth: usize,
     },
     /// An enrollment that the server refuses, in whatever way.
@@ -66,7 +66,7 @@ pub enum AnswerError {
     Refused {
         /// The HTTP status.
         status: u16,
-        /// The server's words.
+        /// What the server says of the reason.
         message: Option<String>,
         /// How long the server asks to be left alone.
         retry_after: Option<Duration>,
@@ -185,10 +185,10 @@ fn message(value: &RawValue) -> String {
 /// No server's answer is nested deeper; osqueryd's own reader, which gets some answers, is recursive.
 const DEEPEST_ANSWER: usize = 100;
 
-/// An answer that is no UTF-8 is repaired, which can triple it, up to so many bytes.
+/// An answer that is no UTF-8 is repaired, which can triple it: at most this many bytes of it.
 const LARGEST_REPAIRED: usize = 4 << 20;
 
-/// So many characters of a server's own words are passed on.
+/// The most characters of a server's own words that are passed on.
 const LONGEST_MESSAGE: usize = 300;
 
 /// Judges an answer: its JSON object's text, `{}` for an empty body, or why it is no success.
@@ -238,8 +238,8 @@ fn refused(status: u16, text: &str, retry_after: Option<Duration>) -> AnswerErro
     AnswerError::Status { status, beginning, retry_after }
 }
 
-/// An answer's text, without blanks around it, and without a copy. Of a large one that is none, the beginning, which is no
-/// JSON.
+/// An answer's text, without blanks around it, and without a copy. Of a large answer that is no UTF-8 only the beginning is
+/// repaired, which is no JSON then.
 fn text_of(body: Vec<u8>) -> String {
     let mut text = String::from_utf8(body).unwrap_or_else(|error| {
         let mut body = error.into_bytes();
@@ -255,7 +255,7 @@ fn text_of(body: Vec<u8>) -> String {
 /// What an enrollment's answer gives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Enrolled {
-    /// A node key.
+    /// A node key, which is not blank.
     Key(Secret),
     /// A blank key: this deployment knows its nodes by their client certificates.
     Blank,
@@ -264,9 +264,9 @@ pub enum Enrolled {
 /// Whether a client certificate is configured, which makes a blank key a success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientCertificate {
-    /// It is.
+    /// `tls_client_cert` and `tls_client_key` are set.
     Configured,
-    /// It isn't.
+    /// Requests go without a client certificate.
     Absent,
 }
 

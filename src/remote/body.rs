@@ -12,7 +12,7 @@ use crate::settings::Settings;
 pub enum LogType {
     /// Rows of queries: differential, event and snapshot lines.
     Result,
-    /// osqueryd's own log.
+    /// Status lines: osqueryd's own log.
     Status,
 }
 
@@ -30,7 +30,7 @@ impl LogType {
 /// What a request carries, apart from the node key.
 #[derive(Clone, Copy)]
 pub enum Payload<'a> {
-    /// Nothing else.
+    /// Nothing but the node key.
     None,
     /// A JSON object, passed on as it is.
     Object(&'a str),
@@ -43,7 +43,7 @@ pub enum Payload<'a> {
 /// Where the node key goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyPlace {
-    /// Into the body.
+    /// Into the body, as the member `node_key`.
     Body,
     /// Into the URL (`tls_node_api`); log requests have it in the body all the same.
     Url,
@@ -63,7 +63,7 @@ impl Body<'_> {
         Self { head: text, lines: "", tail: "" }
     }
 
-    /// No body.
+    /// The body of a request that has none.
     #[must_use]
     pub fn none() -> Self {
         Self::whole(String::new())
@@ -81,7 +81,7 @@ impl Body<'_> {
         &self.head
     }
 
-    /// In bytes.
+    /// The length of all pieces together, in bytes.
     #[must_use]
     pub fn length(&self) -> usize {
         self.pieces().map(str::len).iter().sum()

@@ -14,7 +14,7 @@ pub enum Refused {
     /// Stripped, it is too large.
     #[error("{bytes} bytes without comments, and osqueryd takes {most}")]
     TooLarge {
-        /// What it has.
+        /// The bytes that it has without comments.
         bytes: usize,
         /// What it may have.
         most: usize,
@@ -71,7 +71,7 @@ pub const MEMBERS: [&str; 16] = [
 /// Whether osqueryd takes this text.
 ///
 /// # Errors
-/// It doesn't.
+/// osqueryd refuses the text, and why.
 pub fn judge(document: &str, limits: ConfigLimits) -> Result<Outline, Refused> {
     // Measured first: an answer can be much larger than what may be left of it.
     let bytes = stripped(document).map(str::len).sum();

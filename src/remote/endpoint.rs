@@ -20,7 +20,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// All of them.
+    /// Every endpoint, in the order in which they are shown.
     pub const ALL: [Self; 5] =
         [Self::Enroll, Self::Config, Self::Logger, Self::DistributedRead, Self::DistributedWrite];
 

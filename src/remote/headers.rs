@@ -2,7 +2,7 @@
 //! rule. So the file must be private, its values are masked like other secrets, and no message shows what is in it.
 //!
 //! It is read for each request: what was put in its place counts from the next one on. Without it no request is made, since
-//! one that lacks its headers is for nobody.
+//! the gateway that asks for the headers would refuse one without them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const LARGEST: u64 = 64 << 10;
 /// The longest value, in bytes.
 const LONGEST: usize = 4096;
 
-/// So many headers at most: all of their values are kept in mind, to be masked.
+/// The most headers: their values are remembered, to be masked.
 const MOST: usize = 8;
 
 /// Those that requests have of themselves, and those of a connection. `Authorization` isn't among them: an operator's takes
@@ -51,7 +51,7 @@ pub enum HeadersError {
     /// The file can't be read, or others can.
     #[error("--tls_headers_file={path} can't be used", path = .path.display())]
     File {
-        /// The file.
+        /// The path of the headers file.
         path: PathBuf,
         /// What is wrong with it.
         source: io::Error,
@@ -59,9 +59,9 @@ pub enum HeadersError {
     /// A line of it is no header, or none that can be set.
     #[error("--tls_headers_file={path} can't be used: {reason} in line {line}", path = .path.display())]
     Line {
-        /// The file.
+        /// The path of the headers file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
         /// What is wrong with it, without what stands in it.
         reason: String,
@@ -73,7 +73,7 @@ pub enum HeadersError {
 pub struct Headers(Vec<(HeaderName, HeaderValue)>);
 
 impl Headers {
-    /// Those of the file that is set; none where none is.
+    /// The headers of the file that `tls_headers_file` names; empty when it isn't set.
     pub fn of(settings: &Settings) -> Result<Self, HeadersError> {
         settings.headers_file.as_deref().map_or(Ok(Self::default()), Self::read)
     }
@@ -110,7 +110,7 @@ impl Headers {
         self.0.iter().map(|(name, _)| name)
     }
 
-    /// Each of them.
+    /// The headers as names and values.
     pub(super) fn each(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.0.iter()
     }

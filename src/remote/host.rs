@@ -59,7 +59,7 @@ enum Ephemeral {
 }
 
 impl Host {
-    /// Asks this manager.
+    /// The host of the osqueryd behind this manager. Nothing is asked yet.
     #[must_use]
     pub fn new(manager: Arc<Manager>) -> Self {
         Self { manager, known: Mutex::default() }

@@ -76,7 +76,7 @@ impl RemoteError {
         self.request().is_some_and(RequestError::is_worth_another_attempt)
     }
 
-    /// What about the request may be the reason, when something may be.
+    /// What about the request may be why it had no success.
     #[must_use]
     pub fn blame(&self) -> Blame {
         self.request().map_or(Blame::Nothing, RequestError::blame)
@@ -107,15 +107,15 @@ impl RemoteError {
 
 /// This host as the server's node.
 pub struct Node {
-    /// Who knows this host.
+    /// Asks osqueryd about this host.
     pub host: Arc<Host>,
-    /// What is configured.
+    /// The flags, from which each request takes its settings.
     pub flags: Arc<Flags>,
     /// What became of requests.
     pub requests: Arc<Requests>,
     /// Which server is asked.
     pub servers: Arc<Servers>,
-    /// Who keeps the node key, or one for each server.
+    /// They keep the node key, or one for each server.
     pub enrollments: Enrollments,
     shutdown: Shutdown,
     outages: Outages,
@@ -291,7 +291,7 @@ impl Node {
         let mut server = self.servers.choose(endpoint != Endpoint::DistributedWrite);
         loop {
             let settings = given.with_server(server);
-            let to = To { server, settings: &settings, enrollment: self.enrollments.of(server) };
+            let to = Target { server, settings: &settings, enrollment: self.enrollments.of(server) };
             let outcome = self.attempt_with(&to, endpoint, payload, judge);
             let consequence = self.servers.note(&given, server, verdict(&outcome));
             if let Consequence::Leave(..) | Consequence::Return = consequence {
@@ -306,7 +306,7 @@ impl Node {
 
     fn attempt_with<T>(
         &self,
-        to: &To<'_>,
+        to: &Target<'_>,
         endpoint: Endpoint,
         payload: Payload<'_>,
         judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
@@ -333,13 +333,13 @@ impl Node {
     /// Sends with this key; a compressed body that may be what the server doesn't like is sent once more as it is.
     fn send_as<T>(
         &self,
-        to: &To<'_>,
+        to: &Target<'_>,
         endpoint: Endpoint,
         payload: Payload<'_>,
         key: &Secret,
         judge: &impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RequestError> {
-        let To { settings, enrollment, .. } = to;
+        let Target { settings, enrollment, .. } = to;
         let request = Request::new(settings, endpoint, payload, key)
             .inspect_err(|error| self.requests.note_unsent(endpoint, error))?;
         let send = |encoding| {
@@ -385,10 +385,10 @@ impl Node {
     }
 }
 
-/// One of the servers.
-struct To<'a> {
+/// The server that a request goes to.
+struct Target<'a> {
     server: usize,
-    /// With this server.
+    /// The settings with this server in the first one's place.
     settings: &'a Settings,
     enrollment: &'a Enrollment,
 }

@@ -19,7 +19,7 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConn
 
 use super::proxy::ProxyConnector;
 use super::tls::{TlsConnector, TlsTransport, Watch};
-use super::transport::{NamingResolver, Wanted, config};
+use super::transport::{ConnectionSettings, NamingResolver, config};
 use super::transport_error::TransportError;
 use crate::lock::{Mutex, MutexGuard};
 use crate::settings::Settings;
@@ -30,7 +30,7 @@ const USER_AGENT: &str = "osquery/0.0.0";
 /// What a look at the server shows.
 #[derive(Debug, Default)]
 pub struct Look {
-    /// Whether a connection was made, by way of the proxy where there is one.
+    /// Whether a connection was made, by way of the proxy if one is set.
     pub connected: bool,
     /// The certificates that the server presented, its own first.
     pub chain: Vec<CertificateDer<'static>>,
@@ -56,15 +56,15 @@ pub fn look(settings: &Settings) -> Look {
 fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportError> {
     let server = settings.server.as_ref().map_err(Clone::clone)?;
     let client = settings.tls.client.clone()?;
-    let wanted = Wanted::new(settings, USER_AGENT)?;
+    let connection = ConnectionSettings::new(settings, USER_AGENT)?;
     let watch = Box::new(Observer::new(witness, Judgement::Ours));
     let connector =
-        ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
+        ().chain(ProxyConnector::new(connection.proxy.clone(), USER_AGENT))
             .chain(TcpConnector::default())
             .chain(Connected(Arc::clone(witness)))
             .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch))?)
             .chain(Agreed(Arc::clone(witness)));
-    let agent = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
+    let agent = Agent::with_parts(config(&connection)?, connector, NamingResolver::default());
     // The last connector ends it before there is anything to send.
     agent.get(format!("https://{server}/")).call().map(drop).map_err(TransportError::from)
 }
@@ -75,13 +75,13 @@ fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportE
 pub fn server_date(settings: &Settings) -> Option<SystemTime> {
     let server = settings.server.as_ref().ok()?;
     let client = settings.tls.client.clone().ok()?;
-    let watch = Box::new(Observer::new(&Arc::new(Witness::default()), Judgement::Nobody));
-    let wanted = Wanted::new(settings, USER_AGENT).ok()?;
+    let watch = Box::new(Observer::new(&Arc::new(Witness::default()), Judgement::Unjudged));
+    let connection = ConnectionSettings::new(settings, USER_AGENT).ok()?;
     let connector =
-        ().chain(ProxyConnector::new(wanted.proxy.clone(), USER_AGENT))
+        ().chain(ProxyConnector::new(connection.proxy.clone(), USER_AGENT))
             .chain(TcpConnector::default())
             .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)).ok()?);
-    let agent = Agent::with_parts(config(&wanted).ok()?, connector, NamingResolver::default());
+    let agent = Agent::with_parts(config(&connection).ok()?, connector, NamingResolver::default());
     let path = if settings.endpoints.enroll.starts_with('/') { &settings.endpoints.enroll } else { "/" };
     let response = agent.get(format!("https://{server}{path}")).call().ok()?;
     httpdate::parse_http_date(response.headers().get(DATE)?.to_str().ok()?).ok()
@@ -91,13 +91,13 @@ pub fn server_date(settings: &Settings) -> Option<SystemTime> {
 #[derive(Debug, Default)]
 struct Witness(Mutex<Look>);
 
-/// Whose word on the server's certificate counts.
+/// How the server's certificate is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Judgement {
-    /// That of every request.
+    /// As for every request.
     Ours,
-    /// It is not judged.
-    Nobody,
+    /// Every certificate is accepted: only what the server sends is looked at.
+    Unjudged,
 }
 
 /// Shows the chain, and that a client certificate is asked for, to a witness.
@@ -168,7 +168,7 @@ impl ServerCertVerifier for Watching {
             Judgement::Ours => {
                 self.judge.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             }
-            Judgement::Nobody => Ok(ServerCertVerified::assertion()),
+            Judgement::Unjudged => Ok(ServerCertVerified::assertion()),
         }
     }
 

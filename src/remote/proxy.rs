@@ -19,7 +19,7 @@ type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 /// A proxy's answer to CONNECT has no more bytes than this.
 const MAX_HEAD: usize = 64 << 10;
 
-/// As much of a reason is shown.
+/// The most characters of a proxy's reason that are shown.
 const SHOWN_REASON: usize = 60;
 
 /// Why a proxy gave no connection.

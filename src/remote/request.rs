@@ -32,7 +32,8 @@ const LONGEST_SECRET: u64 = 8 << 10;
 /// The longest that it can be as it is written: an escape of JSON has six characters for one.
 const LONGEST_WRITTEN: usize = 6 * LONGEST_SECRET as usize;
 
-/// So many bytes of a body are looked at for a dump: characters have up to four, and what is cut from the end is not shown.
+/// The most bytes of a body that are looked at for a dump: characters have up to four, and what is cut from the end is not
+/// shown.
 const MOST_COPIED: usize = 4 * DUMPED + LONGEST_WRITTEN;
 
 /// Why a request had no success.
@@ -41,10 +42,10 @@ pub enum RequestError {
     /// A flag that the request needs is unusable.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// The enroll secret can't be had.
+    /// The enroll secret can't be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// An operator's headers can't be had.
+    /// The file of `tls_headers_file` can't be used.
     #[error(transparent)]
     Headers(#[from] HeadersError),
     /// No answer was got.
@@ -54,7 +55,7 @@ pub enum RequestError {
         endpoint: Endpoint,
         /// Where, without any secret.
         url: String,
-        /// What happened.
+        /// How the transport failed.
         source: TransportError,
     },
     /// The answer says no, or is of no use.
@@ -64,7 +65,7 @@ pub enum RequestError {
         endpoint: Endpoint,
         /// Where, without any secret.
         url: String,
-        /// In what way.
+        /// What is wrong with the answer.
         source: AnswerError,
     },
 }
@@ -75,9 +76,9 @@ pub enum SecretError {
     /// Its file can't be read.
     #[error("--enroll_secret_path={path} can't be read", path = .path.display())]
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What happened.
+        /// The operating system's error.
         source: io::Error,
     },
     /// Its environment variable isn't there.
@@ -92,7 +93,7 @@ pub enum Blame {
     Nothing,
     /// Its size: it is too large, or took too long by the server's clock or ours. A smaller one may not.
     Size,
-    /// Something in it.
+    /// Its content: a line in it may be what the server refuses.
     Content,
 }
 
@@ -128,7 +129,7 @@ impl RequestError {
         }
     }
 
-    /// What about the request may be the reason, when something may be.
+    /// What about the request may be why it had no success.
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
@@ -189,7 +190,7 @@ pub struct Request<'a> {
 
 /// Who asks to be enrolled.
 pub struct Applicant {
-    /// The host identifier.
+    /// The host identifier that `host_identifier` asks for.
     pub identifier: String,
     /// osquery's number for the platform.
     pub platform_type: String,
@@ -221,7 +222,7 @@ impl<'a> Request<'a> {
         Ok(Self { endpoint, method, url, body, node_key: Some(key.clone()), headers })
     }
 
-    /// An enrollment.
+    /// A request to enroll this host, with the enroll secret.
     pub fn enrollment(settings: &Settings, applicant: Applicant) -> Result<Self, RequestError> {
         let secret = enroll_secret(&settings.enroll.secret)?;
         let in_url = settings.api.secret_always.then_some(&secret);
@@ -255,7 +256,7 @@ impl<'a> Request<'a> {
 
 /// Sends requests, and notes what becomes of them.
 pub struct Requests {
-    /// What carries them.
+    /// The connections, and how they are made.
     pub transport: Transport,
     /// What became of them.
     pub stats: Stats,

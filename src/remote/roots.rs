@@ -103,7 +103,7 @@ fn is_authority(certificate: &X509Certificate<'_>) -> bool {
     certificate.is_ca() || certificate.version() == X509Version::V1
 }
 
-/// keyUsage, where there is one, allows that certificates are signed.
+/// keyUsage is absent or allows that certificates are signed.
 pub(super) fn may_sign(certificate: &X509Certificate<'_>) -> bool {
     match certificate.key_usage() {
         Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
@@ -111,7 +111,7 @@ pub(super) fn may_sign(certificate: &X509Certificate<'_>) -> bool {
     }
 }
 
-/// extendedKeyUsage, where there is one, is for servers.
+/// extendedKeyUsage is absent or allows servers.
 pub(super) fn is_for_servers(certificate: &X509Certificate<'_>) -> bool {
     match certificate.extended_key_usage() {
         Ok(usage) => usage.is_none_or(|usage| usage.value.server_auth || usage.value.any),

@@ -5,10 +5,11 @@
 //! unusable, is a request that failed, too.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::tls::Traffic;
+use crate::clock::unix_time;
 use crate::lock::{Mutex, MutexGuard};
 
 /// The requests to each endpoint; shared by all threads, each of which notes its own.
@@ -18,7 +19,7 @@ pub struct Stats(Mutex<HashMap<Endpoint, EndpointStats>>);
 /// The requests to one endpoint. Times are Unix seconds, 0 for never.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStats {
-    /// Requests made.
+    /// Requests made, whatever became of them.
     pub requests: u64,
     /// Those that had no success.
     pub failures: u64,
@@ -67,12 +68,12 @@ impl Stats {
         match error {
             None => {
                 stats.consecutive_failures = 0;
-                stats.last_success = now();
+                stats.last_success = unix_time();
             }
             Some(error) => {
                 stats.failures += 1;
                 stats.consecutive_failures += 1;
-                stats.last_failure = now();
+                stats.last_failure = unix_time();
                 stats.last_error = error;
             }
         }
@@ -82,7 +83,7 @@ impl Stats {
     /// that is over last counts.
     pub fn back_off(&self, endpoint: Endpoint, wait: Duration) {
         let seconds = i64::try_from(wait.as_secs_f64().ceil() as u64).unwrap_or(i64::MAX);
-        let until = now().saturating_add(seconds);
+        let until = unix_time().saturating_add(seconds);
         let mut all = self.lock();
         let stats = all.entry(endpoint).or_default();
         stats.backoff_until = stats.backoff_until.max(until);
@@ -97,13 +98,8 @@ impl EndpointStats {
     /// [`Self::backoff_until`] while that is still to come, else 0.
     #[must_use]
     pub fn backing_off_until(&self) -> i64 {
-        if self.backoff_until > now() { self.backoff_until } else { 0 }
+        if self.backoff_until > unix_time() { self.backoff_until } else { 0 }
     }
-}
-
-fn now() -> i64 {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -135,8 +131,8 @@ mod tests {
         let stats = Stats::default();
         stats.back_off(Endpoint::Logger, Duration::from_secs(60));
         stats.back_off(Endpoint::Logger, Duration::from_secs(1));
-        assert!(stats.of(Endpoint::Logger).backing_off_until() > now() + 50);
-        let over = EndpointStats { backoff_until: now() - 1, ..EndpointStats::default() };
+        assert!(stats.of(Endpoint::Logger).backing_off_until() > unix_time() + 50);
+        let over = EndpointStats { backoff_until: unix_time() - 1, ..EndpointStats::default() };
         assert_eq!(over.backing_off_until(), 0);
     }
 }

@@ -50,7 +50,7 @@ pub enum TlsError {
     Handshake(rustls::Error),
 }
 
-/// When the certificates in use expire, in Unix seconds; 0 while there is none.
+/// When the certificates in use expire, in Unix seconds; 0 while none is known.
 #[derive(Debug, Default)]
 pub struct Expiries {
     /// The server's, as verified in the last handshake.
@@ -62,9 +62,9 @@ pub struct Expiries {
 /// Bytes that went through connections, within TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// To servers.
+    /// Bytes that went to servers.
     pub sent: u64,
-    /// From servers.
+    /// Bytes that came from servers.
     pub received: u64,
 }
 

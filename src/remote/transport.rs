@@ -51,16 +51,16 @@ const KEPT_CONNECTIONS: usize = 4;
 pub enum Method {
     /// The config request of `tls_node_api`.
     Get,
-    /// Everything else.
+    /// All other requests.
     Post,
 }
 
 /// Whether a request's body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// As it is.
+    /// The body is sent as it is.
     Plain,
-    /// gzip.
+    /// The body is compressed with gzip.
     Gzip,
 }
 
@@ -68,13 +68,13 @@ pub enum Encoding {
 pub struct Outgoing<'a> {
     /// The method; a GET has no body.
     pub method: Method,
-    /// Where to.
+    /// The URL that it goes to.
     pub url: &'a Url,
     /// The body, JSON. What stands before its lines is never compressed: a secret is among it.
     pub body: &'a Body<'a>,
     /// How the body is sent.
     pub encoding: Encoding,
-    /// The `User-Agent`.
+    /// The value of the header `User-Agent`.
     pub user_agent: &'a str,
     /// For the `Authorization` header.
     pub node_key: Option<&'a Secret>,
@@ -101,20 +101,20 @@ pub struct Answer {
 pub struct Transport {
     /// When the certificates in use expire.
     pub expiries: Arc<Expiries>,
-    agent: Mutex<Option<(Wanted, Agent)>>,
+    agent: Mutex<Option<(ConnectionSettings, Agent)>>,
     shutdown: Shutdown,
 }
 
 /// The settings that a set of connections was made with.
 #[derive(PartialEq)]
-pub(super) struct Wanted {
+pub(super) struct ConnectionSettings {
     tls: TlsSettings,
     pub(super) proxy: Option<Proxy>,
     user_agent: String,
     request_timeout: Duration,
 }
 
-impl Wanted {
+impl ConnectionSettings {
     pub(super) fn new(settings: &Settings, user_agent: &str) -> Result<Self, TransportError> {
         Ok(Self {
             tls: settings.tls.clone(),
@@ -191,33 +191,33 @@ impl Transport {
 
     fn agent(&self, settings: &Settings, user_agent: &str) -> Result<Agent, TransportError> {
         let client = settings.tls.client.clone()?;
-        let wanted = Wanted::new(settings, user_agent)?;
+        let current = ConnectionSettings::new(settings, user_agent)?;
         let mut agent = self.lock();
         if self.shutdown.requested() && agent.is_none() {
             return Err(TransportError::Ending);
         }
         match agent.as_ref() {
-            Some((made_with, agent)) if *made_with == wanted => Ok(agent.clone()),
+            Some((made_with, agent)) if *made_with == current => Ok(agent.clone()),
             _ => {
                 let connector =
-                    ().chain(ProxyConnector::new(wanted.proxy.clone(), user_agent))
+                    ().chain(ProxyConnector::new(current.proxy.clone(), user_agent))
                         .chain(TcpConnector::default())
                         .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None)?)
                         .chain(CountOpened);
-                let new = Agent::with_parts(config(&wanted)?, connector, NamingResolver::default());
-                *agent = Some((wanted, new.clone()));
+                let new = Agent::with_parts(config(&current)?, connector, NamingResolver::default());
+                *agent = Some((current, new.clone()));
                 Ok(new)
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Wanted, Agent)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(ConnectionSettings, Agent)>> {
         self.agent.lock()
     }
 }
 
-pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportError> {
-    let proxy = match &wanted.proxy {
+pub(super) fn config(settings: &ConnectionSettings) -> Result<ureq::config::Config, TransportError> {
+    let proxy = match &settings.proxy {
         None => None,
         Some(proxy) => {
             // Connections are kept by proxy, and it resolves the server's name; the rest is our connector's.
@@ -227,7 +227,7 @@ pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportE
             Some(builder.build().map_err(|error| ProxyError::new(proxy, error))?)
         }
     };
-    let kept = if wanted.tls.session_reuse { KEPT_CONNECTIONS } else { 0 };
+    let kept = if settings.tls.session_reuse { KEPT_CONNECTIONS } else { 0 };
     Ok(Agent::config_builder()
         // Environment variables don't count: the flag alone decides.
         .proxy(proxy)
@@ -238,8 +238,8 @@ pub(super) fn config(wanted: &Wanted) -> Result<ureq::config::Config, TransportE
         .accept_encoding("")
         .max_idle_connections(kept)
         .max_idle_connections_per_host(kept)
-        .max_idle_age(wanted.tls.session_timeout)
-        .timeout_global(Some(wanted.request_timeout))
+        .max_idle_age(settings.tls.session_timeout)
+        .timeout_global(Some(settings.request_timeout))
         .timeout_connect(Some(STEP_LIMIT))
         .timeout_send_request(Some(STEP_LIMIT))
         .timeout_recv_response(Some(STEP_LIMIT))

@@ -22,13 +22,13 @@ pub enum TransportError {
     /// The connection could not be made.
     #[error("can't connect")]
     Connect(#[source] io::Error),
-    /// The proxy refused, can't be reached, or is none.
+    /// The proxy refused, can't be reached, or doesn't answer as an HTTP proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// A step took too long.
     #[error("timed out ({0})")]
     Timeout(Step),
-    /// The connection broke.
+    /// The connection broke after it was made.
     #[error("the connection broke: {0}")]
     Broken(String),
     /// The redirect leads elsewhere, or nowhere.

@@ -14,8 +14,8 @@
 //! an issuer of certificates must be meant to be one (keyUsage).
 //!
 //! Pins come on top of all that: one of the keys must be in the chain as it was verified, from the server's own certificate
-//! to the authority in the bundle. What a server sends along besides counts for nothing: anybody can send a certificate of
-//! somebody else's.
+//! to the authority in the bundle. What a server sends along besides counts for nothing: a server can send
+//! certificates of others.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub enum TrustKind {
     Default,
 }
 
-/// Judges server certificates.
+/// Judges the certificates that servers show, by the rules above.
 #[derive(Debug)]
 pub struct ServerVerifier {
     /// Whose certificates are trusted. webpki takes whatever it is given for an authority, so that a server's pinned
@@ -55,7 +55,7 @@ pub struct ServerVerifier {
     kind: TrustKind,
     /// The bundle's certificates as themselves.
     bundle: Vec<CertificateDer<'static>>,
-    /// The keys of which one must be in the chain; none is any.
+    /// The keys of which one must be in the chain. Without keys every chain will do.
     pins: Vec<Pin>,
 }
 
@@ -91,7 +91,7 @@ impl ServerVerifier {
         Ok(Self { roots, kind, bundle, pins: Vec::new() })
     }
 
-    /// One that wants one of these keys in the chain, too; none is any.
+    /// The same verifier, which also wants one of these keys in the chain. Without keys every chain will do.
     #[must_use]
     pub fn pinned(self, pins: Vec<Pin>) -> Self {
         Self { pins, ..self }
@@ -194,7 +194,7 @@ fn verify_pinned(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), 
     if seconds(now) > parsed.validity().not_after.timestamp() {
         return Err(CertificateError::Expired.into());
     }
-    // As OpenSSL does: a certificate for clients is none for servers.
+    // As OpenSSL does: a certificate for clients is not accepted as a server's.
     if !is_for_servers(&parsed) {
         return Err(CertificateError::InvalidPurpose.into());
     }
@@ -315,7 +315,7 @@ fn has_extension(certificate: &X509Certificate<'_>, identifier: &Oid<'_>) -> boo
     certificate.extensions().iter().any(|extension| extension.oid == *identifier)
 }
 
-/// A certificate's key.
+/// The pin of a certificate: the SHA-256 of its public key.
 fn pin_of(certificate: &CertificateDer<'_>) -> Result<Pin, rustls::Error> {
     Ok(Pin::of(parse(certificate)?.public_key().raw))
 }

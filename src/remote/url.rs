@@ -56,7 +56,7 @@ impl Url {
     }
 }
 
-/// Without secrets.
+/// The URL as it may be shown: secrets in it are masked.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(Url::new(&server(), "/log", None).expose(), "https://localhost:8443/log");
     }
 
-    /// After the case doctor-flags: osqueryd takes a path in `tls_hostname` as it is.
+    /// The case doctor-flags/path-in-tls_hostname (osquery#6162): osqueryd takes a path in `tls_hostname` as it is.
     #[test]
     fn the_host_s_path_stands_before_each_endpoint() {
         let server = Server::parse("fleet.example.com:8443/osquery").unwrap();

@@ -7,7 +7,7 @@ use crate::secret::{MASK, Secret};
 /// `tls_hostname`: the server, and a path that stands before each endpoint's own, as it does for the built-in plugins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Host and port.
+    /// The host and port to connect to.
     pub address: HostPort,
     /// Empty, or from its first slash on.
     pub path: String,
@@ -32,7 +32,7 @@ pub struct Proxy {
 }
 
 impl Server {
-    /// `host[:port][/path]`.
+    /// Reads `host[:port][/path]`; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (address, path) = text.split_at(text.find('/').unwrap_or(text.len()));
@@ -84,7 +84,7 @@ pub(crate) fn without_password(text: &str) -> String {
 impl Proxy {
     const DEFAULT_PORT: u16 = 3128;
 
-    /// `[user:password@]host[:port]`.
+    /// Reads `[user:password@]host[:port]`; `None` for any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (credentials, address) = match text.rsplit_once('@') {

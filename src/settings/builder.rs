@@ -277,7 +277,7 @@ impl SettingsBuilder<'_> {
     }
 }
 
-/// Seconds, of which 0 is none.
+/// A length of time in seconds; `None` for 0.
 fn some_time(seconds: u64) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds))
 }

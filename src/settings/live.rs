@@ -21,7 +21,7 @@ pub struct Flags {
     on_change: Mutex<Option<OnChange>>,
 }
 
-/// Told of settings that have changed.
+/// Called with settings that have changed.
 pub type OnChange = Box<dyn Fn(&Settings) + Send>;
 
 struct State {

@@ -68,9 +68,9 @@ pub struct Settings {
     pub headers_file: Option<PathBuf>,
     /// `proxy_hostname`, when set.
     pub proxy: Result<Option<Proxy>, SettingError>,
-    /// Enrollment policy.
+    /// How and how often the host enrolls.
     pub enroll: EnrollSettings,
-    /// The hidden customizations.
+    /// The variants of the API that osquery's hidden flags ask for.
     pub api: ApiStyle,
     /// What `host_identifier` asks for.
     pub identity: HostIdentifier,
@@ -82,7 +82,7 @@ pub struct Settings {
     pub distributed_max_attempts: u32,
     /// How lines are kept and sent.
     pub logger: LoggerSettings,
-    /// `verbose`.
+    /// `verbose`: whether our log has DEBUG lines too.
     pub verbose: bool,
     /// Where our own log goes, and how much of it.
     pub log: LogSettings,
@@ -112,7 +112,7 @@ pub struct FailoverSettings {
     pub servers: Vec<Server>,
     /// Our `failover_after`: how long a server must have failed.
     pub after: Duration,
-    /// Our `failover_node_keys`.
+    /// Our `failover_node_keys`: whether all servers know one node key, or each has its own.
     pub node_keys: NodeKeys,
 }
 
@@ -138,7 +138,7 @@ pub struct TlsSettings {
     pub server_certs: PathBuf,
     /// `tls_client_cert` and `tls_client_key`: both or neither.
     pub client: Result<Option<ClientIdentity>, SettingError>,
-    /// Our `tls_pins`: keys of which one must be in the server's chain; none is any.
+    /// Our `tls_pins`: keys of which one must be in the server's chain; an empty list accepts every chain.
     pub pins: Result<Vec<Pin>, SettingError>,
     /// `tls_session_reuse`: whether connections are kept open.
     pub session_reuse: bool,
@@ -157,7 +157,7 @@ pub struct ClientIdentity {
     pub key: PathBuf,
 }
 
-/// Enrollment policy.
+/// How and how often the host enrolls: osquery's flags and ours for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrollSettings {
     /// Where the secret comes from.

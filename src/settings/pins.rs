@@ -11,7 +11,7 @@ use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 pub struct Pin([u8; SHA256_OUTPUT_LEN]);
 
 impl Pin {
-    /// That of a key, whose SubjectPublicKeyInfo this is, in DER.
+    /// The pin of a key, given its SubjectPublicKeyInfo in DER.
     #[must_use]
     pub fn of(key: &[u8]) -> Self {
         let mut pin = [0; SHA256_OUTPUT_LEN];
@@ -27,7 +27,7 @@ impl Pin {
         BASE64_STANDARD.decode(digits).ok()?.try_into().ok().map(Self)
     }
 
-    /// Pins with commas between them; none of an empty text. The error is the first that is none.
+    /// Pins with commas between them; an empty text has none. The error is the first part that is no pin.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, &str> {
         if text.trim().is_empty() {
             return Ok(Vec::new());

@@ -55,7 +55,7 @@ fn redirects_elsewhere_are_not_followed() {
         let message = rig.refusal();
         assert!(message.contains("redirected to") && message.contains("not followed"), "{location}: {message}");
     }
-    assert!(elsewhere.accept().is_err(), "somebody was asked elsewhere");
+    assert!(elsewhere.accept().is_err(), "another server was asked");
 }
 
 #[test]

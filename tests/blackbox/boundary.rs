@@ -70,7 +70,7 @@ fn config_and_distributed_calls() {
 }
 
 #[test]
-fn calls_that_nobody_makes_fail_with_a_reason() {
+fn unknown_actions_and_broken_requests_fail_with_a_reason() {
     let rig = Rig::start();
     for (registry, request, reason) in [
         ("config", &[("action", "noSuch")][..], "noSuch"),
@@ -94,7 +94,7 @@ fn a_line_that_is_not_utf_8_is_repaired_and_delivered() {
     rig.delivered(1);
     assert_eq!(rig.server.results()[0]["path"], "/tmp/\u{fffd}\u{fffd}");
     assert_eq!(rig.server.results()[0]["invalid_utf8"], true, "it says so");
-    // Only a line that was repaired, and not one that holds that character since somebody has written it.
+    // Only a line that was repaired, and not one that holds that character as it was written.
     rig.log("{\"n\":2,\"path\":\"\u{fffd}\"}");
     rig.delivered(2);
     assert_eq!(rig.server.results()[1].get("invalid_utf8"), None);

@@ -91,7 +91,7 @@ fn a_wrong_command_line_is_named_and_ends_with_64() {
 }
 
 #[test]
-fn switches_that_nobody_knows_are_named_and_end_nothing() {
+fn unknown_switches_are_named_and_end_nothing() {
     let output = run(&["--new_switch", "value", "--no_such=hunter2", "-socket=/nowhere/osquery.em", "--timeout=0"]);
     assert_eq!(output.status.code(), Some(1), "the manager isn't there");
     let said = stderr(&output);
@@ -102,9 +102,9 @@ fn switches_that_nobody_knows_are_named_and_end_nothing() {
 #[test]
 fn without_osqueryd_it_says_so_and_ends() {
     let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("nobody.em");
+    let socket = directory.path().join("no-osqueryd.em");
     let output = run(&["-socket", socket.to_str().unwrap(), "-timeout=0"]);
     assert_eq!(output.status.code(), Some(1));
     let message = stderr(&output);
-    assert!(message.contains("nobody.em") && message.contains("no osqueryd to register with"), "{message}");
+    assert!(message.contains("no-osqueryd.em") && message.contains("no osqueryd to register with"), "{message}");
 }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup};
+use crate::rig::{LIMIT, Rig, Setup, signal};
 
 #[test]
 fn the_configuration_is_handed_on_as_it_came() {
@@ -16,7 +16,7 @@ fn the_configuration_is_handed_on_as_it_came() {
     assert_eq!(rig.config(), ("tls_plugin".to_owned(), text.to_owned()));
 }
 
-/// Where ours is the only logger, and nobody said otherwise.
+/// Where ours is the only logger, and neither flags nor the configuration say otherwise.
 #[test]
 fn whole_queries_are_asked_for_and_every_other_byte_stays() {
     let rig = Rig::start();
@@ -30,7 +30,7 @@ fn whole_queries_are_asked_for_and_every_other_byte_stays() {
 }
 
 /// Configurations as servers make them for every host, whatever plugins it has: Fleet's default agent options, Zentral,
-/// and the case `plugin-options`.
+/// and the case plugin-options (kolide/fleet#942, osquery#6251).
 const NAMING_TLS: [&str; 3] = [
     include_str!("samples/04_config_response_fleet.json"),
     include_str!("samples/04e_config_response_zentral.json"),
@@ -81,7 +81,7 @@ fn the_kept_configuration_and_pushes_leave_our_plugins_in_their_places_too() {
     assert_eq!(rig.config().1, naming_ours(text));
     let worker = rig.worker_pid();
     rig.server.stop();
-    kill_process(Pid::from_raw(worker as i32).unwrap(), Signal::KILL).unwrap();
+    signal(worker, Signal::KILL);
     rig.osqueryd.wait("another worker", LIMIT, || (rig.worker_pid() != worker).then_some(()));
     assert_eq!(rig.config().1, naming_ours(text));
     rig.said("giving osqueryd the last good configuration");
@@ -184,7 +184,7 @@ fn a_server_that_is_not_well_is_asked_once_and_osqueryd_keeps_its_configuration(
     rig.said("distributed read: works again");
 }
 
-/// The cases config-depth, surrogate and node-api-comments, and what is small enough once it is stripped.
+/// The cases config-depth, surrogate and node-api-comments (osquery#2785, #8201, kolide/fleet#1828), and what is small enough once it is stripped.
 #[test]
 fn what_osqueryd_takes_is_handed_on_unchanged() {
     let rig = Setup::new().own_flag("--logger_expand_events=false").start();
@@ -298,7 +298,7 @@ fn boots_with_the_kept_configuration(trouble: impl Fn(&Rig), end: impl Fn(&Rig))
     let worker = rig.worker_pid();
     trouble(&rig);
     rig.server.set_config(schedule("new"));
-    kill_process(Pid::from_raw(worker as i32).unwrap(), Signal::KILL).unwrap();
+    signal(worker, Signal::KILL);
     rig.osqueryd.wait("another worker", LIMIT, || (rig.worker_pid() != worker).then_some(()));
     let asked = Instant::now();
     assert_eq!(rig.config(), old);
@@ -311,6 +311,7 @@ fn boots_with_the_kept_configuration(trouble: impl Fn(&Rig), end: impl Fn(&Rig))
     assert_eq!(rig.gen_config().code, 0);
 }
 
+/// The case of a server that hangs at boot: a known host had its schedule after 45 s.
 #[test]
 fn a_server_that_hangs_at_config_keeps_the_schedule_back_for_a_moment_only() {
     boots_with_the_kept_configuration(
@@ -394,7 +395,7 @@ fn sighup_fetches_the_configuration_and_pushes_it() {
     let rig =
         Setup::new().server(|server| server.config = schedule(&["old"])).flag("config_refresh", "3600").start_daemon();
     rig.server.set_config(schedule(&["old", "new"]));
-    kill_process(Pid::from_raw(rig.pid() as i32).unwrap(), Signal::HUP).unwrap();
+    signal(rig.pid(), Signal::HUP);
     rig.osqueryd.wait("the new schedule", LIMIT, || (rig.osqueryd.schedule().len() == 2).then_some(()));
 }
 

@@ -273,7 +273,7 @@ fn answers_may_be_compressed_where_the_flag_says_so() {
     assert_eq!(request.header("accept-encoding"), Some("gzip"));
 }
 
-/// After the case doctor-flags: what osqueryd takes as `tls_hostname`.
+/// The case doctor-flags/path-in-tls_hostname (osquery#6162): what osqueryd takes as `tls_hostname`.
 #[test]
 fn a_path_of_the_server_s_stands_before_each_endpoint() {
     for (path, target) in [("/osquery", "/osquery/config"), ("/", "//config")] {

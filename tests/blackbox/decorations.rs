@@ -1,13 +1,13 @@
 //! Decorations of status lines.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::osqueryd::StatusLine;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup};
+use crate::rig::{LIMIT, Rig, Setup, signal, unix_time};
 
 /// As in src/plugins/logger/decorations.rs.
 const ROUND_LIMIT: Duration = Duration::from_secs(1);
@@ -31,12 +31,12 @@ fn start_with(setup: Setup, decorators: Value) -> Rig {
 }
 
 /// Seconds after this moment, in Unix seconds: the time of a line that is younger than whatever was found before.
-fn later(seconds: u64) -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds
+fn later(seconds: i64) -> i64 {
+    unix_time() + seconds
 }
 
 /// A status call with one line of that time.
-fn write_status(rig: &Rig, message: &str, time: u64) {
+fn write_status(rig: &Rig, message: &str, time: i64) {
     let line = json!([{"s": 0, "f": "f.cpp", "i": 1, "m": message, "h": "h", "c": "c", "u": time}]);
     assert_eq!(rig.call("logger", &[("status", "true"), ("log", &line.to_string())]).code, 0);
 }
@@ -184,7 +184,7 @@ fn a_worker_that_takes_another_one_s_place_has_the_decorators_too() {
     let rig = start(json!({"load": ["select 1 as one"]}));
     assert_eq!(status(&rig, "first")["decorations"], json!({"one": "1"}));
     let worker = rig.worker_pid();
-    kill_process(Pid::from_raw(worker as i32).unwrap(), Signal::KILL).unwrap();
+    signal(worker, Signal::KILL);
     rig.osqueryd.wait("another worker", LIMIT, || (rig.worker_pid() != worker).then_some(()));
     assert_eq!(status(&rig, "second")["decorations"], json!({"one": "1"}));
 }

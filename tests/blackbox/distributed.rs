@@ -1,9 +1,10 @@
 //! The distributed plugin.
 
+use rustix::process::Signal;
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup};
+use crate::rig::{LIMIT, Rig, Setup, signal};
 
 fn get_queries(rig: &Rig) -> testkit::osqueryd::CallOutcome {
     rig.call("distributed", &[("action", "getQueries")])
@@ -76,8 +77,7 @@ fn results_survive_an_outage_and_a_restart() {
     for n in 0..3 {
         assert_eq!(write(&rig, &format!("{{\"queries\":{{\"q{n}\":[]}}}}")).code, 0);
     }
-    let worker = rustix::process::Pid::from_raw(i32::try_from(rig.worker_pid()).unwrap()).unwrap();
-    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    signal(rig.worker_pid(), Signal::KILL);
     rig.server.resume().unwrap();
     let written =
         rig.server.wait("all results", LIMIT, |server| Some(server.written()).filter(|written| written.len() == 3));

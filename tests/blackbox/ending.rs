@@ -63,7 +63,7 @@ impl Job {
     }
 }
 
-/// A query of so many rows; `step` times as many are looked at.
+/// A query that finds `rows` rows; `step` times as many are looked at.
 fn query(rows: u64, step: u64) -> Value {
     let last = rows * step;
     let all = format!("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {last})");

@@ -3,12 +3,13 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::certs::Authority;
 use testkit::osqueryd::StatusLine;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, line, signal, unix_time};
 
 fn enrollments(rig: &Rig) -> Vec<Value> {
     rig.server.requests_to(Endpoint::Enroll).into_iter().map(|request| request.json.unwrap()).collect()
@@ -41,6 +42,7 @@ fn an_enrollment_has_the_secret_and_the_host_s_details() {
     assert_eq!(details["system_info"]["cpu_brand"], "Stand-in(R) Processor");
 }
 
+/// The case of `--disable_tables` with one of the four (kolide/fleet#2164, osquery#6795): the host never enrolled.
 #[test]
 fn tables_that_are_switched_off_are_among_the_details_all_the_same() {
     for (flag, value) in
@@ -74,12 +76,8 @@ fn the_key_is_kept_where_the_built_in_plugins_keep_it() {
     let before = unix_time();
     rig.config();
     assert_eq!(rig.stored_key().as_ref(), rig.server.node_keys().first());
-    let time: u64 = rig.osqueryd.store_get("configurations", "nodeKeyTime").unwrap().parse().unwrap();
+    let time: i64 = rig.osqueryd.store_get("configurations", "nodeKeyTime").unwrap().parse().unwrap();
     assert!((before..=unix_time()).contains(&time), "{time}");
-}
-
-fn unix_time() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 
 #[test]
@@ -115,6 +113,7 @@ fn identifiers() {
     assert_eq!(unknown, details["system_info"]["hostname"]);
 }
 
+/// The case of `host_identifier=ephemeral`: there was one identifier at the enrollment, and another in lines.
 #[test]
 fn an_ephemeral_identifier_is_the_one_that_osqueryd_s_lines_have() {
     let rig = Setup::new().flag("host_identifier", "ephemeral").start();
@@ -291,7 +290,7 @@ fn a_key_that_had_worked_is_replaced_at_a_moment_of_this_host_s_own() {
     let outcome = rig.gen_config();
     assert_eq!(outcome.code, 1);
     assert!(outcome.message.contains("another one is asked for in "), "{}", outcome.message);
-    assert!(asked.elapsed() < Duration::from_secs(5), "nobody waits for it: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(5), "the call did not wait for it: {:?}", asked.elapsed());
     assert_eq!((enrollments(&rig).len(), rig.stored_key()), (1, None));
     // An operator need not wait.
     let (code, text) = rig.refresh();
@@ -299,7 +298,7 @@ fn a_key_that_had_worked_is_replaced_at_a_moment_of_this_host_s_own() {
     rig.server.forget_nodes();
     assert_eq!(rig.gen_config().code, 1);
     assert_eq!((enrollments(&rig).len(), rig.stored_key()), (2, None));
-    // A key that somebody else has stored meanwhile is used.
+    // A key that another process has stored meanwhile is used.
     rig.osqueryd.store_put("configurations", "nodeKey", "another-one");
     rig.server.always(Endpoint::Config, Some(Answer::json(json!({"schedule": {}}))));
     rig.config();
@@ -391,9 +390,7 @@ fn enroll_always_asks_for_a_new_key_once() {
     assert_eq!(enrollments(&rig).len(), 1);
     assert_eq!(rig.stored_key().as_ref(), rig.server.node_keys().first());
     // Nor does a worker that replaces another one ask again.
-    let worker = rig.worker_pid();
-    let worker = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
-    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    signal(rig.worker_pid(), Signal::KILL);
     rig.said("starting another one");
     rig.config();
     assert_eq!(enrollments(&rig).len(), 1);
@@ -405,8 +402,7 @@ fn with_a_client_certificate_a_blank_key_is_a_success() {
     let setup = Setup::new();
     let (cert, key) = authority.issue_client("host").write(setup.path(), "client");
     let rig = setup
-        .flag("tls_client_cert", cert.to_str().unwrap())
-        .flag("tls_client_key", key.to_str().unwrap())
+        .client_certificate(&cert, &key)
         .server(|server| server.client_ca_pem = Some(authority.cert_pem()))
         .start();
     rig.server.always(Endpoint::Enroll, Some(Answer::json(json!({"node_key": ""}))));
@@ -426,13 +422,14 @@ fn a_server_that_rejects_key_after_key_sees_a_bounded_number_of_enrollments() {
     assert!(refused.message.contains("enroll_max_per_hour=4"), "{}", refused.message);
     // Half of an hour's enrollments came at once.
     assert_eq!(rig.server.requests_to(Endpoint::Enroll).len(), 2);
-    // The next one is not due for half an hour, and nobody waits for it.
+    // The next one is not due for half an hour, and no call waits for it.
     let asked = Instant::now();
     rig.gen_config();
     assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     rig.log(&line(1));
 }
 
+/// The case of `enroll_max_per_hour=4`: such a server saw seven enrollments in 114 s.
 #[test]
 fn a_server_that_grants_a_key_and_refuses_it_at_once_sees_no_more_enrollments_than_are_allowed() {
     let rig = Setup::new().own_flag("--enroll_max_per_hour=4").flag("config_tls_max_attempts", "1").start();

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::server::{Answer, Endpoint, Server};
 
-use crate::rig::{LIMIT, Rig, Setup};
+use crate::rig::{LIMIT, Rig, Setup, signal};
 
 /// A server that knows etags.
 fn setup() -> Setup {
@@ -43,7 +43,7 @@ fn kept(rig: &Rig, name: &str) -> PathBuf {
 /// SIGKILL for the worker, and waits for the next one.
 fn kill_worker(rig: &Rig) {
     let worker = rig.worker_pid();
-    kill_process(Pid::from_raw(worker as i32).unwrap(), Signal::KILL).unwrap();
+    signal(worker, Signal::KILL);
     rig.osqueryd.wait("another worker", LIMIT, || (rig.worker_pid() != worker).then_some(()));
 }
 
@@ -155,7 +155,7 @@ fn no_etag_is_sent_where_the_setting_or_the_node_api_s_get_leaves_no_place_for_i
 fn an_operator_s_refresh_has_the_whole_configuration_sent() {
     let rig = setup().flag("config_refresh", "3600").start_daemon();
     assert_eq!(rig.refresh().0, Some(0));
-    kill_process(Pid::from_raw(rig.pid() as i32).unwrap(), Signal::HUP).unwrap();
+    signal(rig.pid(), Signal::HUP);
     rig.server.wait("three configurations", LIMIT, |server| (asked(server).len() >= 3).then_some(()));
     assert!(asked(&rig.server).iter().all(|etag| etag.as_deref() == Some("")), "{:?}", asked(&rig.server));
 }

@@ -51,7 +51,7 @@ fn the_next_server_is_asked_while_the_first_one_is_away_and_no_line_is_lost() {
     let kept = format!("nodeKey.{}", second.hostname());
     assert_eq!(rig.osqueryd.store_get("configurations", &kept), Some(keys.1[0].clone()));
     assert_eq!(rig.stored_key(), Some(keys.0[0].clone()), "the first one's key is kept");
-    // Both are masked, whoever shows what stands in lines.
+    // Both are masked in every command that shows lines.
     rig.log(&format!("no JSON: {}, {}", keys.0[0], keys.1[0]));
     rig.osqueryd.wait("a line that is set aside", LIMIT, || (!rig.set_aside().is_empty()).then_some(()));
     let mut list = Command::new(BINARY);

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::front::{all_delivered, load};
-use crate::rig::{LIMIT, Rig, Setup, line, numbers, pass, set_aside_in, waiting_in};
+use crate::rig::{LIMIT, Rig, Setup, line, numbers, pass, set_aside_in, unix_time, waiting_in};
 
 /// Kinds of calls that can fail, in the order of faults.c.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ impl Faults {
         }
     }
 
-    /// From now on writes fail, but not before so many bytes more are written.
+    /// Writes fail once `bytes` more bytes are written.
     fn fail_writes_after(&self, bytes: i64, error: Errno) {
         self.put(ROOM, &bytes.to_ne_bytes());
         self.fail(&[Call::Write], error);
@@ -108,8 +108,7 @@ impl Faults {
 
     /// The wall clock of the extension shows this Unix time now.
     fn set_clock(&self, seconds: i64) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        self.put(0, &(seconds - i64::try_from(now).unwrap()).to_ne_bytes());
+        self.put(0, &(seconds - unix_time()).to_ne_bytes());
     }
 
     /// The wall clock of the extension is right again.
@@ -143,7 +142,7 @@ fn library() -> &'static Path {
 pub(crate) struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    /// So many bytes large. None, and said, where we may not mount.
+    /// A tmpfs of `size` bytes. `None`, and said, where we may not mount.
     pub(crate) fn mount(size: usize) -> Option<Self> {
         let tmpfs = Self(tempfile::tempdir().unwrap());
         let options = std::ffi::CString::new(format!("size={size}")).unwrap();
@@ -199,7 +198,7 @@ fn results(rig: &Rig) -> PathBuf {
     buffers(rig).join("results")
 }
 
-/// Waits until so many result lines are in the files.
+/// Waits until `lines` result lines are in the files.
 fn wait_on_disk(rig: &Rig, lines: usize) {
     rig.osqueryd
         .wait(&format!("{lines} lines on disk"), LIMIT, || (numbers_in(&results(rig)).len() == lines).then_some(()));
@@ -218,7 +217,7 @@ fn segments(journal: &Path) -> Vec<PathBuf> {
     names(journal).into_iter().filter(|name| name.ends_with(".ndjson")).map(|name| journal.join(name)).collect()
 }
 
-/// A line of exactly so many bytes.
+/// A line of exactly `bytes` bytes.
 fn long_line(n: u64, bytes: usize) -> String {
     let (head, tail) = (format!("{{\"n\":{n},\"x\":\""), "\"}");
     format!("{head}{}{tail}", "x".repeat(bytes - head.len() - tail.len()))
@@ -355,7 +354,7 @@ fn lines_in_memory_are_written_when_the_disk_accepts_them_whatever_the_server_do
 }
 
 #[test]
-fn a_disk_that_can_t_be_read_loses_no_line_keeps_nobody_busy_and_holds_up_no_other_line() {
+fn a_disk_that_can_t_be_read_loses_no_line_costs_no_processor_time_and_holds_up_no_other_line() {
     let (setup, faults) = Faults::of(Setup::new());
     let rig = setup.start();
     rig.log(&line(0));
@@ -366,7 +365,7 @@ fn a_disk_that_can_t_be_read_loses_no_line_keeps_nobody_busy_and_holds_up_no_oth
     faults.fail(&[Call::Read, Call::Write], Errno::IO);
     rig.server.resume().unwrap();
     rig.osqueryd.wait("reads that fail", LIMIT, || (faults.failed(Call::Read) > 0).then_some(()));
-    // What comes now waits in memory, and need not wait for what can't be read. Each line wakes whoever delivers: there
+    // What comes now waits in memory, and need not wait for what can't be read. Each line wakes the sender: there
     // is an attempt a period all the same, of a few reads.
     let failed = faults.failed(Call::Read);
     for n in 4..104 {
@@ -548,7 +547,7 @@ fn configurations_and_what_is_set_aside_are_not_kept_on_a_disk_that_refuses_and_
     rig.osqueryd.wait("the attempt to keep it", LIMIT, || (faults.failed(Call::Rename) > 0).then_some(()));
     assert_eq!(fs::read_to_string(&path).unwrap(), kept);
 
-    // A line that can't be set aside holds up nobody.
+    // A line that can't be set aside holds up no other.
     rig.server.stop();
     rig.log(&line(1));
     rig.log("this is no JSON");
@@ -590,7 +589,7 @@ fn what_is_in_the_way_of_a_journal_and_can_t_be_moved_aside_is_moved_later() {
     }
 }
 
-/// What a kill, a power cut or somebody's hand leaves behind.
+/// What a kill, a power cut or an operator leaves behind.
 struct Damage {
     what: &'static str,
     make: fn(&Path),
@@ -711,10 +710,10 @@ const DAMAGES: &[Damage] = &[
         delivered: &[0, 1, 2, 3, 4],
     },
     Damage {
-        what: "a large record of a dead process, and something of somebody's",
+        what: "a large record of a dead process, and a foreign file",
         make: |journal| {
             fs::write(journal.join("incoming-7"), "half a large record").unwrap();
-            fs::write(journal.join("notes.txt"), "somebody's").unwrap();
+            fs::write(journal.join("notes.txt"), "an operator's").unwrap();
         },
         said: " waited in the results journal at the start",
         aside: &[],
@@ -734,7 +733,7 @@ const DAMAGES: &[Damage] = &[
 ];
 
 #[test]
-fn damaged_and_foreign_files_stop_nobody_and_cost_no_other_line() {
+fn damaged_and_foreign_files_stop_nothing_and_cost_no_other_line() {
     for damage in DAMAGES {
         println!("{}", damage.what);
         let directory = tempfile::tempdir().unwrap();
@@ -757,8 +756,8 @@ fn damaged_and_foreign_files_stop_nobody_and_cost_no_other_line() {
         assert!(!names(&journal).iter().any(|name| name.starts_with("incoming-")), "{}", damage.what);
         assert_eq!(rig.server.result_count(), damage.delivered.len(), "{}: each once", damage.what);
         assert!(!rig.stderr().contains("dropped"), "{}: {}", damage.what, rig.stderr());
-        let is_somebody_s = damage.what.contains("somebody's");
-        assert_eq!(journal.join("notes.txt").exists(), is_somebody_s, "it is not ours");
+        let is_foreign = damage.what.contains("a foreign file");
+        assert_eq!(journal.join("notes.txt").exists(), is_foreign, "it is not ours");
     }
 }
 
@@ -769,7 +768,7 @@ fn files_deleted_under_the_extension_cost_the_lines_in_them_and_no_others() {
     (0..3).for_each(|n| rig.log(&line(n)));
     wait_on_disk(&rig, 3);
     segments(&results(&rig)).iter().for_each(|path| fs::remove_file(path).unwrap());
-    // Taken into a file without a name, until somebody looks.
+    // It goes into a file without a name, until the writer looks for its name.
     rig.log(&line(3));
     rig.said("the results journal's newest file was deleted by somebody: a new one begins");
     let ticks = ticks_of(rig.worker_pid());
@@ -798,10 +797,10 @@ fn files_deleted_under_the_extension_cost_the_lines_in_them_and_no_others() {
 #[test]
 fn lines_survive_when_both_processes_are_killed_at_random_moments() {
     let rig = Rig::start();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = fastrand::Rng::with_seed(3);
     let calls = load(&rig, || {
         for _ in 0..3 {
-            pass(below(&mut random, 200));
+            pass(Duration::from_micros(random.u64(..200_000)));
             rig.kill_both_and_wait();
         }
     });
@@ -814,7 +813,7 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
     let (setup, faults) = Faults::of(Setup::new());
     let rig = setup.start();
     rig.server.stop();
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = fastrand::Rng::with_seed(4);
     let mut safe = BTreeSet::new();
     let calls = load(&rig, || {
         for error in [Errno::IO, Errno::NOSPC, Errno::IO, Errno::NOSPC] {
@@ -826,7 +825,7 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
             let failed = faults.failed(Call::Write);
             faults.fail(&[Call::Write, Call::Sync], error);
             rig.osqueryd.wait("a refusal", LIMIT, || (faults.failed(Call::Write) > failed).then_some(()));
-            pass(below(&mut random, 100));
+            pass(Duration::from_micros(random.u64(..100_000)));
             safe.extend(numbers_in(&results(&rig)));
             rig.kill_both_and_wait();
             faults.heal();
@@ -836,14 +835,6 @@ fn what_is_on_disk_survives_kills_while_the_disk_refuses() {
     rig.server.resume().unwrap();
     all_delivered(&rig, &safe.into_iter().collect::<Vec<u64>>());
     assert!(!rig.stderr().contains("damaged"), "{}", rig.stderr());
-}
-
-/// A time of less than so many milliseconds; xorshift is random enough for that.
-fn below(random: &mut u64, milliseconds: u64) -> Duration {
-    *random ^= *random << 13;
-    *random ^= *random >> 7;
-    *random ^= *random << 17;
-    Duration::from_micros(*random % (milliseconds * 1000))
 }
 
 #[test]

@@ -12,22 +12,14 @@ use std::time::{Duration, Instant};
 use osquery_remote_tls::control::{self, Order};
 use osquery_remote_tls::extension::registry::{Plugin, Registry, RegistryName, Reply, StringMap};
 use osquery_remote_tls::extension::service::Service;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::Signal;
 
 use serde_json::json;
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, pass};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, is_alive, line, pass, signal};
 
 /// Kills of the worker in the quick form of the crash test; `CRASH_KILLS` sets another number.
 const KILLS: u32 = 25;
-
-fn signal(process: u32, signal: Signal) {
-    kill_process(Pid::from_raw(i32::try_from(process).unwrap()).unwrap(), signal).unwrap();
-}
-
-fn is_alive(process: u32) -> bool {
-    test_kill_process(Pid::from_raw(i32::try_from(process).unwrap()).unwrap()).is_ok()
-}
 
 /// Waits until another worker than this one is there.
 fn successor(rig: &Rig, predecessor: u32) -> u32 {
@@ -39,7 +31,7 @@ fn successor(rig: &Rig, predecessor: u32) -> u32 {
 pub(crate) struct Calls {
     /// The numbers of the lines that were taken.
     pub(crate) taken: Vec<u64>,
-    /// Calls that failed since nobody listened.
+    /// Calls that failed since no process listened.
     pub(crate) refused: Vec<String>,
     /// Calls that failed in the middle.
     pub(crate) broken: usize,
@@ -88,27 +80,15 @@ pub(crate) fn all_delivered(rig: &Rig, taken: &[u64]) {
     assert!(lost.is_empty(), "{} of {} lines are lost: {lost:?}", lost.len(), taken.len());
 }
 
-/// xorshift, random enough for moments.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
 #[test]
 fn a_worker_killed_again_and_again_costs_no_call_and_no_line() {
     let kills = std::env::var("CRASH_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
     let rig = Rig::start();
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut random = fastrand::Rng::with_seed(1);
     let calls = load(&rig, || {
         let mut worker = rig.worker_pid();
         for _ in 0..kills {
-            pass(Duration::from_micros(random.below(40_000)));
+            pass(Duration::from_micros(random.u64(..40_000)));
             signal(worker, Signal::KILL);
             worker = successor(&rig, worker);
         }
@@ -154,10 +134,10 @@ fn calls_that_a_killed_worker_was_at_are_answered_by_the_next_one() {
                 })
             })
             .collect();
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = fastrand::Rng::with_seed(2);
         let mut worker = rig.worker_pid();
         for _ in 0..15 {
-            pass(Duration::from_micros(random.below(60_000)));
+            pass(Duration::from_micros(random.u64(..60_000)));
             signal(worker, Signal::KILL);
             worker = successor(&rig, worker);
         }
@@ -398,7 +378,7 @@ fn a_front_gets_along_with_a_worker_of_another_version() {
     replace(&rig, script.as_bytes());
     rig.said("has taken over");
     assert!(rig.config().1.contains("of_another_version"));
-    // Its lines are taken, although nobody sends them.
+    // Its lines are taken, although no worker sends them.
     (1..20).for_each(|n| rig.log(&line(n)));
     assert!(rig.osqueryd.call("distributed", "remote_tls", &[("action", b"getQueries")]).unwrap().code != 0);
     // And back.

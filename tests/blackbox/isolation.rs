@@ -1,4 +1,5 @@
-//! One line that the server refuses, in whatever way, stops no other line; and in an outage none is given up.
+//! One line that the server refuses, in whatever way, stops no other line; and in an outage none is given up. The case
+//! poison-line (launcher#445, kolide/fleet#2014, osquery#7150).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ const POISON: &str = "poison";
 /// Lines that are logged at once.
 const LINES: u64 = 30;
 
-/// Requests that are made for so many lines at most, of which so many are refused, as docs/reliability.md says.
+/// The most requests that are made for `lines` lines, of which `refused` are refused, as docs/reliability.md says.
 fn bound(lines: u64, refused: usize) -> usize {
     (refused + 1) * (2 * lines.next_power_of_two().ilog2() as usize + 10)
 }
@@ -271,6 +272,8 @@ fn refused_results_of_a_distributed_query_stop_no_others() {
     }
 }
 
+/// The case of the early 413 (psf/requests#2422, httpie/cli#600, Rocket#2783): the client was still sending, took the
+/// closed connection for an error of its own, and lines were stuck.
 #[test]
 fn a_server_that_calls_a_request_too_large_from_its_head_gets_smaller_ones() {
     let rig = Rig::start();

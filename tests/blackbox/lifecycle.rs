@@ -7,26 +7,18 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::Signal;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{BINARY, LIMIT, Rig, Setup, extension_of, line, program};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, extension_of, is_alive, line, pass, program, signal};
 
 /// The end takes less than this, as the invariant has it.
 const END_LIMIT: Duration = Duration::from_secs(3);
 
-fn pid(raw: u32) -> Pid {
-    Pid::from_raw(i32::try_from(raw).unwrap()).unwrap()
-}
-
-fn is_alive(process: u32) -> bool {
-    test_kill_process(pid(process)).is_ok()
-}
-
 fn wait_until_gone(process: u32, limit: Duration) {
     let deadline = Instant::now() + limit;
     while is_alive(process) && Instant::now() < deadline {
-        std::thread::yield_now();
+        pass(Duration::from_millis(1));
     }
     assert!(!is_alive(process), "process {process} is still there after {limit:?}");
 }
@@ -68,16 +60,16 @@ fn it_registers_and_takes_lines_with_settings_that_make_no_request_possible() {
 
 #[test]
 fn every_way_to_end_is_clean_and_quick() {
-    for signal in [Some(Signal::TERM), Some(Signal::INT), None] {
+    for ending in [Some(Signal::TERM), Some(Signal::INT), None] {
         let rig = Rig::start();
         rig.log(&line(0));
         let uuid = rig.wait_attached();
         let socket = rig.directory.path().join(format!("osquery.em.{uuid}"));
         let process = rig.pid();
-        match signal {
-            Some(signal) => {
+        match ending {
+            Some(by_signal) => {
                 let asked = Instant::now();
-                kill_process(pid(process), signal).unwrap();
+                signal(process, by_signal);
                 let exit = rig
                     .osqueryd
                     .wait("the end", LIMIT, || rig.osqueryd.exits().into_iter().find(|exit| exit.pid == process));
@@ -91,7 +83,7 @@ fn every_way_to_end_is_clean_and_quick() {
                 assert_eq!(report.sockets_left, Vec::<std::path::PathBuf>::new());
             }
         }
-        assert!(!socket.exists(), "the socket is left behind after {signal:?}");
+        assert!(!socket.exists(), "the socket is left behind after {ending:?}");
     }
 }
 
@@ -152,11 +144,11 @@ fn a_worker_that_stays_away_for_seconds_is_waited_for() {
     let process = rig.pid();
     rig.osqueryd.kill_worker();
     rig.said("osqueryd's process is gone: waiting for the next one");
-    // Longer than any of osqueryd's own timeouts would be dull here; that it waits at all is the point.
+    // osqueryd's own timeouts are longer; a test of that length would show no more.
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
         assert!(is_alive(process));
-        std::thread::yield_now();
+        pass(Duration::from_millis(10));
     }
     rig.osqueryd.start_worker().unwrap();
     rig.wait_attached();
@@ -232,7 +224,7 @@ fn wait_for_child(parent: u32, directory: &Path) -> u32 {
             _ if Instant::now() > deadline => {
                 panic!("no extension:\n{}", fs::read_to_string(directory.join("log")).unwrap_or_default())
             }
-            _ => std::thread::yield_now(),
+            _ => pass(Duration::from_millis(1)),
         }
     }
 }
@@ -249,7 +241,7 @@ fn a_second_copy_says_so_once_and_leaves_the_first_alone() {
     rig.log(&line(1));
     assert_eq!(rig.delivered(2), [0, 1]);
     assert!(second.try_wait().unwrap().is_none(), "osqueryd would start it again and again");
-    kill_process(pid(second.id()), Signal::TERM).unwrap();
+    signal(second.id(), Signal::TERM);
     assert_eq!(second.wait().unwrap().code(), Some(0));
     assert!(said.next().is_none(), "once");
 }

@@ -4,9 +4,14 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use testkit::server::{Answer, Endpoint};
+use testkit::server::{Answer, Endpoint, Recorded};
 
 use crate::rig::{LIMIT, Rig, Setup, line};
+
+/// How many lines a log request has.
+fn lines_of(request: &Recorded) -> usize {
+    request.json.as_ref().unwrap()["data"].as_array().unwrap().len()
+}
 
 #[test]
 fn lines_arrive_in_order_as_they_were() {
@@ -172,11 +177,8 @@ fn batches_are_bounded_by_lines_and_the_flush_does_not_stop_before_the_buffer_is
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(50), (0..50).collect::<Vec<u64>>());
     let requests: Vec<_> = rig.result_requests().into_iter().filter(|request| request.answer_status == 200).collect();
-    let sizes: Vec<usize> = requests
-        .iter()
-        .filter(|request| !request.answer_body.contains("node_invalid"))
-        .map(|request| request.json.as_ref().unwrap()["data"].as_array().unwrap().len())
-        .collect();
+    let sizes: Vec<usize> =
+        requests.iter().filter(|request| !request.answer_body.contains("node_invalid")).map(lines_of).collect();
     assert!(sizes.iter().all(|&size| (1..=7).contains(&size)), "{sizes:?}");
     assert!(sizes.len() >= 8, "{sizes:?}");
     // Eight requests at one a period would have taken 21 s.
@@ -258,12 +260,7 @@ fn a_server_that_takes_small_requests_only_gets_them() {
     rig.server.script(Endpoint::Log, [Answer::empty(413), Answer::empty(413), Answer::empty(413)]);
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(65), (0..=64).collect::<Vec<u64>>());
-    let sizes: Vec<usize> = rig
-        .result_requests()
-        .iter()
-        .skip(1)
-        .map(|request| request.json.as_ref().unwrap()["data"].as_array().unwrap().len())
-        .collect();
+    let sizes: Vec<usize> = rig.result_requests().iter().skip(1).map(lines_of).collect();
     assert_eq!(sizes[..5], [64, 32, 16, 8, 16], "halved, and doubled after a success");
 }
 
@@ -296,12 +293,7 @@ fn a_server_that_is_too_slow_gets_smaller_requests() {
     rig.server.script(Endpoint::Log, [Answer::empty(408), Answer::empty(408)]);
     rig.server.resume().unwrap();
     assert_eq!(rig.delivered(17), (0..=16).collect::<Vec<u64>>());
-    let sizes: Vec<usize> = rig
-        .result_requests()
-        .iter()
-        .skip(1)
-        .map(|request| request.json.as_ref().unwrap()["data"].as_array().unwrap().len())
-        .collect();
+    let sizes: Vec<usize> = rig.result_requests().iter().skip(1).map(lines_of).collect();
     assert_eq!(sizes[..4], [16, 8, 4, 8]);
 }
 
@@ -481,8 +473,7 @@ fn an_old_backlog_is_sent_at_a_share_of_its_own_rate_and_a_recent_one_at_once() 
     let numbers = rig.delivered(3);
     assert!(numbers.len() < 20, "{numbers:?}");
     assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
-    let lines = |request: testkit::server::Recorded| request.json.unwrap()["data"].as_array().unwrap().len();
-    assert!(rig.result_requests().into_iter().map(lines).all(|lines| lines <= 2));
+    assert!(rig.result_requests().iter().map(lines_of).all(|lines| lines <= 2));
     // An outage of a moment.
     let rig = Rig::start();
     rig.config();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line, mode};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, line, mode, signal};
 
 /// A sample's labels, and its value.
 type Sample = (BTreeMap<String, String>, f64);
@@ -102,8 +102,7 @@ fn named_in(document: &str) -> BTreeSet<&'static str> {
 /// A fresh file: a worker writes one as soon as it begins.
 fn fresh(rig: &Rig, path: &Path) -> String {
     let _ = fs::remove_file(path);
-    let front = rustix::process::Pid::from_raw(i32::try_from(rig.pid()).unwrap()).unwrap();
-    rustix::process::kill_process(front, rustix::process::Signal::HUP).unwrap();
+    signal(rig.pid(), rustix::process::Signal::HUP);
     rig.osqueryd.wait("the metrics", LIMIT, || fs::read_to_string(path).ok())
 }
 

@@ -93,7 +93,7 @@ fn a_client_key_on_p_521_is_refused_by_name() {
     let setup = Setup::new().flag("tls_enroll_max_attempts", "1");
     let cert = setup.file("client.pem", include_str!("../kit/fixtures/p521-leaf.pem"));
     let key = setup.file("client.key", include_str!("../kit/fixtures/p521-pkcs8.key"));
-    let setup = setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap());
+    let setup = setup.client_certificate(&cert, &key);
     let message = setup.start().refusal();
     assert!(message.contains("client.pem can't be used: with its key: "), "{message}");
 }
@@ -133,7 +133,7 @@ fn enroll_with(headers: &str) -> Rig {
     // It ends with the test's process.
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            // Whoever doesn't like the answer hangs up.
+            // A client that doesn't like the answer hangs up.
             let _ = answer_once(client, &tls, &answer);
         }
     });

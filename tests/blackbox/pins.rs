@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::rig::{LIMIT, Rig, Setup, line};
 
-/// A key that nobody has.
+/// The pin of a key that no certificate here has.
 pub(crate) const SPARE: &str = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
 
 const REFUSED: &str = "neither the server's key nor that of an issuer is one of tls_pins";
@@ -106,7 +106,7 @@ fn a_pin_takes_the_place_of_no_other_judgement() {
 }
 
 #[test]
-fn a_pin_that_is_none_is_named_and_nobody_is_asked() {
+fn a_pin_that_can_t_be_read_is_named_and_no_connection_is_made() {
     let (root, _, identity) = chain();
     let rig = setup(&format!("{},c2hvcnQ=", pin(&root.cert_pem())), &root.cert_pem(), &identity).start();
     let message = refusal(&rig);

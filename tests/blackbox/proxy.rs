@@ -1,4 +1,4 @@
-//! `proxy_hostname`: a scripted proxy, and a packaged one where there is one.
+//! `proxy_hostname`: a scripted proxy, and one of a package if that is installed.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -139,7 +139,7 @@ fn free_port() -> u16 {
 fn wait_for(port: u16) {
     let deadline = Instant::now() + LIMIT;
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        assert!(Instant::now() < deadline, "nobody listens on {port}");
+        assert!(Instant::now() < deadline, "no proxy listens on {port}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
 }

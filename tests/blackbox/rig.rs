@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::certs::default_authority;
@@ -72,6 +72,11 @@ impl Setup {
     pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
         self.osqueryd.flags.insert(name.to_owned(), value.to_owned());
         self
+    }
+
+    /// The host has this client certificate and its key.
+    pub(crate) fn client_certificate(self, cert: &Path, key: &Path) -> Self {
+        self.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap())
     }
 
     pub(crate) fn without_flag(mut self, name: &str) -> Self {
@@ -185,7 +190,7 @@ impl Rig {
     pub(crate) fn kill_both(&self) {
         for process in [self.pid(), self.worker_pid()] {
             // The worker may have ended by itself a moment ago, now that the front is gone.
-            let _ = kill_process(Pid::from_raw(i32::try_from(process).unwrap()).unwrap(), Signal::KILL);
+            let _ = kill_process(pid(process), Signal::KILL);
         }
     }
 
@@ -221,7 +226,7 @@ impl Rig {
         outcome.rows.into_iter().next().unwrap().into_iter().next().unwrap()
     }
 
-    /// Waits until the server has accepted so many result lines, and answers their `n` members in order.
+    /// Waits until the server has accepted `count` result lines, and answers their `n` members in order.
     pub(crate) fn delivered(&self, count: usize) -> Vec<u64> {
         self.server.wait(&format!("{count} result lines"), LIMIT, |server| {
             (server.result_count() >= count).then(|| numbers(&server.results()))
@@ -318,7 +323,7 @@ pub(crate) fn program(package: &str, name: &str) -> PathBuf {
     testkit::programs::program(package, name).unwrap()
 }
 
-/// The records that wait in a journal's directory: those behind its cursor, read as anybody can read them.
+/// The records that wait in a journal's directory: those behind its cursor, read as plain files.
 pub(crate) fn waiting_in(directory: &Path) -> Vec<String> {
     let mut segments: Vec<PathBuf> = std::fs::read_dir(directory)
         .into_iter()
@@ -360,6 +365,24 @@ pub(crate) fn memory_of(process: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn pid(process: u32) -> Pid {
+    Pid::from_raw(i32::try_from(process).unwrap()).unwrap()
+}
+
+pub(crate) fn signal(process: u32, signal: Signal) {
+    kill_process(pid(process), signal).unwrap();
+}
+
+/// Whether the process is there, be it as a zombie.
+pub(crate) fn is_alive(process: u32) -> bool {
+    test_kill_process(pid(process)).is_ok()
+}
+
+/// The seconds since 1970, as lines and osqueryd's store have them.
+pub(crate) fn unix_time() -> i64 {
+    time::OffsetDateTime::now_utc().unix_timestamp()
 }
 
 /// Returns after this time: for what must not happen meanwhile.

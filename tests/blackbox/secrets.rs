@@ -6,7 +6,7 @@ use testkit::server::{Answer, Endpoint};
 use crate::rig::{LIMIT, SECRET, Setup, line};
 use crate::tables::TABLES;
 
-/// What comes to the socket until somebody says that it is over.
+/// What comes to the socket, until a packet says that it is over.
 fn collect(socket: &std::os::unix::net::UnixDatagram) -> String {
     let mut packets = String::new();
     let mut packet = [0; 2048];

@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::rig::{BINARY, LIMIT, child_of, extension_of, program};
+use crate::rig::{BINARY, LIMIT, child_of, extension_of, is_alive, program};
 
 fn soak(minutes: &str) -> Command {
     let mut soak = Command::new(program("testkit", "soak"));
@@ -40,10 +40,9 @@ fn an_interrupted_soak_ends_what_it_has_started() {
     assert!(said.last().unwrap().starts_with("interrupted after"), "{said:?}");
     let deadline = Instant::now() + LIMIT;
     for process in [front, worker] {
-        let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
-        while test_kill_process(process).is_ok() && Instant::now() < deadline {
+        while is_alive(process) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(test_kill_process(process).is_err(), "{process:?} is still there");
+        assert!(!is_alive(process), "{process} is still there");
     }
 }

@@ -1,20 +1,20 @@
-//! The tables: what they tell after known events, that they wait for nobody, and the ways in which they are asked.
+//! The tables: what they tell after known events, that they wait for neither osqueryd nor the server, and the ways in which they are asked.
 
 use std::time::{Duration, Instant};
 
 use rcgen::date_time_ymd;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
 use testkit::certs::{Authority, default_authority};
 use testkit::osqueryd::Row;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup, child_of, line};
+use crate::rig::{LIMIT, Rig, Setup, child_of, line, signal, unix_time};
 
 pub(crate) const TABLES: [&str; 4] =
     ["remote_tls_endpoints", "remote_tls_buffer", "remote_tls_enrollment", "remote_tls_rejected"];
 
-/// However busy the machine is: an answer that waited for anybody would take ten seconds or more.
+/// However busy the machine is: an answer that waited for osqueryd or the server would take ten seconds or more.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn rows(rig: &Rig, sql: &str) -> Vec<Row> {
@@ -47,17 +47,13 @@ fn numbers<const N: usize>(row: &Row, columns: [&str; N]) -> [i64; N] {
     columns.map(|column| number(row, column))
 }
 
-fn now() -> i64 {
-    time::OffsetDateTime::now_utc().unix_timestamp()
-}
-
 fn is_just_now(time: i64) -> bool {
-    (now() - 60..=now()).contains(&time)
+    (unix_time() - 60..=unix_time()).contains(&time)
 }
 
 fn kill_worker(rig: &Rig) {
     let worker = rig.worker_pid();
-    kill_process(Pid::from_raw(i32::try_from(worker).unwrap()).unwrap(), Signal::KILL).unwrap();
+    signal(worker, Signal::KILL);
     rig.osqueryd.wait("another worker", LIMIT, || child_of(rig.pid()).filter(|&successor| successor != worker));
 }
 
@@ -136,7 +132,11 @@ fn a_wait_that_the_server_asks_for_is_told() {
         let until = number(&wait(&rig, "a back-off", || endpoint(&rig, name), is), "backoff_until");
         let asked = "the server answered HTTP 503; it asks to be left alone for 10 min";
         assert!(endpoint(&rig, name)["last_error"].ends_with(asked), "{:?}", endpoint(&rig, name));
-        assert!((now() + 500..=now() + 1201).contains(&until), "{name}: {until}, and it is {}", now());
+        assert!(
+            (unix_time() + 500..=unix_time() + 1201).contains(&until),
+            "{name}: {until}, and it is {}",
+            unix_time()
+        );
     }
     assert_eq!(endpoint(&rig, "enroll")["backoff_until"], "0");
 }
@@ -146,7 +146,7 @@ fn lines_are_counted_while_they_wait_and_when_they_are_delivered() {
     let rig = Setup::new().flag("buffered_log_max", "500").own_flag("--buffer_max_bytes=5000000").start();
     rig.config();
     rig.server.stop();
-    let (padding, first) = ("x".repeat(1000), now());
+    let (padding, first) = ("x".repeat(1000), unix_time());
     for n in 0..50 {
         rig.log(&format!("{{\"n\":{n},\"unixTime\":{},\"x\":\"{padding}\"}}", first + n));
     }
@@ -288,8 +288,7 @@ fn enrollments_of_other_kinds_are_told() {
     let setup = Setup::new();
     let (cert, key) = authority.issue_client("host").write(setup.path(), "client");
     let rig = setup
-        .flag("tls_client_cert", cert.to_str().unwrap())
-        .flag("tls_client_key", key.to_str().unwrap())
+        .client_certificate(&cert, &key)
         .without_flag("enroll_secret_path")
         .flag("enroll_secret_env", "SECRET_OF_THE_TESTS")
         .flag("host_identifier", "specified")

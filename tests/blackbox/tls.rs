@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::certs::{Authority, default_authority};
 use testkit::server::{Answer, Endpoint, TlsVersions};
 
-use crate::rig::{LIMIT, Setup, line};
+use crate::rig::{LIMIT, Setup, line, pass};
 
 #[test]
 fn both_tls_versions_are_spoken() {
@@ -20,8 +20,7 @@ fn a_client_certificate_is_shown_on_every_endpoint() {
     let clients = Authority::new("clients");
     let setup = Setup::new().server(|server| server.client_ca_pem = Some(clients.cert_pem()));
     let (cert, key) = clients.issue_client("host").write(setup.path(), "client");
-    let rig =
-        setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap()).start();
+    let rig = setup.client_certificate(&cert, &key).start();
     rig.config();
     rig.log(&line(0));
     rig.delivered(1);
@@ -65,10 +64,7 @@ fn connections_are_kept_or_not_as_the_flag_says() {
 fn a_connection_idle_for_too_long_is_not_used_again() {
     let rig = Setup::new().flag("tls_session_timeout", "1").start();
     rig.config();
-    let idle_since = Instant::now();
-    while idle_since.elapsed() < Duration::from_millis(1100) {
-        std::thread::yield_now();
-    }
+    pass(Duration::from_millis(1100));
     rig.config();
     let of = |index: usize| rig.server.requests_to(Endpoint::Config)[index].connection;
     assert_ne!(of(0), of(1));
@@ -134,7 +130,7 @@ fn a_kept_connection_ends_when_the_client_certificate_or_its_key_changes() {
     let clients = Authority::new("clients");
     let setup = Setup::new().server(|server| server.client_ca_pem = Some(clients.cert_pem()));
     let (cert, key) = clients.issue_client("host").write(setup.path(), "client");
-    let flagged = setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap());
+    let flagged = setup.client_certificate(&cert, &key);
     let rig = flagged.start();
     rig.config();
     rig.config();
@@ -175,8 +171,7 @@ fn keys_in_every_form_are_taken_and_encrypted_ones_are_named() {
             .server(|server| server.client_ca_pem = Some(clients.cert_pem()));
         let cert = setup.file("client.pem", &clients.certify_client("host", pkcs8));
         let key = setup.file("client.key", key);
-        let rig =
-            setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap()).start();
+        let rig = setup.client_certificate(&cert, &key).start();
         if form == "encrypted" {
             let message = rig.refusal();
             assert!(message.contains("client.key can't be used: it holds no unencrypted private key"), "{message}");
@@ -194,8 +189,7 @@ fn a_client_s_whole_chain_is_shown() {
     let client = middle.issue_client("host");
     let cert = setup.file("client.pem", &format!("{}{}", client.cert_pem, middle.cert_pem()));
     let key = setup.file("client.key", &client.key_pem);
-    let rig =
-        setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap()).start();
+    let rig = setup.client_certificate(&cert, &key).start();
     rig.config();
 }
 
@@ -210,8 +204,7 @@ fn a_client_certificate_replaced_on_disk_is_used_at_the_next_connection() {
     let stranger = Authority::new("strangers").issue_client("host");
     let cert = setup.file("client.pem", &stranger.cert_pem);
     let key = setup.file("client.key", &stranger.key_pem);
-    let rig =
-        setup.flag("tls_client_cert", cert.to_str().unwrap()).flag("tls_client_key", key.to_str().unwrap()).start();
+    let rig = setup.client_certificate(&cert, &key).start();
     assert!(rig.refusal().contains("refused our client certificate"), "{}", rig.refusal());
     let ours = clients.issue_client("host");
     fs::write(&key, &ours.key_pem).unwrap();

@@ -305,7 +305,7 @@ fn an_authority_limited_to_some_names_can_t_vouch_for_others_by_a_common_name() 
     assert!(refusal(&trusting(&limited.pem(), identity)).contains("another name"));
 }
 
-/// After the case san-without-dns-name.
+/// The case san-without-dns-name.
 #[test]
 fn the_common_name_counts_where_the_alternative_names_are_no_dns_names() {
     let authority = Authority::new("ours");
@@ -331,7 +331,7 @@ fn the_common_name_counts_where_the_alternative_names_are_no_dns_names() {
     }
 }
 
-/// After the case pem-forms.
+/// The case pem-forms.
 #[test]
 fn pem_may_have_a_byte_order_mark_and_the_older_labels() {
     let authority = Authority::new("ours");
@@ -381,7 +381,7 @@ fn in_2020(params: &mut CertificateParams) {
     params.not_after = rcgen::date_time_ymd(2021, 1, 1);
 }
 
-/// After the case expired-root.
+/// The case expired-root.
 #[test]
 fn an_authority_out_of_its_time_is_none() {
     let old = authority("old root", in_2020);
@@ -406,7 +406,7 @@ fn an_authority_out_of_its_time_is_none() {
 }
 
 #[test]
-fn whoever_is_not_meant_to_sign_is_no_authority() {
+fn a_certificate_that_is_not_meant_to_sign_is_no_authority() {
     let digital = |params: &mut CertificateParams| params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     let clients =
         |params: &mut CertificateParams| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

@@ -33,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Our processes are gone this long after osqueryd's: 2 s are promised.
 const GONE_WITHIN: Duration = Duration::from_secs(4);
 
-/// A failed test shows so much of each log.
+/// The end of each log that a failed test shows, in bytes.
 const SHOWN: usize = 6_000;
 
 /// The osqueryd to be tried, and a place among the tests that run at the same time.

@@ -9,7 +9,7 @@ use testkit::server::Endpoint;
 
 use crate::rig::{Host, Real, real};
 
-/// What differs from one run to the next, whoever logs; the values are masked in both.
+/// What differs from one run to the next with every logger; the values are masked in both.
 const MASKED: [&str; 3] = ["calendarTime", "unixTime", "counter"];
 
 /// Columns of each type, and text that JSON must escape.

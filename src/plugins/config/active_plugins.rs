@@ -25,7 +25,7 @@ const FLAGS: [&str; 3] = ["config_plugin", "logger_plugin", "distributed_plugin"
 /// The plugins whose places ours take.
 const BUILT_IN: &str = "tls";
 
-/// A list of plugins with more bytes than this, as it is written, is none.
+/// The longest list of plugins that is looked at, in bytes as it is written.
 const LONGEST_LIST: usize = 4096;
 
 /// Knows what the host's operator wants, and sees to it.

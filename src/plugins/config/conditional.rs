@@ -22,7 +22,7 @@ const ETAG: &str = "etag";
 /// In an answer: the etag that the request named is still right. No server gives it to a configuration.
 const UNCHANGED: &str = "ok";
 
-/// A longer one, in bytes as it is written, is none.
+/// The longest etag that is used, in bytes as it is written.
 const LONGEST: usize = 1024;
 
 /// A configuration that the server gave, and could be used.

@@ -43,7 +43,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// In this directory.
+    /// The kept configuration in this directory. Nothing is read or made yet.
     pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join(FILE), origin: directory.join(ORIGIN), failures: Streak::default() }
     }
@@ -58,7 +58,7 @@ impl Kept {
         kept(&self.origin)
     }
 
-    /// Keeps a configuration; a failure is said, and is none for the caller.
+    /// Keeps a configuration. A failure is logged, and the caller goes on without it.
     pub(super) fn keep(&self, received: &Received) {
         match self.write(received) {
             Ok(()) => {

@@ -64,13 +64,13 @@ pub struct Config {
     active_plugins: Arc<ActivePlugins>,
     announce: Announce,
     kept: Kept,
-    /// Done by [`Config::run`].
+    /// Requests for a configuration, made by [`Config::run`] for all calls that wait.
     fetching: Arc<Errand<Fetched>>,
     state: Mutex<State>,
     streaks: Streaks,
 }
 
-/// Tells those who go by the configuration that osqueryd has another one, as the server gave it.
+/// Called with each configuration that osqueryd has from now on, as the server gave it: for parts that depend on it.
 pub type Announce = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Failures in a row of each kind.
@@ -145,7 +145,7 @@ impl Config {
                 (Next::End, _) => return,
                 (Next::Asked(ticket), _) => ticket,
                 (Next::Look, _) if !self.state().owed => continue,
-                (Next::Look, Some(at)) if Instant::now() >= at => self.fetching.everybody(),
+                (Next::Look, Some(at)) if Instant::now() >= at => self.fetching.last_ticket(),
                 (Next::Look, Some(_)) => continue,
                 // A call has just been answered without one.
                 (Next::Look, None) => {
@@ -174,7 +174,7 @@ impl Config {
         match fetched {
             _ if !self.state().owed => Owed::Nothing,
             // The call that waited hands it on.
-            Ok(_) if taken == Taken::BySomebody => Owed::Nothing,
+            Ok(_) if taken == Taken::Claimed => Owed::Nothing,
             Ok(document) if self.state().delivered.as_ref() == Some(&document) => {
                 self.state().owed = false;
                 log::debug!("the server gives the configuration that osqueryd has");

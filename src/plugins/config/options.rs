@@ -187,7 +187,7 @@ mod tests {
             with_values("{\"options\" :{ \"a\": 1 ,\"b\":1,\"\\u0061\":1, \"a\":3}, \"a\":1}\n", swap).as_deref(),
             Some("{\"options\" :{ \"a\": [2] ,\"b\":1,\"\\u0061\":[2], \"a\":3}, \"a\":1}\n")
         );
-        // osqueryd goes by the first object of that name, serde's readers by the last.
+        // osqueryd reads the first object of that name, serde's readers the last.
         assert_eq!(
             with_values(r#"{"options":{"a":1},"options":{"a":1}}"#, swap).as_deref(),
             Some(r#"{"options":{"a":[2]},"options":{"a":[2]}}"#)

@@ -23,14 +23,14 @@ const FLAG: &str = "logger_event_type";
 
 /// What the server or the operator wants of `logger_event_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
+enum LineFormat {
     /// A line for each row.
     EventLines,
     /// A line for a query's whole difference, also at the server.
     Batches,
 }
 
-impl Word {
+impl LineFormat {
     /// What a flag's value, or an option's as text, means.
     fn of(value: &str) -> Self {
         match value {
@@ -53,16 +53,16 @@ pub struct WholeQueries {
     /// The last good configuration: osqueryd doesn't ask a worker that takes another one's place for one.
     kept: PathBuf,
     /// What is said of the flag while osqueryd has the last configuration that was handed on; `None` before the first.
-    said: Mutex<Option<Option<Word>>>,
+    said: Mutex<Option<Option<LineFormat>>>,
 }
 
 /// What counts of a running osqueryd; nothing can change it before another one runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Osqueryd {
-    /// The flag `logger_plugin`.
+    /// The value of `logger_plugin`: names with commas between them.
     loggers: String,
     /// What the operator said of our flag.
-    operator: Option<Word>,
+    operator: Option<LineFormat>,
 }
 
 impl WholeQueries {
@@ -84,7 +84,7 @@ impl WholeQueries {
     /// then.
     pub(super) fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, limits: ConfigLimits) -> Cow<'a, str> {
         let osqueryd = lock(&self.osqueryd).clone();
-        *lock(&self.said) = Some(osqueryd.word(document));
+        *lock(&self.said) = Some(osqueryd.format_asked_for(document));
         osqueryd.hand_on(document, expand, limits)
     }
 
@@ -94,15 +94,15 @@ impl WholeQueries {
         match expand {
             ExpandEvents::Always => true,
             ExpandEvents::Never => false,
-            ExpandEvents::Auto => self.said() != Some(Word::Batches),
+            ExpandEvents::Auto => self.said() != Some(LineFormat::Batches),
         }
     }
 
-    fn said(&self) -> Option<Word> {
+    fn said(&self) -> Option<LineFormat> {
         let osqueryd = lock(&self.osqueryd).clone();
         *lock(&self.said).get_or_insert_with(|| {
             // Without a kept configuration osqueryd has none either, as far as is known here.
-            osqueryd.word(&kept(&self.kept).unwrap_or_default())
+            osqueryd.format_asked_for(&kept(&self.kept).unwrap_or_default())
         })
     }
 }
@@ -111,17 +111,16 @@ impl Osqueryd {
     fn of(options: &Options, command_line: Option<&[String]>) -> Self {
         let flag = |name: &str| options.get(name).cloned().unwrap_or_default();
         let operator = match FlagSources::of(command_line).value_of(FLAG) {
-            Ok(value) => value.as_deref().map(Word::of),
+            Ok(value) => value.as_deref().map(LineFormat::of),
             // The flag's value may be of a configuration's making: it is believed only where there is nothing better.
-            Err(Unread) => {
-                Some(Word::of(&flag(FLAG))).filter(|word| *word == Word::Batches && options.contains_key(FLAG))
-            }
+            Err(Unread) => Some(LineFormat::of(&flag(FLAG)))
+                .filter(|format| *format == LineFormat::Batches && options.contains_key(FLAG)),
         };
         Self { loggers: flag("logger_plugin"), operator }
     }
 
     fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, limits: ConfigLimits) -> Cow<'a, str> {
-        let wanted = expand == ExpandEvents::Auto && self.has_only_ours() && self.word(document).is_none();
+        let wanted = expand == ExpandEvents::Auto && self.has_only_ours() && self.format_asked_for(document).is_none();
         let changed = wanted.then(|| with_option(document, FLAG, "false")).flatten();
         match changed.filter(|changed| configuration::judge(changed, limits).is_ok()) {
             Some(changed) => Cow::Owned(changed),
@@ -130,8 +129,8 @@ impl Osqueryd {
     }
 
     /// The server's word counts more than the operator's, as osqueryd has it.
-    fn word(&self, document: &str) -> Option<Word> {
-        Word::of_server(document).or(self.operator)
+    fn format_asked_for(&self, document: &str) -> Option<LineFormat> {
+        LineFormat::of_server(document).or(self.operator)
     }
 
     fn has_only_ours(&self) -> bool {
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_queries_are_asked_for_where_nobody_said_otherwise() {
+    fn whole_queries_are_asked_for_where_no_flag_and_no_option_says_otherwise() {
         let alone = with("remote_tls", &[]);
         assert!(alone.expands(AUTO), "lines of an osqueryd that another worker gave its configuration");
         assert_eq!(alone.hand_on(DOCUMENT, AUTO, MOST), CHANGED);

@@ -29,11 +29,11 @@ pub(super) const TABLE: Table = Table {
 /// The state of a stream, as the row of the table shows it.
 #[derive(Clone, Debug)]
 pub struct StreamStatus {
-    /// Its name.
+    /// The stream's name, which is also its journal's.
     pub name: &'static str,
-    /// Lines that wait.
+    /// Lines that wait, on disk and in memory.
     pub waiting_lines: u64,
-    /// Bytes of their records.
+    /// Bytes of the records that these lines are in.
     pub waiting_bytes: u64,
     /// When the oldest of them on the disk was made, in Unix seconds; 0 without one, and when it doesn't say.
     pub oldest_time: i64,

@@ -24,7 +24,7 @@ use crate::secret::redact;
 pub struct Sources {
     /// Requests and the enrollment.
     pub node: Arc<Node>,
-    /// The streams.
+    /// The streams of lines, in the order of the rows.
     pub streams: Vec<Stream>,
     /// The directory of their journals.
     pub directory: PathBuf,
@@ -40,7 +40,7 @@ impl Sources {
 
 /// A stream of lines.
 pub struct Stream {
-    /// What waits.
+    /// The journal of the lines that wait.
     pub journal: Arc<Reader<LineCounter>>,
     /// What waits behind it, of the results.
     pub backlog: Option<Arc<Backlog>>,
@@ -54,7 +54,7 @@ pub type CountWritten = Box<dyn Fn() -> Option<Counts> + Send + Sync>;
 /// A table's rows now: their values, in the order of its columns.
 type Rows = Vec<Vec<Value>>;
 
-/// What makes them.
+/// The function that makes the rows of a table.
 type MakeRows = fn(&Sources) -> Rows;
 
 /// The value of a cell.

@@ -11,7 +11,7 @@ pub enum EnrollError {
     /// osqueryd did not say what an enrollment needs to know of this host.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The request failed.
+    /// The request to enroll had no success.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The very next request with a key was rejected.
@@ -25,10 +25,10 @@ pub enum EnrollError {
     Throttled {
         /// How long that still is.
         wait: Duration,
-        /// The setting.
+        /// The value of `enroll_max_per_hour`.
         most_an_hour: u32,
     },
-    /// A key that had worked is not accepted any more, perhaps everybody's.
+    /// A key that had worked is not accepted any more, perhaps no host's is.
     #[error(
         "the node key is not accepted any more; another one is asked for in {} s (reenroll_within), \
          or at once by the command refresh",

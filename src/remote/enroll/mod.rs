@@ -9,7 +9,7 @@
 //! that counts as a failed attempt, and its wait applies: no tight loop of enrollments against a server that gives
 //! out keys it doesn't know.
 //!
-//! What follows from what is decided in [`state`]; here are the thread, the locks, osqueryd's store and the log.
+//! [`state`] decides what is to be done; this file does it, with the thread, the locks, osqueryd's store and the log.
 
 mod error;
 mod state;
@@ -17,12 +17,12 @@ mod state;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use log::Level;
 
 pub use self::error::EnrollError;
-use self::state::{Action, Course, Event, Place};
+use self::state::{Action, Course, Event, KeyStorage};
 use super::api::{self, ClientCertificate, Enrolled};
 use super::endpoint::Endpoint;
 use super::host::Host;
@@ -31,6 +31,7 @@ use super::request::{Applicant, Request, Requests};
 use super::servers::{Servers, verdict_of_enrollment};
 use super::transport::Encoding;
 use crate::chain::chain;
+use crate::clock::unix_time;
 use crate::errand::{Errand, Next};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::lock::{Mutex, MutexGuard};
@@ -54,10 +55,10 @@ struct Slot {
 
 /// Which servers a node key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum For {
+enum KeyScope {
     /// All of them: another one is asked for of the server in use.
     All,
-    /// This one.
+    /// One server alone, by its number: 0 is `tls_hostname`, then those of `failover_hostnames` follow.
     One(usize),
 }
 
@@ -81,14 +82,15 @@ pub struct EnrollmentStatus {
     pub last_error: Option<String>,
 }
 
-/// This node's enrollment.
+/// The enrollment with one server or with all: it gets the node key, keeps it in osqueryd's store, and gets another
+/// one when the server rejects it.
 pub struct Enrollment {
     manager: Arc<Manager>,
     host: Arc<Host>,
     flags: Arc<Flags>,
     requests: Arc<Requests>,
     servers: Arc<Servers>,
-    whose: For,
+    scope: KeyScope,
     slot: Slot,
     /// A round of attempts, made by [`Enrollment::run`].
     rounds: Arc<Errand<()>>,
@@ -112,15 +114,15 @@ impl Enrollments {
         shutdown: &Shutdown,
     ) -> Self {
         let settings = flags.current();
-        let new = |whose| {
+        let new = |scope| {
             Arc::new(Enrollment {
                 manager: Arc::clone(manager),
                 host: Arc::clone(host),
                 flags: Arc::clone(flags),
                 requests: Arc::clone(requests),
                 servers: Arc::clone(servers),
-                whose,
-                slot: Slot::new(&settings, whose),
+                scope,
+                slot: Slot::new(&settings, scope),
                 rounds: Errand::new(shutdown),
                 course: Mutex::new(Course::new(&settings.enroll, Instant::now(), Chance::new())),
                 store: Mutex::default(),
@@ -129,10 +131,10 @@ impl Enrollments {
             })
         };
         match settings.failover.node_keys {
-            NodeKeys::Shared => Self { first: new(For::All), others: Vec::new() },
+            NodeKeys::Shared => Self { first: new(KeyScope::All), others: Vec::new() },
             NodeKeys::Each => Self {
-                first: new(For::One(0)),
-                others: (1..=settings.failover.servers.len()).map(|other| new(For::One(other))).collect(),
+                first: new(KeyScope::One(0)),
+                others: (1..=settings.failover.servers.len()).map(|other| new(KeyScope::One(other))).collect(),
             },
         }
     }
@@ -143,7 +145,7 @@ impl Enrollments {
         server.checked_sub(1).and_then(|other| self.others.get(other)).unwrap_or(&self.first)
     }
 
-    /// All of them.
+    /// Every enrollment, that of the first server first.
     pub fn each(&self) -> impl Iterator<Item = &Arc<Enrollment>> {
         std::iter::once(&self.first).chain(&self.others)
     }
@@ -232,7 +234,7 @@ impl Enrollment {
             };
             match due {
                 // For those too who came while it was under way.
-                None => _ = self.rounds.done(self.rounds.everybody(), ()),
+                None => _ = self.rounds.done(self.rounds.last_ticket(), ()),
                 Some(at) if at > Instant::now() => {
                     match throttle {
                         Some(reason @ EnrollError::Spread(_)) => log::info!("enrollment waits: {reason}"),
@@ -255,9 +257,9 @@ impl Enrollment {
         if self.course().due().is_none() {
             return;
         }
-        let server = match self.whose {
-            For::All => self.servers.number(),
-            For::One(server) => server,
+        let server = match self.scope {
+            KeyScope::All => self.servers.number(),
+            KeyScope::One(server) => server,
         };
         let asked_at = unix_time();
         let outcome = self.ask(&settings.with_server(server));
@@ -295,11 +297,11 @@ impl Enrollment {
 
     fn granted(&self, enrolled: Enrolled, asked_at: i64, policy: &EnrollSettings) {
         let _guard = self.store();
-        let place = match &enrolled {
-            Enrolled::Blank => Place::Nowhere,
+        let storage = match &enrolled {
+            Enrolled::Blank => KeyStorage::Nowhere,
             Enrolled::Key(key) => self.put(key, asked_at),
         };
-        self.on(Event::Granted { enrolled, place, asked_at }, policy);
+        self.on(Event::Granted { enrolled, storage, asked_at }, policy);
         match self.failures.succeeded() {
             Some(failures) => log::info!("enrolled, {failures}"),
             None => log::info!("enrolled"),
@@ -318,19 +320,19 @@ impl Enrollment {
         self.course().key().cloned()
     }
 
-    fn put(&self, key: &Secret, asked_at: i64) -> Place {
+    fn put(&self, key: &Secret, asked_at: i64) -> KeyStorage {
         let put = self
             .manager
             .put_setting(&self.slot.key, key.expose())
             .and_then(|()| self.manager.put_setting(&self.slot.time, &asked_at.to_string()));
         match put {
-            Ok(()) => Place::Store,
+            Ok(()) => KeyStorage::Store,
             Err(error) => {
                 log::warn!(
                     "the node key can't be stored: it is used until the end, then this host enrolls again: {}",
                     chain(&error)
                 );
-                Place::Memory
+                KeyStorage::Memory
             }
         }
     }
@@ -349,7 +351,7 @@ impl Enrollment {
         let actions = self.course().on(event, policy, Instant::now());
         for action in actions {
             match action {
-                Action::Settle => _ = self.rounds.done(self.rounds.everybody(), ()),
+                Action::Settle => _ = self.rounds.done(self.rounds.last_ticket(), ()),
                 Action::Date => {
                     let time = self.manager.setting(&self.slot.time).ok().flatten();
                     let since = time.and_then(|time| time.trim().parse().ok()).unwrap_or_default();
@@ -382,10 +384,10 @@ impl Enrollment {
 
 impl Slot {
     /// The built-in plugins' own, but for the key of one of our other servers.
-    fn new(settings: &Settings, whose: For) -> Self {
-        let other = match whose {
-            For::All => None,
-            For::One(server) => settings.other_server(server),
+    fn new(settings: &Settings, scope: KeyScope) -> Self {
+        let other = match scope {
+            KeyScope::All => None,
+            KeyScope::One(server) => settings.other_server(server),
         };
         match other {
             None => Self { key: KEY.into(), time: KEY_TIME.into() },
@@ -405,7 +407,7 @@ pub fn stored_key(manager: &Manager) -> Result<Option<Secret>, ManagerError> {
 /// osqueryd doesn't give one.
 pub fn mask_stored_keys(manager: &Manager, settings: &Settings) -> Result<(), ManagerError> {
     for server in 0..=settings.failover.servers.len() {
-        let slot = Slot::new(settings, For::One(server));
+        let slot = Slot::new(settings, KeyScope::One(server));
         // To be known is to be masked.
         let _known = manager.setting(&slot.key)?.filter(|key| is_usable(key)).map(Secret::new);
     }
@@ -420,9 +422,4 @@ fn is_usable(key: &str) -> bool {
         log::debug!("the stored node key counts for nothing: {reason}");
     }
     usable.is_ok()
-}
-
-fn unix_time() -> i64 {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).unwrap_or(i64::MAX)
 }

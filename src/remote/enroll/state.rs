@@ -35,20 +35,20 @@ enum State {
     Enrolled(Held),
 }
 
-/// A node key.
+/// A node key that this host has, and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Held {
     key: Secret,
     /// When it was asked for, in Unix seconds; 0 when that is not known.
     since: i64,
-    place: Place,
+    storage: KeyStorage,
     proof: Proof,
 }
 
-/// Where a node key is.
+/// Where a node key is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// In osqueryd's store.
+pub(super) enum KeyStorage {
+    /// In osqueryd's store, which outlives our processes.
     Store,
     /// Here alone: the store did not take it.
     Memory,
@@ -65,7 +65,7 @@ enum Proof {
     Proven,
 }
 
-/// What happens.
+/// What happens to an enrollment, from outside.
 pub(super) enum Event {
     /// A request needs a key and there is none.
     Needed,
@@ -75,8 +75,8 @@ pub(super) enum Event {
     Seen(Option<Secret>),
     /// Since when there is the key, as is stored beside it: Unix seconds.
     Dated(i64),
-    /// The server has given a key, which is at this place now.
-    Granted { enrolled: Enrolled, place: Place, asked_at: i64 },
+    /// The server has given a key, which is kept there now.
+    Granted { enrolled: Enrolled, storage: KeyStorage, asked_at: i64 },
     /// An attempt has failed.
     Failed(Arc<EnrollError>),
     /// A request with this key was taken.
@@ -90,7 +90,7 @@ pub(super) enum Event {
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Those who wait need not wait any longer.
+    /// Requests that wait for a key, or for the error, go on.
     Settle,
     /// To find out since when there is the key that was seen.
     Date,
@@ -98,7 +98,7 @@ pub(super) enum Action {
     SayGivenUp(u32),
 }
 
-/// An enrollment's course.
+/// The state of an enrollment. Events go in, and what is to be done comes out: it touches neither osqueryd nor the server.
 pub(super) struct Course {
     state: State,
     pace: Pace,
@@ -127,9 +127,9 @@ struct Pace {
 
 /// What others see of it.
 pub(super) struct View {
-    /// Whether there is a key.
+    /// Whether the host has a key that it may use.
     pub(super) enrolled: bool,
-    /// Since when, in Unix seconds; 0 without one, and when that is not known.
+    /// When that key was asked for, in Unix seconds; 0 without a key, and when that is not known.
     pub(super) since: i64,
     /// Attempts made so far.
     pub(super) made: u64,
@@ -159,9 +159,9 @@ impl Course {
             Event::NeededAnew => self.needed_anew(),
             Event::Seen(key) => return self.seen(key),
             Event::Dated(since) => self.dated(since),
-            Event::Granted { enrolled, place, asked_at } => {
+            Event::Granted { enrolled, storage, asked_at } => {
                 self.made += 1;
-                self.granted(enrolled, place, asked_at);
+                self.granted(enrolled, storage, asked_at);
                 self.pace.granted(policy, now);
                 return vec![Action::Settle];
             }
@@ -183,7 +183,7 @@ impl Course {
 
     /// Whether osqueryd's store has a say in which key is used.
     pub(super) fn is_in_store(&self) -> bool {
-        self.held().is_none_or(|held| held.place != Place::Nowhere)
+        self.held().is_none_or(|held| held.storage != KeyStorage::Nowhere)
     }
 
     /// When the next attempt is to be made; `None` when there is no need for one.
@@ -246,9 +246,9 @@ impl Course {
         let held = self.held().cloned();
         let now_held = match (stored, held) {
             (Some(key), Some(held)) if key == held.key => Some(held),
-            (Some(key), _) => Some(Held { key, since: 0, place: Place::Store, proof: Proof::Proven }),
+            (Some(key), _) => Some(Held { key, since: 0, storage: KeyStorage::Store, proof: Proof::Proven }),
             // What the store did not take is not looked for there.
-            (None, held) => held.filter(|held| held.place != Place::Store),
+            (None, held) => held.filter(|held| held.storage != KeyStorage::Store),
         };
         let another = now_held.is_some() && self.key() != now_held.as_ref().map(|held| &held.key);
         let settled = matches!(self.state, State::Enrolling) && now_held.is_some();
@@ -268,10 +268,12 @@ impl Course {
         }
     }
 
-    fn granted(&mut self, enrolled: Enrolled, place: Place, since: i64) {
+    fn granted(&mut self, enrolled: Enrolled, storage: KeyStorage, since: i64) {
         let held = match enrolled {
-            Enrolled::Key(key) => Held { key, since, place, proof: Proof::Provisional },
-            Enrolled::Blank => Held { key: Secret::default(), since, place: Place::Nowhere, proof: Proof::Provisional },
+            Enrolled::Key(key) => Held { key, since, storage, proof: Proof::Provisional },
+            Enrolled::Blank => {
+                Held { key: Secret::default(), since, storage: KeyStorage::Nowhere, proof: Proof::Provisional }
+            }
         };
         self.state = State::Enrolled(held);
         self.not_removed = None;
@@ -391,7 +393,7 @@ mod tests {
 
         fn grant(&mut self, key: &str) {
             let enrolled = Enrolled::Key(Secret::new(key));
-            assert_eq!(self.on(Event::Granted { enrolled, place: Place::Store, asked_at: 7 }), [Action::Settle]);
+            assert_eq!(self.on(Event::Granted { enrolled, storage: KeyStorage::Store, asked_at: 7 }), [Action::Settle]);
         }
 
         fn fail(&mut self) -> Vec<Action> {
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_tried_before_somebody_needs_a_key_and_then_at_once() {
+    fn nothing_is_tried_before_a_request_needs_a_key_and_then_at_once() {
         let mut trial = Trial::new();
         assert_eq!((trial.key(), trial.wait()), (None, None));
         assert_eq!(trial.on(Event::Needed), []);
@@ -564,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_somebody_else_has_stored_is_taken_and_settles_it() {
+    fn a_key_that_another_process_has_stored_is_taken_and_settles_it() {
         let mut trial = Trial::new();
         trial.on(Event::Needed);
         assert_eq!(trial.see(Some("theirs")), [Action::Date, Action::Settle]);
@@ -586,7 +588,7 @@ mod tests {
         assert_eq!(trial.key(), None);
         trial.grant("new");
         trial.see(Some("old"));
-        assert_eq!(trial.key(), Some("old"), "somebody has put it there again");
+        assert_eq!(trial.key(), Some("old"), "another process has put it there again");
     }
 
     #[test]
@@ -602,7 +604,7 @@ mod tests {
         let mut trial = Trial::new();
         trial.on(Event::Needed);
         let enrolled = Enrolled::Key(Secret::new("homeless"));
-        trial.on(Event::Granted { enrolled, place: Place::Memory, asked_at: 7 });
+        trial.on(Event::Granted { enrolled, storage: KeyStorage::Memory, asked_at: 7 });
         assert_eq!((trial.see(None), trial.key()), (Vec::new(), Some("homeless")));
         trial.see(Some("theirs"));
         assert_eq!(trial.key(), Some("theirs"));
@@ -612,7 +614,7 @@ mod tests {
     fn a_blank_key_is_not_looked_for_in_the_store() {
         let mut trial = Trial::new();
         assert!(trial.course.is_in_store());
-        trial.on(Event::Granted { enrolled: Enrolled::Blank, place: Place::Nowhere, asked_at: 7 });
+        trial.on(Event::Granted { enrolled: Enrolled::Blank, storage: KeyStorage::Nowhere, asked_at: 7 });
         assert_eq!((trial.key(), trial.course.is_in_store()), (Some(""), false));
         trial.on(Event::Rejected(Secret::default()));
         assert_eq!((trial.key(), trial.course.is_in_store()), (None, true));

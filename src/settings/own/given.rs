@@ -52,7 +52,7 @@ pub enum FlagfileError {
     /// The file is there and can't be read.
     #[error("can't read {path}: {reason}", path = .path.display())]
     Unreadable {
-        /// The file.
+        /// The path of the flag file.
         path: PathBuf,
         /// The operating system's words.
         reason: String,
@@ -60,9 +60,9 @@ pub enum FlagfileError {
     /// This version has no flag of that name.
     #[error("{path}:{line}: there is no flag --{name}; there are {known}", path = .path.display(), known = known())]
     Unknown {
-        /// The file.
+        /// The path of the flag file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
         /// The name that was given.
         name: String,
@@ -70,9 +70,9 @@ pub enum FlagfileError {
     /// One line is no `--name=value`.
     #[error("{path}:{line}: {reason}", path = .path.display())]
     Line {
-        /// The file.
+        /// The path of the flag file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
         /// What is wrong with it.
         reason: String,

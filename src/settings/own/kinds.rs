@@ -18,7 +18,9 @@ pub trait Kind: Sync {
     fn placeholder(&self) -> &'static str;
 
     /// The default as it would be given; `None` when it is not a value that could be given.
-    fn default_text(&self) -> Option<String>;
+    fn default_text(&self) -> Option<String> {
+        None
+    }
 
     /// What can be given, to be followed by "is needed".
     fn allowed(&self) -> String;
@@ -34,7 +36,7 @@ pub trait Kind: Sync {
 
 /// Makes values of texts.
 pub trait Parse: Kind {
-    /// A value's type.
+    /// The type of the values that are made.
     type Value;
 
     /// The value; `None` when the text is not allowed.
@@ -47,18 +49,18 @@ pub trait Parse: Kind {
 /// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes.
+    /// It is a size in bytes.
     Bytes,
-    /// Seconds.
+    /// It is a time in seconds.
     Seconds,
-    /// Things that the flag's name says.
+    /// It counts what the flag's name says.
     Pieces,
 }
 
-/// A whole number.
+/// A whole number within a range.
 #[derive(Debug)]
 pub struct Number {
-    /// What it counts.
+    /// The unit of the number.
     pub unit: Unit,
     /// From the least to the greatest.
     pub range: RangeInclusive<u64>,
@@ -168,10 +170,6 @@ impl Kind for OptionalPath {
         "PATH"
     }
 
-    fn default_text(&self) -> Option<String> {
-        None
-    }
-
     fn allowed(&self) -> String {
         "a path in UTF-8".to_owned()
     }
@@ -204,10 +202,6 @@ impl Kind for PublicKeys {
         "PIN,PIN"
     }
 
-    fn default_text(&self) -> Option<String> {
-        None
-    }
-
     fn allowed(&self) -> String {
         "a list of public keys' SHA-256 in base64 (44 characters each) with commas between".to_owned()
     }
@@ -224,10 +218,6 @@ pub struct Servers;
 impl Kind for Servers {
     fn placeholder(&self) -> &'static str {
         "HOST,HOST"
-    }
-
-    fn default_text(&self) -> Option<String> {
-        None
     }
 
     fn allowed(&self) -> String {

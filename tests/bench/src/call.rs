@@ -8,7 +8,7 @@ use crate::cores::Cores;
 use crate::lines;
 use crate::load::{self, Amount, Load};
 use crate::report::{Bound, figure};
-use crate::sink::{Place, Sink};
+use crate::sink::{Sink, SinkSetup};
 use crate::statistics::median;
 
 /// Bytes of lines that one measurement may log: the buffers are not to reach their bounds.
@@ -56,7 +56,7 @@ pub(crate) fn run(bench: &mut Bench) {
 
 fn measure(bench: &mut Bench, size: usize) {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (nowhere, there) = (Place::new(directory.path()), Place::new(directory.path()));
+    let (nowhere, there) = (SinkSetup::new(directory.path()), SinkSetup::new(directory.path()));
     let _sink = Sink::start(&there);
     let mut contenders = vec![
         Contender::floor(),

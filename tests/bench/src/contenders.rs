@@ -12,7 +12,7 @@ use testkit::osqueryd::{Options, Osqueryd};
 use crate::load::Caller;
 use crate::processes::Processes;
 use crate::programs::{self, Programs};
-use crate::sink::Place;
+use crate::sink::SinkSetup;
 use crate::thrift;
 
 /// No start takes longer, not even Python's.
@@ -67,10 +67,10 @@ impl Contender {
         }
     }
 
-    /// (b) This extension, with a server at `place` or none there.
-    pub(crate) fn ours(programs: &Programs, place: &Place, flags: &[(&str, &str)]) -> Self {
+    /// (b) This extension, with a sink of this setup, or none.
+    pub(crate) fn ours(programs: &Programs, setup: &SinkSetup, flags: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir_in(&programs.scratch).expect("a directory on disk");
-        let options = our_options(directory.path(), place, flags);
+        let options = our_options(directory.path(), setup, flags);
         let ours = Self::start("(b) ours", "remote_tls", &programs.extension, options, directory);
         // The front answers before its worker is there.
         let processes = wait_for("our worker", || {
@@ -158,14 +158,14 @@ impl Contender {
 }
 
 /// An osqueryd that has all that ours needs, and keeps everything in `directory`.
-pub(crate) fn our_options(directory: &Path, place: &Place, flags: &[(&str, &str)]) -> Options {
+pub(crate) fn our_options(directory: &Path, setup: &SinkSetup, flags: &[(&str, &str)]) -> Options {
     let own_flags = directory.join("remote_tls.flags");
     // A binary that doesn't know one of them says so and goes on.
     std::fs::write(&own_flags, "--logger_expand_events=true\n").expect("flags");
     let mut options = Options::new(directory);
     for (name, value) in [
-        ("tls_hostname", format!("localhost:{}", place.port).as_str()),
-        ("tls_server_certs", &place.authority.display().to_string()),
+        ("tls_hostname", format!("localhost:{}", setup.port).as_str()),
+        ("tls_server_certs", &setup.authority.display().to_string()),
         ("enroll_tls_endpoint", "/enroll"),
         ("config_tls_endpoint", "/config"),
         ("logger_tls_endpoint", "/log"),

@@ -16,7 +16,7 @@ use crate::Bench;
 use crate::contenders::Contender;
 use crate::lines;
 use crate::report::{Bound, figure, mebibytes};
-use crate::sink::{Counts, Place, Sink};
+use crate::sink::{Counts, Sink, SinkSetup};
 use crate::statistics::median;
 
 /// How long nothing may come.
@@ -132,17 +132,17 @@ fn row(name: &str, deliveries: Vec<&Delivery>, ratio: f64) -> Vec<String> {
 
 fn ours(bench: &Bench, count: u64, encoding: Encoding) -> Delivery {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
+    let setup = SinkSetup::new(directory.path());
     let compress = if encoding == Encoding::Gzip { "true" } else { "false" };
-    let contender = Contender::ours(&bench.programs, &place, &[("logger_tls_compress", compress)]);
+    let contender = Contender::ours(&bench.programs, &setup, &[("logger_tls_compress", compress)]);
     contender.fill(count, SIZE);
-    drain(&contender, &place, count)
+    drain(&contender, &setup, count)
 }
 
 /// The server comes: all that waits is delivered.
-fn drain(contender: &Contender, place: &Place, count: u64) -> Delivery {
+fn drain(contender: &Contender, setup: &SinkSetup, count: u64) -> Delivery {
     let before = contender.processes.threads();
-    let mut sink = Sink::start(place);
+    let mut sink = Sink::start(setup);
     let counts = sink.wait(count, WAIT_LIMIT);
     assert_eq!(counts.lines, count, "lines were delivered twice");
     Delivery { counts, cpu: contender.processes.threads().since(&before), sink_cpu: sink.processes().threads().sum() }
@@ -151,12 +151,12 @@ fn drain(contender: &Contender, place: &Place, count: u64) -> Delivery {
 /// A client that has the bodies in memory.
 fn floor(count: u64, encoding: Encoding) -> Delivery {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
+    let setup = SinkSetup::new(directory.path());
     let bodies: Vec<String> = (0..count).step_by(LINES_A_REQUEST as usize).map(|first| body(first, count)).collect();
-    let mut sink = Sink::start(&place);
+    let mut sink = Sink::start(&setup);
     let own = crate::processes::Processes::alone(std::process::id());
     let before = own.threads();
-    let mut stream = BufReader::new(connect(&place));
+    let mut stream = BufReader::new(connect(&setup));
     for body in &bodies {
         post(&mut stream, body, encoding);
     }
@@ -172,15 +172,15 @@ fn body(first: u64, count: u64) -> String {
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-fn connect(place: &Place) -> Tls {
+fn connect(setup: &SinkSetup) -> Tls {
     let mut roots = RootCertStore::empty();
-    let authority = CertificateDer::from_pem_file(&place.authority).expect("the CA's certificate");
+    let authority = CertificateDer::from_pem_file(&setup.authority).expect("the CA's certificate");
     roots.add(authority).expect("a CA's certificate");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.expect("versions of TLS").with_root_certificates(roots).with_no_client_auth();
     let name = ServerName::try_from("localhost").expect("a name");
-    let stream = TcpStream::connect(("127.0.0.1", place.port)).expect("the sink listens");
+    let stream = TcpStream::connect(("127.0.0.1", setup.port)).expect("the sink listens");
     stream.set_nodelay(true).expect("an option of TCP");
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).expect("a connection"), stream)
 }

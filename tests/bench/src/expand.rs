@@ -10,7 +10,7 @@ use crate::deliver::WAIT_LIMIT;
 use crate::lines;
 use crate::load::{self, Amount, Caller};
 use crate::report::{Bound, figure};
-use crate::sink::{Place, Sink};
+use crate::sink::{Sink, SinkSetup};
 use crate::statistics::median;
 
 /// Rows of the one query.
@@ -63,13 +63,13 @@ struct Whole {
 
 fn at_once(bench: &Bench) -> Whole {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
-    let contender = Contender::ours(&bench.programs, &place, &[]);
+    let setup = SinkSetup::new(directory.path());
+    let contender = Contender::ours(&bench.programs, &setup, &[]);
     let call = contender.log(&difference(ROWS));
     let began = Instant::now();
     Caller::new(&contender.socket).call(&call);
     let taken = began.elapsed();
-    let counts = Sink::start(&place).wait(ROWS, WAIT_LIMIT);
+    let counts = Sink::start(&setup).wait(ROWS, WAIT_LIMIT);
     assert_eq!(counts.lines, ROWS, "each row makes one line");
     let rate = |time: Duration| ROWS as f64 / time.as_secs_f64();
     Whole { intake: rate(taken), delivery: rate(counts.time) }
@@ -78,13 +78,13 @@ fn at_once(bench: &Bench) -> Whole {
 /// Lines a second, when each comes in a call of its own.
 fn line_by_line(bench: &Bench) -> f64 {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let contender = Contender::ours(&bench.programs, &Place::new(directory.path()), &[]);
+    let contender = Contender::ours(&bench.programs, &SinkSetup::new(directory.path()), &[]);
     let call = contender.log(&lines::line(0, SIZE));
     load::drive(&contender.socket, &call, 1, Cores::Any, Amount { time: Duration::from_secs(60), calls: CALLS })
         .calls_per_second()
 }
 
-/// What osqueryd logs for a query that found so many new rows.
+/// What osqueryd logs for a query that found `rows` new rows.
 fn difference(rows: u64) -> String {
     let rows: Vec<String> = (0..rows).map(|n| lines::columns(n, SIZE)).collect();
     format!(

@@ -8,7 +8,7 @@ use std::thread;
 
 use crate::thrift;
 
-/// As many as ours has.
+/// The threads that accept: as many as our front starts with.
 const ACCEPTORS: usize = 4;
 
 /// Serves until it is killed, or its standard input ends: it doesn't outlive the suite.
@@ -23,7 +23,7 @@ pub(crate) fn serve(socket: &Path) -> io::Result<()> {
             scope.spawn(|| {
                 let mut buffer = Vec::new();
                 for stream in listener.incoming() {
-                    // A caller that hangs up in the middle harms nobody else.
+                    // A caller that hangs up in the middle harms no other.
                     let _ = stream.and_then(|stream| converse(stream, &mut buffer));
                 }
             });

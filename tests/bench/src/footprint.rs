@@ -15,10 +15,10 @@ use crate::lines;
 use crate::load::{self, Amount, Caller};
 use crate::processes::Memory;
 use crate::report::{Bound, figure, mebibytes};
-use crate::sink::{Place, Sink};
+use crate::sink::{Sink, SinkSetup};
 use crate::statistics::median;
 
-/// After a start or a load, so much later nothing of it goes on.
+/// This long after a start or a load, nothing of it goes on.
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// The name of the threads that answer osqueryd.
@@ -46,9 +46,9 @@ pub(crate) fn run(bench: &mut Bench) {
 fn start(bench: &mut Bench) {
     let directory = tempfile::tempdir_in(&bench.programs.scratch).expect("a directory on disk");
     let sockets = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
+    let setup = SinkSetup::new(directory.path());
     let socket = sockets.path().join("osquery.em");
-    let options = our_options(directory.path(), &place, &[("extensions_socket", &socket.display().to_string())]);
+    let options = our_options(directory.path(), &setup, &[("extensions_socket", &socket.display().to_string())]);
     let environment = options.env.clone();
     let osqueryd = Osqueryd::start_bare(options);
     let rounds = if bench.quick { 5 } else { 20 };
@@ -112,9 +112,9 @@ fn memory(bench: &mut Bench) {
 /// Ours, with a server that takes what it delivers.
 fn with_server<T>(bench: &Bench, using: impl FnOnce(&Contender) -> T) -> T {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
-    let _sink = Sink::start(&place);
-    using(&Contender::ours(&bench.programs, &place, &[]))
+    let setup = SinkSetup::new(directory.path());
+    let _sink = Sink::start(&setup);
+    using(&Contender::ours(&bench.programs, &setup, &[]))
 }
 
 /// The memory, once nothing goes on any more.
@@ -146,8 +146,8 @@ fn most_under_load(contender: &Contender, time: Duration) -> Memory {
 /// The memory of ours when lines wait, attempts to deliver them included.
 fn waiting(bench: &Bench, count: u64) -> Memory {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
-    let contender = Contender::ours(&bench.programs, &place, &[]);
+    let setup = SinkSetup::new(directory.path());
+    let contender = Contender::ours(&bench.programs, &setup, &[]);
     contender.fill(count, SIZE);
     settled(&contender)
 }

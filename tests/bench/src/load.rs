@@ -37,7 +37,7 @@ impl Load {
     }
 }
 
-/// Makes the same call from so many threads at once, on these cores.
+/// Makes the same call from several threads at once, on these cores.
 ///
 /// # Panics
 /// When a call fails: what is measured then is not what is meant.

@@ -1,4 +1,4 @@
-"""A logger extension as somebody would write it on the PyPI bindings: it appends each line to the file that BENCH_LOG
+"""A logger extension as it would be written on the PyPI bindings: it appends each line to the file that BENCH_LOG
 names. The benchmarks measure the Rust ones against it."""
 
 import os

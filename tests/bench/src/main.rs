@@ -121,7 +121,8 @@ fn measure(cli: Cli) -> Result<(), String> {
         // Better now than at the end.
         std::fs::write(path, "").map_err(|error| format!("{} can't be written: {error}", path.display()))?;
     }
-    let mut bench = Bench { programs: Programs::build(cli.extension.as_deref())?, report: Report::new(), quick: cli.quick };
+    let mut bench =
+        Bench { programs: Programs::build(cli.extension.as_deref())?, report: Report::new(), quick: cli.quick };
     bench.report.say(&machine::description(&bench.programs.scratch));
     for (_, run) in known.into_iter().filter(is_wanted) {
         run(&mut bench);

@@ -1,4 +1,4 @@
-//! What processes use, from `/proc`: their own time and memory, and not that of whoever calls them.
+//! What processes use, from `/proc`: their own time and memory, and not those of their callers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ pub(crate) struct Processes(Vec<u32>);
 pub(crate) struct Memory {
     /// What is resident; pages that two of them share count twice.
     pub(crate) resident: u64,
-    /// The same with each page shared out among those who have it.
+    /// The same with each page shared out among the processes that have it.
     pub(crate) proportional: u64,
 }
 

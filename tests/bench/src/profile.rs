@@ -10,7 +10,7 @@ use crate::deliver::WAIT_LIMIT;
 use crate::lines;
 use crate::load::{self, Amount};
 use crate::programs::{Programs, run as run_to_end};
-use crate::sink::{Place, Sink};
+use crate::sink::{Sink, SinkSetup};
 
 /// Bytes of a line.
 const SIZE: usize = 500;
@@ -47,7 +47,7 @@ fn profiles(bench: &Bench) -> Result<[(String, String); 2], String> {
 
 fn while_logging(programs: &Programs) -> Result<String, String> {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let contender = Contender::ours(programs, &Place::new(directory.path()), &[]);
+    let contender = Contender::ours(programs, &SinkSetup::new(directory.path()), &[]);
     let call = contender.log(&lines::line(0, SIZE));
     let amount = Amount { time: LOGGED, calls: usize::MAX };
     recorded(programs, contender.taking(), || load::drive(&contender.socket, &call, 1, Cores::Any, amount))
@@ -55,10 +55,10 @@ fn while_logging(programs: &Programs) -> Result<String, String> {
 
 fn while_delivering(programs: &Programs) -> Result<String, String> {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
-    let contender = Contender::ours(programs, &place, &[]);
+    let setup = SinkSetup::new(directory.path());
+    let contender = Contender::ours(programs, &setup, &[]);
     contender.fill(DELIVERED, SIZE);
-    recorded(programs, contender.delivering(), || Sink::start(&place).wait(DELIVERED, WAIT_LIMIT))
+    recorded(programs, contender.delivering(), || Sink::start(&setup).wait(DELIVERED, WAIT_LIMIT))
 }
 
 /// What `perf` finds in a process during the work: symbols with their shares.

@@ -9,7 +9,7 @@ use crate::deliver::WAIT_LIMIT;
 use crate::lines;
 use crate::load::{self, Amount};
 use crate::report::{Bound, figure, mebibytes};
-use crate::sink::{Place, Sink};
+use crate::sink::{Sink, SinkSetup};
 use crate::statistics::median;
 
 /// Bytes of a line, where it is the backlog that grows.
@@ -115,8 +115,8 @@ fn with_size(bench: &mut Bench) {
 
 fn measure(bench: &Bench, backlog: u64, size: usize, flag: (&str, &str)) -> Figures {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let place = Place::new(directory.path());
-    let contender = Contender::ours(&bench.programs, &place, &[flag]);
+    let setup = SinkSetup::new(directory.path());
+    let contender = Contender::ours(&bench.programs, &setup, &[flag]);
     contender.fill(backlog, size);
     let call = contender.log(&lines::line(0, size));
     let amount = Amount { time: Duration::from_secs(60), calls: CALLS.min(BYTES / size) };
@@ -124,7 +124,7 @@ fn measure(bench: &Bench, backlog: u64, size: usize, flag: (&str, &str)) -> Figu
     let load = load::drive(&contender.socket, &call, 1, Cores::Any, amount);
     let cpu = contender.processes.cpu() - before;
     let memory = contender.processes.memory();
-    let mut sink = Sink::start(&place);
+    let mut sink = Sink::start(&setup);
     let counts = sink.wait(amount.calls as u64, WAIT_LIMIT);
     Figures {
         p50: load.latencies.per_mille(500),

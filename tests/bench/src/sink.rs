@@ -43,7 +43,7 @@ pub(crate) struct Counts {
 }
 
 /// The sink's files, and the port that it has each time it is there.
-pub(crate) struct Place {
+pub(crate) struct SinkSetup {
     certificate: PathBuf,
     key: PathBuf,
     /// What `tls_server_certs` names.
@@ -51,7 +51,7 @@ pub(crate) struct Place {
     pub(crate) port: u16,
 }
 
-impl Place {
+impl SinkSetup {
     /// Writes the certificates into `directory` and finds a port.
     pub(crate) fn new(directory: &Path) -> Self {
         let (certificate, key) = default_authority().issue_server(&["localhost"]).write(directory, "sink");
@@ -71,12 +71,12 @@ pub(crate) struct Sink {
 
 impl Sink {
     /// Starts one; returns when it listens.
-    pub(crate) fn start(place: &Place) -> Self {
+    pub(crate) fn start(setup: &SinkSetup) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .arg("sink")
-            .arg(&place.certificate)
-            .arg(&place.key)
-            .arg(place.port.to_string())
+            .arg(&setup.certificate)
+            .arg(&setup.key)
+            .arg(setup.port.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -96,7 +96,7 @@ impl Sink {
         serde_json::from_str(&line).expect("counts")
     }
 
-    /// Waits until so many lines have come.
+    /// Waits until `lines` lines have come.
     ///
     /// # Panics
     /// When nothing comes for as long as `timeout`.
@@ -205,7 +205,7 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// A request up to its empty line; false when there is none.
+    /// A request up to its empty line; false when the connection has ended.
     fn read_head(&mut self, head: &mut Vec<u8>) -> io::Result<bool> {
         head.clear();
         while !head.ends_with(b"\r\n\r\n") {

@@ -26,7 +26,7 @@ impl Latencies {
         self.0.len()
     }
 
-    /// What so many of a thousand did not exceed, in microseconds.
+    /// The time that `mille` of a thousand did not exceed, in microseconds.
     pub(crate) fn per_mille(&self, mille: usize) -> f64 {
         let index = (self.0.len() * mille).div_ceil(1000).max(1) - 1;
         self.0[index].as_secs_f64() * 1e6

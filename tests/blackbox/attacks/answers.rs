@@ -19,7 +19,7 @@ const LARGEST_OF_OTHERS: usize = 1 << 20;
 /// The largest configuration that the newest osqueryd takes.
 const LARGEST_CONFIGURATION: usize = (4 << 20) - 100;
 
-/// So many times `piece`, with commas, that they have `bytes` bytes at most, between `head` and `tail`.
+/// `piece` again and again between `head` and `tail`, with commas: at most `bytes` bytes.
 fn flood(head: &str, piece: &str, tail: &str, bytes: usize) -> String {
     let count = (bytes - head.len() - tail.len() - piece.len()) / (piece.len() + 1);
     format!("{head}{}{piece}{tail}", format!("{piece},").repeat(count))
@@ -30,7 +30,7 @@ fn tree(head: &str, tail: &str, bytes: usize) -> String {
     flood(&format!("{head}["), r#"{"a":1}"#, &format!("]{tail}"), bytes)
 }
 
-/// An object with one string, of so many times `piece` that it has `bytes` bytes at most.
+/// An object with one string, `piece` again and again: at most `bytes` bytes.
 fn one_string(piece: &str, bytes: usize) -> String {
     format!("{{\"a\":\"{}\"}}", piece.repeat((bytes - 10) / piece.len()))
 }

@@ -8,7 +8,7 @@ use crate::rig::{LIMIT, Rig, Setup, memory_of};
 /// What a call may cost the worker at its peak, in KiB.
 const PEAK: u64 = 64 << 10;
 
-/// As many lines have failing queries brought into one call.
+/// The number of status lines that failing queries have brought into one call.
 const LINES: usize = 100;
 
 fn host(always: &[&str]) -> Rig {

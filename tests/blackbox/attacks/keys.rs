@@ -1,4 +1,4 @@
-//! Node keys that a server should not be able to give, and stored ones that nobody gave.
+//! Node keys that a server should not be able to give, and stored ones that no server gave.
 
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};

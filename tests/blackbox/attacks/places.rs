@@ -1,4 +1,4 @@
-//! Directories and files that somebody else could change, or has left there: nothing of theirs is followed, written to,
+//! Directories and files that another user could change, or has left there: nothing of theirs is followed, written to,
 //! read as ours or waited for.
 
 use std::fs;
@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 use osquery_remote_tls::extension::socket::connect_at_once;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line, memory_of, mode};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, line, memory_of, mode, signal};
 
 const VICTIM: &str = "what root has written\n";
 
@@ -146,7 +146,7 @@ fn nothing_is_appended_to_another_s_file_by_the_log() {
 }
 
 #[test]
-fn pipes_in_the_place_of_files_are_waited_for_by_nobody() {
+fn pipes_in_the_place_of_files_make_no_thread_wait() {
     let setup = Setup::new().flag("tls_enroll_max_attempts", "1").flag("config_tls_max_attempts", "1");
     let (secret, log) = (setup.path().join("secret-pipe"), setup.path().join("log-pipe"));
     let directory = setup.path().join("remote_tls");
@@ -261,8 +261,7 @@ fn a_binary_that_another_user_has_put_in_place_is_not_run() {
         fs::rename(&new, &binary).unwrap();
         rig.said("another binary is at");
         // Nor when a worker has to be started.
-        let worker = Pid::from_raw(i32::try_from(rig.worker_pid()).unwrap()).unwrap();
-        kill_process(worker, Signal::KILL).unwrap();
+        signal(rig.worker_pid(), Signal::KILL);
         rig.said("starting another one");
         lines_go_on(&rig);
         assert!(!ran.exists(), "{attack}: it was run");

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::rig::Setup;
 
 #[test]
-fn the_socket_is_nobody_else_s_from_the_beginning() {
+fn only_osqueryd_s_user_may_use_the_socket_from_the_beginning() {
     let rig = Setup::new().start();
     let uuid = rig.wait_attached();
     let socket = format!("{}.{uuid}", rig.osqueryd.socket().display());

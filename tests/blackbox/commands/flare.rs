@@ -1,4 +1,4 @@
-//! `flare`: a bundle for those who help, with nothing in it that is nobody else's business.
+//! `flare`: a bundle for those who help, without a secret in it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -130,7 +130,7 @@ fn nothing_is_thrown_away_without_the_running_extension() {
         let refused = run(&rig, &arguments);
         assert_eq!((refused.code, refused.out.as_str()), (1, ""), "{}", refused.err);
     }
-    // To look needs nobody: but where the buffers are is osqueryd's flag.
+    // Looking needs no running process; but where the buffers are is osqueryd's flag.
     let directory = rig.directory.path().join("remote_tls");
     let kept = std::fs::read_to_string(directory.join("rejected.ndjson")).unwrap();
     assert_eq!(kept.lines().count(), 2);
@@ -168,7 +168,7 @@ fn secrets_in_lines_are_masked_and_no_line_moves_the_cursor() {
         assert!(!shown.contains(part) && !json.contains(part), "{part:?} is shown: {shown:?} {json:?}");
     }
 
-    // Nobody knows the node key any more, so no word of a line is shown.
+    // The node key can't be known any more and so not be masked: no word of a line is shown.
     rig.osqueryd.kill_worker();
     for arguments in [&["rejected", "show", "--all"][..], &["buffer", "show", "results"]] {
         let refused = run(&rig, arguments);

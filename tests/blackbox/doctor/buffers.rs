@@ -1,14 +1,13 @@
 //! What waits on the disk, and what is wrong with it.
 
 use std::fs;
-use std::time::SystemTime;
 
 use rustix::mount::MountFlags;
 use serde_json::json;
 
 use super::{Fault, Host, fault, find, lines, look, state};
 use crate::faults::Tmpfs;
-use crate::rig::mode;
+use crate::rig::{mode, unix_time};
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[
@@ -48,9 +47,9 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
 ];
 
-/// An entry of the file of lines that were set aside, of so many days ago.
-fn set_aside(days: u64, reason: &str) -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+/// An entry of the file of lines that were set aside, `days` days old.
+fn set_aside(days: i64, reason: &str) -> String {
+    let now = unix_time();
     let time = now - days * 24 * 3600;
     json!({"time": time, "stream": "results", "reason": reason, "size": 3, "line": "x y"}).to_string() + "\n"
 }

@@ -38,8 +38,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "names an HTTP proxy that runs at", |host| proxy(host, Behaviour::Garbage, "")),
     fault("proxy", "failure", "Connection refused",
         "names an HTTP proxy that runs at", |host| {
-            let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-            host.flag("proxy_hostname", &nobody.to_string());
+            let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+            host.flag("proxy_hostname", &unused.to_string());
         }),
     fault("other servers", "warning", "1 of 2 can't be asked when the first one fails:",
         "--failover_hostnames names servers", |host| {
@@ -127,7 +127,7 @@ fn proxy(host: &mut Host, behaviour: Behaviour, credentials: &str) {
     host.kept.push(Box::new(proxy));
 }
 
-/// In the server's place, somebody who answers a greeting so: none is to wait, an empty one to hang up.
+/// In the server's place, a listener that answers a greeting with this: `None` waits, an empty answer hangs up.
 fn raw_server(host: &mut Host, answer: fn(&[u8]) -> Option<Vec<u8>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     host.flag("tls_hostname", &format!("localhost:{}", listener.local_addr().unwrap().port()));

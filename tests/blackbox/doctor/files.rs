@@ -25,7 +25,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "write the whole path", |host| drop(host.file("extensions.load", "remote_tls.ext\n"))),
     fault("autoload file", "warning", "extensions.load is writable by everybody",
         "chmod go-w ", |host| mode(&host.path("extensions.load"), 0o646)),
-    fault("autoload file", "warning", "is writable by everybody: whoever adds a line",
+    fault("autoload file", "warning", "is writable by everybody, and a line added there",
         "chmod go-w ", |host| mode(host.directory.path(), 0o757)),
     fault("extension file", "failure", "remote_tls.ext: No such file",
         "install -o root -m 0755", |host| drop(host.file("extensions.load", "/no/such/remote_tls.ext\n"))),
@@ -220,7 +220,7 @@ fn what_is_wrong_with_files_is_said() {
 }
 
 #[test]
-fn an_extension_of_somebody_else_s_is_refused() {
+fn an_extension_of_another_user_is_refused() {
     let host = Host::new();
     let path = own_copy(&host);
     if chown(&path, Some(12345), None).is_err() {

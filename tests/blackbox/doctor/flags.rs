@@ -99,7 +99,7 @@ fn a_flag_file_that_is_not_there_is_named() {
 }
 
 #[test]
-fn what_is_somebody_s_choice_is_no_fault() {
+fn an_operator_s_choice_of_plugins_is_no_fault() {
     for (name, value) in [("config_plugin", "filesystem"), ("config_plugin", "tls"), ("logger_plugin", "filesystem")] {
         let mut host = Host::new();
         host.flag(name, value);

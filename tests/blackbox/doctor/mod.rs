@@ -1,5 +1,6 @@
 //! `osquery-remote-tls doctor`: a host where all is well, and each fault planted: the one line that is said of it, and the
-//! remedy. `FAULTS` of each module is the table.
+//! remedy. `FAULTS` of each module is the table; among them are the cases in which the first version's doctor said all is well, or
+//! named a wrong remedy.
 
 mod buffers;
 mod connection;
@@ -293,7 +294,7 @@ fn state(directory: &Path) -> Vec<(PathBuf, u32, u64, i64, Vec<u8>)> {
     found
 }
 
-/// A journal's text: so many lines.
+/// The text of a journal with `count` lines.
 fn lines(count: u64) -> String {
     (0..count).map(|n| format!("{}\n", line(n))).collect()
 }

@@ -1,6 +1,6 @@
 //! Faults that only the running osqueryd and the running extension know.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
 use super::{NO_SUCH, examine, look};
-use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, mode, program};
+use crate::rig::{BINARY, LIMIT, Rig, Setup, child_of, line, mode, program, unix_time};
 
 /// A fault of a host where everything runs.
 pub(super) struct Fault {
@@ -108,8 +108,7 @@ fn always(rig: &Rig, endpoint: Endpoint, answer: Answer) {
 fn fail(rig: &Rig, answer: Answer) {
     rig.config();
     always(rig, Endpoint::Log, answer);
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    rig.log(&json!({"name": "q", "n": 0, "unixTime": time}).to_string());
+    rig.log(&json!({"name": "q", "n": 0, "unixTime": unix_time()}).to_string());
     // The extension knows of the second failure when it makes the third request.
     rig.server.wait("three log requests", LIMIT, |server| (server.requests_to(Endpoint::Log).len() >= 3).then_some(()));
 }
@@ -178,11 +177,12 @@ fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
     let (_server, mut options, directory) = well(Setup::new()).finish();
     options.extensions.clear();
     let socket = directory.path().join("osquery.em");
+    let log = directory.path().join("log");
     let mut extension = Command::new(BINARY)
         .args(["--timeout=60", "--socket"])
         .arg(&socket)
         .envs(options.env.clone())
-        .stderr(Stdio::null())
+        .stderr(File::create(&log).unwrap())
         .spawn()
         .unwrap();
     let born = Instant::now();
@@ -195,6 +195,8 @@ fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
         .unwrap();
     let osqueryd = testkit::osqueryd::Osqueryd::start_bare(options);
     let examined = osqueryd.wait("the extension", LIMIT, || {
+        let end = extension.try_wait().unwrap();
+        assert!(end.is_none(), "it has ended, {end:?}: {}", fs::read_to_string(&log).unwrap());
         let examined = look(&flagfile, &directory.path().join("remote_tls.flags"), &[]);
         (examined.of("worker")[0]["level"] != "skipped").then_some(examined)
     });
@@ -289,7 +291,7 @@ fn the_running_osqueryd_is_compared() {
     );
     // What the flag file leaves out comes from osqueryd.
     examined.must_say("server trust", "ok", &bundle, "");
-    osqueryd.store_put("configurations", "nodeKey", "a-key-that-nobody-knows");
+    osqueryd.store_put("configurations", "nodeKey", "a-key-of-no-server");
     let examined = examine(&file(""), &own, &[]);
     examined.must_say(
         "config endpoint",
@@ -297,8 +299,8 @@ fn the_running_osqueryd_is_compared() {
         "does not accept the node key that this host has",
         "asks for another one within",
     );
-    assert!(!examined.text.contains("a-key-that-nobody-knows"), "{}", examined.text);
-    assert_eq!(osqueryd.store_get("configurations", "nodeKey").as_deref(), Some("a-key-that-nobody-knows"));
+    assert!(!examined.text.contains("a-key-of-no-server"), "{}", examined.text);
+    assert_eq!(osqueryd.store_get("configurations", "nodeKey").as_deref(), Some("a-key-of-no-server"));
     let examined = examine(&file("--disable_reenrollment\n"), &own, &[]);
     examined.must_say("config endpoint", "failure", "does not accept the node key", "enroll it anew");
     server.always(Endpoint::Config, Some(Answer::json(json!({}))));

@@ -84,7 +84,7 @@ fn redirect(host: &Host, location: &str) {
     always(host, Endpoint::Config, Answer::empty(302).header("Location", location));
 }
 
-/// The usual answer with a clock that is ahead by so many seconds.
+/// The usual answer with a clock that is ahead by `seconds`.
 fn dated(seconds: i64) -> Answer {
     let now = SystemTime::now();
     let skew = Duration::from_secs(seconds.unsigned_abs());
@@ -103,7 +103,7 @@ fn what_is_wrong_with_the_server_s_answers_is_said() {
 
 /// An unhandled assertion in a mock server ended it when the first version asked with a node key that was none.
 #[test]
-fn without_the_host_s_own_key_nothing_is_asked_but_whether_somebody_is_there() {
+fn without_the_host_s_own_key_nothing_is_asked_but_whether_the_server_is_there() {
     let host = Host::new();
     let examined = examined(&host, &[]);
     let requests = host.server.requests();
@@ -168,7 +168,7 @@ fn endpoints_that_no_plugin_in_use_needs_are_not_judged() {
 }
 
 #[test]
-fn a_server_that_answers_nobody_costs_twenty_seconds_at_most() {
+fn a_server_that_never_answers_costs_twenty_seconds_at_most() {
     let host = Host::new();
     for endpoint in [Endpoint::Log, Endpoint::DistributedRead, Endpoint::DistributedWrite, Endpoint::Enroll] {
         always(&host, endpoint, Answer::hang());

@@ -76,7 +76,7 @@ fn it_changes_nothing_on_a_host_without_osqueryd() {
     let before = state(host.directory.path());
     let examined = host.examine(&["--deep"]);
     examined.must_say("buffers", "ok", "1 result line waits", "");
-    examined.must_say("socket", "warning", "osqueryd does not run: nobody listens at", "start osqueryd");
+    examined.must_say("socket", "warning", "osqueryd does not run: no process listens at", "start osqueryd");
     examined.must_say("running osqueryd", "skipped", "osqueryd can't be asked", "");
     let mut after = state(host.directory.path());
     // The test's own.

@@ -78,12 +78,12 @@ pub(crate) trait Behaviour: Clone {
 
     fn sending(&self) -> Sending;
 
-    /// osqueryd asks: whether the server is asked, or nobody.
+    /// osqueryd asks: whether the server is asked, or the answer is made here.
     fn asks_server(&self, call: Call, now: Instant) -> bool;
 
     fn after_call(&mut self, call: Call, outcome: Outcome, now: Instant, chance: &mut Chance) -> Next;
 
-    /// Bytes of the backlog that may go with this flush: the backlog has so many bytes, which came in so long.
+    /// Bytes of the backlog that may go with this flush, of `backlog` bytes that came within `came_in`.
     fn credit(&mut self, backlog: u64, came_in: Duration, now: Instant) -> f64;
 
     /// How long until the next flush. `backlog_sent` are bytes of the credit, `has_backlog` is whether there is more of it.

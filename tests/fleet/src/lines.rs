@@ -8,7 +8,7 @@ use crate::time::{SECOND, Tick};
 /// Bytes of a line.
 pub(crate) const LINE_BYTES: u64 = 600;
 
-/// Lines that came within so long go first where live lines do; older ones are the backlog.
+/// Lines younger than this are live, and go first where a policy says so; older ones are the backlog.
 const LIVE: Tick = 60 * SECOND;
 
 /// The lines of a host. What is in none of the ranges is delivered, or was dropped.

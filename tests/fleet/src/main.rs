@@ -1,7 +1,7 @@
 //! A fleet and its server in virtual time: `cargo run --release -p fleet -- --hosts 100000 --scenario down`.
 //!
 //! The hosts have the policies of the extension (`osquery_remote_tls::policy`, the very types that it is made of) or those of
-//! osquery's built-in plugins; the server can do so much and no more. It prints a table, and draws the curves of
+//! osquery's built-in plugins; the server has a bounded capacity. It prints a table, and draws the curves of
 //! docs/fleet.md.
 
 mod behaviour;

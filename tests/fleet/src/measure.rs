@@ -47,7 +47,7 @@ pub(crate) struct Figures {
     pub(crate) peak_bytes: f64,
     pub(crate) peak_requests: f64,
     pub(crate) handshakes: f64,
-    /// Minutes after the trouble in which the server was overloaded, of so many that were watched.
+    /// Minutes after the trouble in which the server was overloaded, and how many were watched.
     pub(crate) overloaded: usize,
     pub(crate) watched: usize,
     pub(crate) fresh_median: Option<f64>,
@@ -57,13 +57,13 @@ pub(crate) struct Figures {
     pub(crate) dropped: u64,
 }
 
-/// Peaks are means over so many seconds.
+/// The seconds over which a peak is averaged.
 const WINDOW: usize = 10;
 
-/// A server is overloaded in a minute in which requests waited for so many seconds, or more than one in a hundred failed.
+/// A server is overloaded in a minute in which requests waited for this many seconds, or more than one in a hundred failed.
 const LONG_WAIT: f32 = 10.0;
 
-/// Overloaded for so many minutes after the trouble: it has collapsed.
+/// A server that is overloaded for this many minutes after the trouble has collapsed.
 const COLLAPSE: usize = 30;
 
 /// The backlog counts as gone when so little of it is left: a host that logs a line an hour has its own pace.
@@ -106,7 +106,7 @@ impl Record {
         }
     }
 
-    /// Whether all is as before, for so many minutes now.
+    /// Whether all has been as before for the last `minutes` minutes.
     pub(crate) fn is_calm(&self, minutes: usize) -> bool {
         let enough = self.minutes.len() >= (self.over_at / MINUTE) as usize + minutes;
         let most = self.minutes.iter().map(|minute| minute.backlog).max().unwrap_or(0);

@@ -4,16 +4,16 @@ use clap::ValueEnum;
 
 use crate::time::{MINUTE, SECOND, Tick};
 
-/// All goes well for so long before it.
+/// The time before the event, in which all goes well.
 pub(crate) const BEFORE: Tick = 10 * MINUTE;
 
-/// It is watched for so long afterwards, unless all is well long before that.
+/// The fleet is watched for this time afterwards at most, and less when all is well before that.
 const AFTER: Tick = 6 * 60 * MINUTE;
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
-    /// Nobody reaches the server for an hour
+    /// No host reaches the server for an hour
     Down,
     /// The server forgets all node keys at once
     Keys,

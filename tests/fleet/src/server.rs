@@ -1,11 +1,11 @@
-//! The server: so much work and so many bytes a second; what is more waits in line.
+//! The server: it does a bounded amount of work and of bytes a second; further requests wait in line.
 //!
 //! A request that would wait for more than 30 s is answered 503 after that time, which costs little. One whose client has
 //! given up is worked on all the same: the server can't tell. Both together are what lets a server collapse.
 
 use crate::time::{SECOND, Tick};
 
-/// Requests that have waited for so long are answered 503.
+/// Requests that have waited longer than this are answered 503.
 const LONGEST_WAIT: f64 = (30 * SECOND) as f64;
 
 /// What a request costs: milliseconds of one core, and bytes received and stored.
@@ -44,7 +44,7 @@ const LINE: Cost = Cost { work: 0.02, bytes: crate::lines::LINE_BYTES as f64 };
 /// To turn a request away.
 const REFUSAL: Cost = Cost { work: 0.1, bytes: 0.0 };
 
-/// A log request of so many lines.
+/// A log request of `lines` lines.
 pub(crate) fn log(lines: u32) -> Cost {
     let lines = f64::from(lines);
     Cost { work: LOG.work + LINE.work * lines, bytes: LOG.bytes + LINE.bytes * lines }
@@ -78,7 +78,7 @@ pub(crate) enum Reply {
 pub(crate) enum Condition {
     /// At this speed; 1 is its own.
     Works(f64),
-    /// Nobody can connect.
+    /// Every connection is refused.
     Down,
     /// It answers everything with 503 and this `Retry-After`, in ticks.
     TurnsAway(Tick),

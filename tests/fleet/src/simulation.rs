@@ -15,13 +15,13 @@ const MEAN_LINES: f64 = 0.5;
 /// How much the hosts' rates differ: the standard deviation of their logarithm.
 const SIGMA: f64 = 1.5;
 
-/// Hosts that log so often count for freshness: of others nothing new may have come.
+/// Hosts that log at least this often count for freshness: of others nothing new may have come.
 const OFTEN: f64 = 0.1;
 
-/// Servers close a connection that is idle for so long.
+/// Servers close a connection that is idle for this time.
 const IDLE: Tick = 120 * SECOND;
 
-/// A run ends when all has been as before for so many minutes.
+/// A run ends when all has been as before for this many minutes.
 const CALM: usize = 20;
 
 /// A host.
@@ -50,7 +50,7 @@ struct Host<B> {
 struct Flush {
     /// What came before is sent.
     until: u32,
-    /// Bytes of the backlog that may be sent with it; so many of them without using the credit.
+    /// Bytes of the backlog that may be sent with it, and those that may be sent without using the credit.
     credit: f64,
     free: u64,
     backlog_sent: u64,
@@ -107,7 +107,7 @@ impl<B: Behaviour> Simulation<B> {
     /// Runs to the end, or until all is as before.
     ///
     /// # Panics
-    /// Lines were lost that nobody counted.
+    /// Lines were lost without being counted.
     pub(crate) fn run(mut self) -> Record {
         while self.world.now < self.end {
             self.run_to((self.world.now + 10 * MINUTE).min(self.end));

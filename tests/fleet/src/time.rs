@@ -19,7 +19,7 @@ pub(crate) fn ticks(length: Duration) -> Tick {
     ((length.as_secs_f64() * f64::from(SECOND)).round() as Tick).max(1)
 }
 
-/// So many ticks as a length of time.
+/// `ticks` as a length of time.
 pub(crate) fn length(ticks: Tick) -> Duration {
     Duration::from_millis(u64::from(ticks) * 1000 / u64::from(SECOND))
 }

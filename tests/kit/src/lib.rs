@@ -7,3 +7,10 @@ pub mod programs;
 pub mod proxy;
 pub mod server;
 pub mod soak;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The contents, also when a thread panicked while it had them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -5,7 +5,7 @@ use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// What cargo sets for the programs that it runs. Build scripts that depend on it would run again, and all that depends
 /// on them would be compiled again, at each change between a cargo within a test and the one outside.
@@ -16,7 +16,7 @@ static BUILT: Mutex<BTreeMap<(String, String), PathBuf>> = Mutex::new(BTreeMap::
 /// A program of a member of the workspace, for a test: built when it isn't yet, as the test itself was. The error is
 /// one of cargo's, which has said why.
 pub fn program(package: &str, name: &str) -> io::Result<PathBuf> {
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut built = crate::lock(&BUILT);
     let key = (package.to_owned(), name.to_owned());
     if let Some(path) = built.get(&key) {
         return Ok(path.clone());

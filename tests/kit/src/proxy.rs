@@ -3,22 +3,24 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use crate::lock;
 
 /// What the proxy does with each CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     /// Makes the connection.
     Tunnel,
-    /// Makes the connection, and carries no more than so many bytes to the server.
+    /// Makes the connection, and carries this many bytes to the server and no more.
     StallAfter(u64),
     /// Answers with this status and an error page.
     Refuse(u16),
     /// Never answers.
     Hang,
-    /// Answers a byte every so often, and never comes to an end.
+    /// Answers one byte in each of these intervals, and never comes to an end.
     Trickle(Duration),
     /// Hangs up.
     Close,
@@ -148,7 +150,7 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -18,7 +18,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(20);
 
 const QUERY: &str = "SELECT unix_time AS now FROM time";
 
-/// Columns of a terminal that nobody has made wider.
+/// Columns of a terminal by default.
 const COLUMNS: usize = 80;
 
 /// What stands before each line: `[ 12.3 s] `.
@@ -192,7 +192,7 @@ fn beginning(value: &Value) -> String {
     shown
 }
 
-/// In lines of at most so many characters; what has no blank is cut.
+/// The text in lines of at most `columns` characters; a word that is longer is cut.
 fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {

@@ -45,8 +45,6 @@ pub(super) struct Core {
     pub(super) started: u64,
     pub(super) registrations: Mutex<Vec<Registration>>,
     pub(super) configs: Mutex<Vec<Row>>,
-    /// Bodies of `writeResults` calls by the distributed runner.
-    pub(super) written: Mutex<Vec<String>>,
     pub(super) hangs: AtomicBool,
     /// Which plugins are used is not decided.
     pub(super) undecided: AtomicBool,
@@ -91,7 +89,6 @@ impl Core {
             started: calendar::unix_time(),
             registrations: Mutex::default(),
             configs: Mutex::default(),
-            written: Mutex::default(),
             hangs: AtomicBool::new(false),
             undecided: AtomicBool::new(false),
             remarks: AtomicBool::new(false),

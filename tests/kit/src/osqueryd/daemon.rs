@@ -91,7 +91,7 @@ impl Osqueryd {
         })
     }
 
-    /// As `kill -9` of the worker: every connection in both directions ends at once, nobody is told, and the
+    /// As `kill -9` of the worker: every connection in both directions ends at once, no extension is told, and the
     /// socket's file stays. The watcher and its extensions live on. The process is a zombie until the watcher looks.
     pub fn kill_worker(&self) {
         self.core.transcript.note("the worker is killed");
@@ -263,11 +263,6 @@ impl Osqueryd {
     /// Seconds to the next config refresh.
     pub fn config_interval(&self) -> u64 {
         lock(&self.worker().config).refresh
-    }
-
-    /// The bodies that the distributed runner gave to `writeResults`, taken or not.
-    pub fn distributed_results(&self) -> Vec<String> {
-        lock(&self.core.written).clone()
     }
 
     /// How many distributed results wait for a `writeResults` that succeeds.

@@ -1,4 +1,4 @@
-//! Distributed queries: asks for them, runs them, and hands their results over until somebody takes them.
+//! Distributed queries: asks for them, runs them, and hands their results over until the plugin takes them.
 
 use std::time::{Duration, Instant};
 
@@ -126,7 +126,6 @@ impl Worker {
             return Ok(());
         }
         let body = results(&finished);
-        lock(&self.core.written).push(body.clone());
         let outcome = self.call_write_results(&body);
         if outcome.code != 0 {
             return Err(outcome.message);
@@ -151,7 +150,7 @@ fn results(finished: &[Finished]) -> String {
     .to_string()
 }
 
-/// The members of an object of strings; the error when one is none, or is empty.
+/// The members of an object of strings; `error` when one is no string, or is empty.
 fn texts(work: &Map<String, Value>, member: &str, error: &str) -> Result<Vec<(String, String)>, String> {
     let Some(Value::Object(members)) = work.get(member) else { return Ok(Vec::new()) };
     let text = |(name, value): (&String, &Value)| {

@@ -17,17 +17,8 @@ impl Osqueryd {
 
     /// Logs a line by a `string` call, as a query that has only this one. A failure ends osqueryd with 78.
     pub fn log_string(&self, line: impl AsRef<[u8]>) -> CallOutcome {
-        self.log(Line::String, line.as_ref())
-    }
-
-    /// Logs a line by a `snapshot` call, with the same consequences.
-    pub fn log_snapshot(&self, line: impl AsRef<[u8]>) -> CallOutcome {
-        self.log(Line::Snapshot, line.as_ref())
-    }
-
-    fn log(&self, kind: Line, line: &[u8]) -> CallOutcome {
         let worker = self.at_work();
-        let outcome = worker.log_line(kind, line);
+        let outcome = worker.log_line(Line::String, line.as_ref());
         worker.give_up_when_failed("by hand", &outcome);
         outcome
     }
@@ -72,7 +63,7 @@ impl Osqueryd {
         self.at_work().poll_distributed()
     }
 
-    /// Runs a query of the schedule now, by its full name. False when there is none of that name.
+    /// Runs a query of the schedule now, by its full name. False when the schedule has no query of that name.
     pub fn run_scheduled(&self, name: &str) -> bool {
         let worker = self.at_work();
         let query = lock(&worker.config).schedule().find(|query| query.name == name).cloned();

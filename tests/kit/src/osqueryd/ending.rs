@@ -19,7 +19,7 @@ use super::worker::Worker;
 
 /// From the hang-up to the sweep, in milliseconds: what was seen of osqueryd.
 const SWEEP: std::ops::RangeInclusive<u64> = 5..=14;
-/// How soon those who wait for an end look again.
+/// The pause between two looks whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How far a worker's life has come.
@@ -31,7 +31,7 @@ pub(super) struct Life {
     dead: AtomicBool,
     /// All of that is over.
     gone: AtomicBool,
-    /// Held by the one who waits for the threads.
+    /// Held by the caller that waits for the threads.
     joining: Mutex<()>,
     /// What a test makes it do by hand, and began before it was told to end.
     by_hand: AtomicUsize,
@@ -154,7 +154,7 @@ impl Worker {
         Some(WorkerStop { pid, status: self.process.reap(), took: begun.elapsed(), killed })
     }
 
-    /// As `kill -9`: every connection ends at once, nobody is told, and the sockets' files are left alone. Returns
+    /// As `kill -9`: every connection ends at once, no extension is told, and the sockets' files are left alone. Returns
     /// when its process and its threads are gone. The process is a zombie then, until the watcher looks.
     pub(super) fn kill(&self) {
         self.life.dead.store(true, Ordering::SeqCst);
@@ -178,7 +178,7 @@ impl Worker {
         self.connections.cut();
     }
 
-    /// Nobody can connect any more, and those who have are hung up on.
+    /// Refuses connections from now on, and closes those that were made.
     fn close_manager(&self) {
         self.served.cut();
         if let Some(listener) = lock(&self.listener).take() {

@@ -179,7 +179,7 @@ impl ExtensionSyncHandler for Manager {
     }
 
     fn handle_shutdown(&self) -> thrift::Result<()> {
-        // osqueryd's own handler is empty: nobody ends the daemon through its socket.
+        // osqueryd's own handler is empty: the daemon can't be ended through its socket.
         self.enter("shutdown")
     }
 }

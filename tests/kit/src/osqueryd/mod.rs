@@ -60,7 +60,8 @@ mod worker;
 mod worker_process;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::lock;
 
 pub use self::daemon::Osqueryd;
 pub use self::lines::StatusLine;
@@ -98,9 +99,4 @@ impl Default for CallOutcome {
     fn default() -> CallOutcome {
         CallOutcome { code: 0, message: "OK".to_owned(), rows: Vec::new() }
     }
-}
-
-/// The contents, also when a thread panicked while it had them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

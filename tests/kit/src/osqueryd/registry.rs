@@ -95,7 +95,7 @@ impl Registry {
         Ok(uuid)
     }
 
-    /// Forgets an extension and its plugins. False when there is none of that uuid.
+    /// Forgets an extension and its plugins. False when none has that uuid.
     pub(super) fn remove(&mut self, uuid: i64) -> bool {
         self.extensions.remove(&uuid).is_some()
     }

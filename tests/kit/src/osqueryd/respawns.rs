@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// A worker that dies younger than so many seconds has died early.
+/// A worker that dies within this many seconds of its start has died early.
 const EARLY: u32 = 4;
-/// So many early deaths, and the watcher gives up.
+/// After this many early deaths the watcher gives up.
 const MOST_EARLY_DEATHS: u32 = 4;
 /// Seconds before the next worker after an early death, to which 2 to the power of their number is added.
 const DELAY: u32 = 5;

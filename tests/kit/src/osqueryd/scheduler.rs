@@ -8,7 +8,7 @@ use super::database::QUERIES;
 use super::lines::{Item, Outcome, Shape};
 use super::logger::Line;
 use super::rows::{Cell, Difference, Rows, TypedRow, difference, restored, stored};
-use super::updates::Moment;
+use super::updates::DecorationPoint;
 use super::worker::Worker;
 use super::{CallOutcome, calendar, lock};
 
@@ -35,7 +35,7 @@ impl Worker {
                 }
             }
             if second.is_multiple_of(60) {
-                self.decorate(Moment::Interval(second), None);
+                self.decorate(DecorationPoint::Interval(second), None);
             }
             lock(&self.core.database).save();
             if self.pause(step.saturating_sub(begun.elapsed())) {
@@ -48,7 +48,7 @@ impl Worker {
     /// Runs one query, and logs what it found.
     pub(super) fn launch_query(&self, query: &Scheduled) {
         self.print_verbose("scheduler.cpp", 107, &format!("Executing scheduled query {}: {}", query.name, query.sql));
-        self.decorate(Moment::Always, None);
+        self.decorate(DecorationPoint::Always, None);
         let found = match self.query(&query.sql) {
             Ok(found) => found,
             Err(message) => {

@@ -74,7 +74,7 @@ impl Transcript {
         lock(&self.kept).children.clone()
     }
 
-    /// Tells those who wait to look again.
+    /// Wakes the threads that wait for a change, to look again.
     pub(super) fn ring(&self) {
         self.changed.notify_all();
     }

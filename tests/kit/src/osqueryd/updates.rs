@@ -11,9 +11,9 @@ use super::database::CONFIGURATIONS;
 use super::worker::Worker;
 use super::{CallOutcome, Row, calendar, lock, rows};
 
-/// When decorators run.
+/// When decorators run, as osquery names it.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Moment {
+pub(super) enum DecorationPoint {
     Load,
     Always,
     /// At this second of the schedule's clock.
@@ -218,18 +218,18 @@ impl Worker {
             config.decorations.remove(source);
             config.decorators.insert(source.to_owned(), decorators);
         }
-        self.decorate(Moment::Load, Some(source));
+        self.decorate(DecorationPoint::Load, Some(source));
     }
 
-    /// Runs the decorators of that moment, of one source or of all.
-    pub(super) fn decorate(&self, moment: Moment, only: Option<&str>) {
+    /// Runs the decorators of that point, of one source or of all.
+    pub(super) fn decorate(&self, point: DecorationPoint, only: Option<&str>) {
         if lock(&self.flags).is("disable_decorators") {
             return;
         }
-        let due = |decorators: &Decorators| match moment {
-            Moment::Load => decorators.load.clone(),
-            Moment::Always => decorators.always.clone(),
-            Moment::Interval(second) => {
+        let due = |decorators: &Decorators| match point {
+            DecorationPoint::Load => decorators.load.clone(),
+            DecorationPoint::Always => decorators.always.clone(),
+            DecorationPoint::Interval(second) => {
                 let due = decorators.interval.iter().filter(|(seconds, _)| second % **seconds == 0);
                 due.flat_map(|(_, queries)| queries.clone()).collect()
             }

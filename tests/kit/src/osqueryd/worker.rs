@@ -44,7 +44,7 @@ pub(super) struct Worker {
     /// osqueryd's own log, until it is relayed, and the loggers that take it.
     pub(super) sink: Mutex<Vec<StatusLine>>,
     pub(super) sinks: Mutex<Vec<String>>,
-    /// Distributed results that nobody took yet.
+    /// Distributed results that the plugin has not taken yet.
     pub(super) finished: Mutex<Vec<Finished>>,
     /// The plugins that were activated on the way up, by registry.
     pub(super) active: Mutex<BTreeMap<String, String>>,

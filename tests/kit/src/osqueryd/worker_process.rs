@@ -1,14 +1,14 @@
 //! The process that stands for osqueryd's worker.
 //!
 //! osqueryd's watcher starts its worker as a process, and an extension sees that process: the kernel names it to
-//! whoever connects to the manager's socket (`SO_PEERCRED` is the process that called `listen`), a descriptor of it
+//! a process that connects to the manager's socket (`SO_PEERCRED` is the process that called `listen`), a descriptor of it
 //! becomes readable when it ends, and until the watcher waits for it, it is a zombie. Here the watcher's child does
 //! nothing but listen, wait, and end when the worker ends. Its socket is served by threads of the watcher's process,
 //! which a test can look into.
 //!
 //! The child has the socket as its standard input and a socket pair as its standard output. It writes one byte when
 //! it listens and one for each signal that asks it to end, and it reads the code to exit with. When its parent is
-//! gone it exits at once, since nobody serves its socket any more.
+//! gone it exits at once, since its socket isn't served any more.
 
 use std::env;
 use std::io::{self, Read, Write};
@@ -46,7 +46,7 @@ static TAKES_ROLE: AtomicBool = AtomicBool::new(false);
 pub fn become_worker_if_asked() {
     TAKES_ROLE.store(true, Ordering::SeqCst);
     if env::args().nth(1).as_deref() == Some(ROLE) {
-        // Without a parent that says a code, there is nobody to see one.
+        // Without a parent that says a code, none sees one either.
         exit(stand_for_worker().unwrap_or(1));
     }
 }
@@ -58,7 +58,7 @@ fn stand_for_worker() -> io::Result<i32> {
         signal_hook::low_level::pipe::register(signal, control.try_clone()?)?;
     }
     listen(io::stdin(), BACKLOG)?;
-    // Those who serve the socket close it: no other descriptor of it may be left.
+    // The threads that serve the socket close it: no other descriptor of it may be left.
     rustix::stdio::dup2_stdin(&control)?;
     control.write_all(b"L")?;
     let mut code = [0];

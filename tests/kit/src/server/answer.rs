@@ -115,7 +115,7 @@ impl Answer {
         Answer::new(Content::Hang)
     }
 
-    /// 200 and then one byte every so often: first the body's, then spaces without end.
+    /// 200 and then one byte in each interval of `byte_every`: first the body's, then spaces without end.
     pub fn trickle(body: impl Into<String>, byte_every: Duration) -> Answer {
         Answer::new(Content::Trickle { body: body.into(), byte_every })
     }

@@ -1,11 +1,12 @@
 //! Showing requests without what must not be shown: secrets and node keys.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde_json::Value;
 
 use super::recorded::{Endpoint, Recorded, percent_decoded};
+use crate::lock;
 
 const SECRET: &str = "<secret>";
 const NODE_KEY: &str = "<node_key>";
@@ -20,7 +21,7 @@ pub struct Masking {
 }
 
 impl Masking {
-    /// With the name that the secret goes by.
+    /// Masks the secret by this name of its member, besides node keys.
     pub fn new(secret_name: &str) -> Masking {
         Masking { secret_name: secret_name.to_owned(), node_keys: Mutex::new(HashSet::new()) }
     }
@@ -50,7 +51,7 @@ impl Masking {
         let in_body = request.json.as_ref().and_then(|json| json.get("node_key")).and_then(Value::as_str);
         let keys = [given, in_header, in_body].into_iter().flatten().map(str::to_owned);
         let keys = keys.chain(in_url.map(percent_decoded)).filter(|key| !key.is_empty());
-        self.node_keys.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        lock(&self.node_keys).extend(keys);
     }
 
     fn masked(&self, json: &Value, endpoint: Endpoint) -> Value {
@@ -77,7 +78,7 @@ impl Masking {
 
     fn target(&self, target: &str) -> String {
         let path_end = target.find(['?', '&']).unwrap_or(target.len());
-        let known = self.node_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.node_keys);
         let segments = target[..path_end].split('/');
         let segments = segments.map(|part| if known.contains(&percent_decoded(part)) { NODE_KEY } else { part });
         let mut shown = segments.collect::<Vec<_>>().join("/");

@@ -39,6 +39,7 @@ pub use self::options::{Drain, Observer, Options, Taken, example_config};
 pub use self::recorded::{Endpoint, Recorded};
 use self::state::{Reply, Rules, State};
 pub use self::tls::TlsVersions;
+use crate::lock;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -70,7 +71,7 @@ enum Listening {
         stop: oneshot::Sender<()>,
         task: JoinHandle<()>,
     },
-    /// The socket is bound and does not listen: clients are refused, and nobody else is given the port meanwhile.
+    /// The socket is bound and does not listen: clients are refused, and no other program is given the port meanwhile.
     No {
         reserved: Option<TcpSocket>,
     },
@@ -171,7 +172,7 @@ impl Server {
         });
     }
 
-    /// Bodies of up to so many bytes are read when [`Answer::from_head`] is due, and answered as by default.
+    /// Bodies of up to `bytes` bytes are read when [`Answer::from_head`] is due, and answered as by default.
     pub fn set_body_limit(&self, bytes: u64) {
         self.shared.change(|state| state.body_limit = bytes);
     }
@@ -273,7 +274,7 @@ impl Server {
     }
 
     fn listening(&self) -> MutexGuard<'_, Listening> {
-        self.listening.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listening)
     }
 }
 
@@ -286,7 +287,7 @@ impl Drop for Server {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // A poisoned state is still what a failing test wants to see in its transcript.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn change<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {

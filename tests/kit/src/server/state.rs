@@ -16,7 +16,7 @@ pub(super) struct Rules {
     pub(super) require_gzip: bool,
     pub(super) invalid_every: Option<u32>,
     pub(super) etags: bool,
-    /// What is accepted goes here, when there is one, and nowhere else.
+    /// If this is set, accepted lines go here and are not kept in memory.
     pub(super) drain: Option<Drain>,
 }
 

@@ -1,4 +1,4 @@
-//! A logger extension as somebody would write it on the published `osquery-rust-ng`: it appends each line to a file,
+//! A logger extension as it would be written on the published `osquery-rust-ng`: it appends each line to a file,
 //! the one that `NEIGHBOUR_LOG` names. The benchmarks measure ours against it.
 
 use std::fs::{File, OpenOptions};

@@ -204,7 +204,7 @@ fn a_server_s_first_configuration_chooses_the_distributed_plugin_and_a_later_one
 }
 
 #[test]
-fn a_distributed_plugin_that_nobody_has_ends_osqueryd() {
+fn a_distributed_plugin_that_is_not_registered_ends_osqueryd() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("osquery.conf");
     std::fs::write(&config, r#"{"options": {"distributed_plugin": "nosuch"}}"#).unwrap();
