@@ -179,7 +179,8 @@ fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
     let socket = directory.path().join("osquery.em");
     let log = directory.path().join("log");
     let mut extension = Command::new(BINARY)
-        .args(["--timeout=60", "--socket"])
+        // The stand-in may have to be built first, which takes minutes on a busy machine.
+        .args(["--timeout=900", "--socket"])
         .arg(&socket)
         .envs(options.env.clone())
         .stderr(File::create(&log).unwrap())
