@@ -22,6 +22,9 @@ use crate::soak::processes::{Usage, families};
 const MEAN_LINES: f64 = 0.5;
 const SIGMA: f64 = 1.5;
 
+/// Between the starts of two hosts: 300 are spread over the minute in which each asks for its configuration once.
+const APART: Duration = Duration::from_millis(200);
+
 /// So many hosts start, and so many end, at the same time.
 const AT_ONCE: usize = 4;
 
@@ -69,7 +72,7 @@ impl Hosts {
         fs::write(directory.join("secret"), SECRET)?;
         fs::write(directory.join("remote_tls.flags"), "")?;
         let rates: Vec<f64> = (0..count).map(|_| rate(random)).collect();
-        let next = Mutex::new(0..count);
+        let (next, began) = (Mutex::new(0..count), Instant::now());
         let started = Mutex::new(Ok(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
@@ -78,6 +81,7 @@ impl Hosts {
                         if interrupted.load(Ordering::Relaxed) || lock(&started).is_err() {
                             return;
                         }
+                        thread::sleep((APART * id as u32).saturating_sub(began.elapsed()));
                         let host = Osqueryd::start(options(directory, id, server, &binary));
                         let mut started = lock(&started);
                         match (host, &mut *started) {
