@@ -48,7 +48,7 @@ impl Backstop {
         if before.checked_ilog2() != now.checked_ilog2() {
             let lines = counted(now, "line");
             log::error!(
-                "files with {lines} of the {name} journal, which nobody read, were deleted so far: too little disk is left"
+                "files with {lines} of the {name} journal, which no worker has read, were deleted so far: too little disk is left"
             );
         }
         *before = now;

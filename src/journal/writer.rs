@@ -171,21 +171,22 @@ impl<W: Weigher> Writer<W> {
     /// memory. They are not counted as taken.
     ///
     /// # Errors
-    /// The disk refuses them, or records wait in memory already. The first of them may have been kept.
-    pub fn take_over(&self, records: &[u8]) -> Result<(), JournalError> {
+    /// The disk refuses them: how many bytes of whole records are kept all the same, and why not the others.
+    pub fn take_over(&self, records: &[u8]) -> Result<(), (usize, JournalError)> {
         let lines = lines_of::<W>(records);
-        {
-            let mut state = self.state.lock();
-            self.write_waiting(&mut state);
-            if !state.memory.is_empty() {
-                let reason = "lines wait in memory for the disk".to_owned();
-                return Err(JournalError::NotYet { path: self.directory.clone(), reason });
-            }
-            self.store(&mut state)?.write::<W>(records, lines).map_err(|refusal| refusal.error)?;
+        let mut state = self.state.lock();
+        let written = match self.store(&mut state) {
+            Ok(store) => store.write::<W>(records, lines).map_err(|refusal| (refusal.kept, refusal.error)),
+            Err(error) => Err((0, error)),
+        };
+        if written.is_err() && state.store.as_ref().is_some_and(Store::is_lost) {
+            // The directory is not what it was: the next attempt looks at it afresh.
+            state.leave_store();
         }
+        drop(state);
         self.sync();
         self.events.appended();
-        Ok(())
+        written
     }
 
     /// A record that may be too large for memory, to be written in pieces.
@@ -228,7 +229,7 @@ impl<W: Weigher> Writer<W> {
     pub fn retry(&self) -> bool {
         let mut state = self.state.lock();
         if let Some(store) = state.store.as_mut().filter(|store| store.is_deleted()) {
-            log::error!("the {} journal's newest file was deleted by somebody: a new one begins", self.name);
+            log::error!("the {} journal's newest file was deleted by another program: a new one begins", self.name);
             store.leave_segment();
         }
         self.write_waiting(&mut state);

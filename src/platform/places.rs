@@ -1,4 +1,4 @@
-//! Where things are unless somebody says otherwise. Those of both systems are known on both: macOS's package is made on
+//! Where things are unless a flag says otherwise. Those of both systems are known on both: macOS's package is made on
 //! Linux, too.
 
 /// The paths of one system.

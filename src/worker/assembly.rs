@@ -134,7 +134,8 @@ impl Assembly {
         let results =
             Arc::new(Reader::new(directory.join("results"), "results", Arc::clone(&rejected), setup.overflow));
         let older = own("backlog", "results");
-        let backlog = Arc::new(Backlog::new(Arc::clone(&older.reader), Arc::clone(&older.writer)));
+        let backlog =
+            Arc::new(Backlog::new(directory.join("backlog"), Arc::clone(&older.reader), Arc::clone(&older.writer)));
         let (results_bell, pending_bell) = (bell(&shutdown), bell(&shutdown));
 
         // A connection of their own: no other call waits for a decorator's query.

@@ -143,6 +143,18 @@ fn a_refused_line_is_found_among_old_and_new_ones() {
 }
 
 #[test]
+fn a_refused_new_line_holds_up_no_old_one() {
+    let rig = Rig::start();
+    rig.server.refuse("bad", Some(Answer::empty(400)));
+    after_an_outage(&rig, (0..1200).map(line), 100);
+    rig.said("could not be sent for a minute");
+    rig.log("{\"n\":5000,\"x\":\"bad\"}");
+    rig.server.wait("old lines, and the refused one set aside", 2 * LIMIT, |server| {
+        (server.result_count() > 40 && rig.set_aside().len() == 1).then_some(())
+    });
+}
+
+#[test]
 fn the_limits_hold_for_new_lines_and_backlog_together() {
     let rig = Setup::new().flag("buffered_log_max", "100").start();
     after_an_outage(&rig, (0..100).map(line), 1000);
@@ -155,6 +167,13 @@ fn the_limits_hold_for_new_lines_and_backlog_together() {
     });
     let new = rig.waiting("results");
     assert_eq!(new.len() + rig.waiting("backlog").iter().filter(|line| line.contains("\"n\":10")).count(), 30);
+    // The server is told what went of the backlog, as of any other lines.
+    rig.server.resume().unwrap();
+    rig.server.wait("word of the loss", LIMIT, |server| {
+        let is_told =
+            |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("dropped so far"));
+        server.statuses().iter().any(is_told).then_some(())
+    });
 }
 
 /// Killed at any moment, also while lines change places, a worker loses none.

@@ -770,7 +770,7 @@ fn files_deleted_under_the_extension_cost_the_lines_in_them_and_no_others() {
     segments(&results(&rig)).iter().for_each(|path| fs::remove_file(path).unwrap());
     // It goes into a file without a name, until the writer looks for its name.
     rig.log(&line(3));
-    rig.said("the results journal's newest file was deleted by somebody: a new one begins");
+    rig.said("the results journal's newest file was deleted by another program: a new one begins");
     let ticks = ticks_of(rig.worker_pid());
     pass(Duration::from_secs(1));
     let ticks = ticks_of(rig.worker_pid()) - ticks;

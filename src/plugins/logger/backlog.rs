@@ -5,13 +5,19 @@
 //! backlog, synced, then they leave that journal. A process that dies in between leaves them in both, and they are sent
 //! twice; none is lost. The same goes for snapshots that come while a backlog waits.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use log::Level;
 
+use super::bundle::Snapshots;
 use super::queue::Queue;
 use crate::chain::chain;
-use crate::journal::{Chunk, JournalError, Limits, Reader, Waiting, Writer};
+use crate::journal::{Chunk, JournalError, Limits, Position, Reader, Record, Waiting, Writer};
 use crate::line_count::LineCounter;
 use crate::lock::Mutex;
 use crate::logging::Streak;
@@ -24,30 +30,60 @@ const AT_ONCE: usize = 1 << 20;
 /// A record that is larger than this stays where it is, and all behind it: it is not read into memory for being moved.
 const LARGEST: u64 = 16 << 20;
 
+/// When the backlog began, in seconds since 1970: the file of that name in its directory.
+const BEGAN: &str = "began";
+
 /// The journal of the backlog.
 pub struct Backlog {
     /// What waits in it.
     pub reader: Arc<Reader<LineCounter>>,
     /// What puts lines into it.
     pub writer: Arc<Writer<LineCounter>>,
+    directory: PathBuf,
+    /// While lines change places they are in both journals: nothing is counted or dropped then.
+    moving: Mutex<()>,
     refused: Mutex<Streak>,
+    is_refused: AtomicBool,
 }
 
 impl Backlog {
-    /// The journal that these read and write.
+    /// The journal in this directory, which these read and write.
     #[must_use]
-    pub fn new(reader: Arc<Reader<LineCounter>>, writer: Arc<Writer<LineCounter>>) -> Self {
-        Self { reader, writer, refused: Mutex::default() }
+    pub fn new(directory: PathBuf, reader: Arc<Reader<LineCounter>>, writer: Arc<Writer<LineCounter>>) -> Self {
+        let (moving, refused, is_refused) = (Mutex::default(), Mutex::default(), AtomicBool::default());
+        Self { reader, writer, directory, moving, refused, is_refused }
     }
 
     /// Drops the oldest lines of both journals that exceed the limits, which hold for both together: the backlog's are the
     /// older ones.
     pub fn keep_within(&self, live: &Reader<LineCounter>, limits: &Limits) {
-        live.keep_within(limits);
+        let _not_moving = self.moving.lock();
         if !self.reader.is_empty() {
+            // A look, for what waits now.
+            live.waiting_lines();
             let (lines, bytes) = live.waits_on_disk();
             self.reader.keep_within(&limits.without(lines, bytes));
         }
+        live.keep_within(limits);
+    }
+
+    /// For how long its oldest lines have waited, as far as that is known.
+    pub(super) fn age(&self) -> Duration {
+        let since = || {
+            let seconds = std::fs::read_to_string(self.directory.join(BEGAN)).ok()?.trim().parse().ok()?;
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        };
+        since().or_else(|| self.reader.oldest_made()).and_then(|time| time.elapsed().ok()).unwrap_or_default()
+    }
+
+    /// What becomes of new snapshots while lines wait here.
+    pub(super) fn for_snapshots(&self) -> Snapshots {
+        if self.is_refused.load(Ordering::Relaxed) { Snapshots::Wait } else { Snapshots::Defer }
+    }
+
+    /// Puts snapshots behind it, each with its newline: whether the disk has them.
+    pub(super) fn defer(&self, records: &[u8]) -> bool {
+        self.note(self.writer.take_over(records).map_err(|(_, error)| error))
     }
 
     /// Takes the lines of `live` over that should have been sent more than a minute ago.
@@ -58,48 +94,84 @@ impl Backlog {
         }
         let was_empty = backlog.journal.is_empty();
         let mut lines = 0;
+        // What comes meanwhile is new.
+        let Ok(goal) = live.journal.end() else { return };
         while !shutdown.requested() {
-            let Some(chunk) = next(&live.journal) else { break };
+            let _moving = self.moving.lock();
+            let Some(chunk) = next(&live.journal).filter(|chunk| chunk.start() < goal) else { break };
             let sent = chunk.start().part;
             if sent > 0 && !(was_empty && lines == 0) {
                 break;
             }
-            match self.keep(&chunk) {
-                Ok(()) => {
-                    if sent > 0 {
-                        pass(&self.reader, sent);
-                    }
-                    live.journal.discard(chunk.end());
-                    lines += chunk.end().line.saturating_sub(chunk.start().line);
+            let (kept, written) = self.keep(&chunk);
+            if kept > chunk.start() {
+                if sent > 0 {
+                    pass(&self.reader, sent);
                 }
-                Err(error) => {
-                    let failed = self.refused.lock().failed(Level::Warn);
-                    let error = chain(&error);
-                    log::log!(failed.level, "lines can't be put behind new ones, and go before them: {error}{failed}");
-                    break;
-                }
+                live.journal.discard(kept);
+                lines += kept.line.saturating_sub(chunk.start().line);
+            }
+            if !self.note(written) {
+                break;
             }
         }
         if lines == 0 {
             return;
         }
-        self.refused.lock().succeeded();
         if was_empty {
             backlog.begin_with_those_of(live);
+            self.note_beginning(live.age());
             log::info!(
                 "{} could not be sent for a minute: new ones go before them from now on",
                 counted(lines, "line")
             );
         }
-        if live.journal.is_empty() {
-            live.is_empty_now();
+        let rest = live.journal.peek(1).ok().and_then(|waiting| waiting.start());
+        if rest.is_none_or(|rest| rest >= goal) {
+            live.took_over();
         }
     }
 
-    fn keep(&self, chunk: &Chunk) -> Result<(), JournalError> {
-        match chunk.bytes().ends_with(b"\n") {
-            true => self.writer.take_over(chunk.bytes()),
-            false => self.writer.take_over(&[chunk.bytes(), b"\n"].concat()),
+    /// Keeps a chunk: up to where it is kept, and why not all of it.
+    fn keep(&self, chunk: &Chunk) -> (Position, Result<(), JournalError>) {
+        let whole = if chunk.bytes().ends_with(b"\n") {
+            self.writer.take_over(chunk.bytes())
+        } else {
+            self.writer.take_over(&[chunk.bytes(), b"\n"].concat())
+        };
+        let Err((kept, error)) = whole else { return (chunk.end(), Ok(())) };
+        let mut bytes = 0;
+        let is_kept = |record: &Record<'_>| {
+            bytes += record.bytes.len() + 1;
+            bytes <= kept
+        };
+        let last = chunk.records().take_while(is_kept).last();
+        (last.map_or(chunk.start(), |record| record.end), Err(error))
+    }
+
+    /// Says what the disk refuses, and whether it doesn't.
+    fn note(&self, written: Result<(), JournalError>) -> bool {
+        self.is_refused.store(written.is_err(), Ordering::Relaxed);
+        let refused = self.refused.lock();
+        match &written {
+            Ok(()) => drop(refused.succeeded()),
+            Err(error) => {
+                let failed = refused.failed(Level::Warn);
+                let error = chain(error);
+                log::log!(failed.level, "lines can't be put behind new ones, and go before them: {error}{failed}");
+            }
+        }
+        written.is_ok()
+    }
+
+    fn note_beginning(&self, age: Duration) {
+        let seconds =
+            SystemTime::now().checked_sub(age).and_then(|began| began.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let text = format!("{}\n", seconds.unwrap_or_default().as_secs());
+        let path = self.directory.join(BEGAN);
+        let write = || crate::files::open_unfollowed(&path, OpenOptions::new().create(true).write(true).truncate(true));
+        if let Err(error) = write().and_then(|mut file| file.write_all(text.as_bytes())) {
+            log::debug!("{} can't be written: {error}", path.display());
         }
     }
 }
@@ -129,8 +201,9 @@ fn next(journal: &Reader<LineCounter>) -> Option<Chunk> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
 
+    use super::super::bundle::{Batches, Bundler, Room};
+    use super::super::window::Window;
     use super::*;
     use crate::journal::Rejected;
 
@@ -156,7 +229,8 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
-            let backlog = Backlog::new(reader(root.path(), "backlog"), Arc::new(writer(root.path(), "backlog")));
+            let (old, into) = (reader(root.path(), "backlog"), Arc::new(writer(root.path(), "backlog")));
+            let backlog = Backlog::new(root.path().join("backlog"), old, into);
             let step = Duration::from_secs(1);
             let live = Queue::new(reader(root.path(), "results"), step);
             let older = Queue::new(Arc::clone(&backlog.reader), step);
@@ -234,10 +308,65 @@ mod tests {
         // A place where no directory can be made.
         std::fs::write(rig.root.path().join("file"), "").unwrap();
         let blocked = rig.root.path().join("file");
-        rig.backlog = Backlog::new(reader(&blocked, "backlog"), Arc::new(writer(&blocked, "backlog")));
+        rig.backlog =
+            Backlog::new(blocked.join("backlog"), reader(&blocked, "backlog"), Arc::new(writer(&blocked, "backlog")));
         rig.older = Queue::new(Arc::clone(&rig.backlog.reader), MINUTES);
         rig.take_over();
         assert_eq!(waiting(&rig.live.journal).0, ["1", "2"]);
+    }
+
+    fn room(snapshots: Snapshots) -> Room {
+        Room { lines: 100, bytes: 1 << 20, line_bytes: 1 << 20, batches: Batches::Keep, snapshots }
+    }
+
+    const SNAPSHOT: &str = "{\"snapshot\":[],\"action\":\"snapshot\"}";
+
+    #[test]
+    fn snapshots_go_behind_or_wait_for_it() {
+        let rig = Rig::new();
+        rig.writer.append_all(["{\"n\":1}", SNAPSHOT, "{\"n\":2}"]);
+        let bundle = |snapshots| Bundler::default().next(&rig.live.journal, &room(snapshots)).unwrap();
+        let waits = bundle(Snapshots::Wait).unwrap();
+        assert_eq!((&*waits.data, waits.left_out.len()), ("{\"n\":1}", 0));
+        let deferred = bundle(Snapshots::Defer).unwrap();
+        assert_eq!(&*deferred.data, "{\"n\":1},{\"n\":2}");
+        // A disk that refuses them: they and what is behind them stay.
+        let blocked = rig.root.path().join("file");
+        std::fs::write(&blocked, "").unwrap();
+        let refused = Backlog::new(blocked.clone(), reader(&blocked, "b"), Arc::new(writer(&blocked, "b")));
+        let until = deferred.settle(&rig.live.journal, Some(&refused));
+        assert_eq!((until.line, refused.for_snapshots()), (1, Snapshots::Wait));
+        rig.live.journal.acknowledge(until);
+        assert!(bundle(Snapshots::Wait).is_none());
+        let deferred = bundle(Snapshots::Defer).unwrap();
+        let until = deferred.settle(&rig.live.journal, Some(&rig.backlog));
+        rig.live.journal.acknowledge(until);
+        assert_eq!(waiting(&rig.backlog.reader).0, [SNAPSHOT]);
+        assert_eq!((rig.live.journal.waiting_lines(), rig.live.journal.counts().delivered), (0, 2));
+    }
+
+    /// One that was begun while snapshots were deferred once compared its lines with others, and rested for ever.
+    #[test]
+    fn a_search_goes_on_when_the_backlog_is_empty_meanwhile() {
+        let rig = Rig::new();
+        rig.writer.append_all([SNAPSHOT, "{\"n\":1}"]);
+        let mut bundler = Bundler::default();
+        let bundle = bundler.next(&rig.live.journal, &room(Snapshots::Defer)).unwrap().unwrap();
+        let mut window = Window::new(bundle, 100);
+        rig.writer.append_all(["{\"n\":2}", "{\"n\":3}"]);
+        assert!(window.waited(&rig.live.journal));
+        window.grow(&mut bundler, &rig.live.journal, &room(Snapshots::Send)).unwrap();
+        assert_eq!(window.data(&(0..3)), "{\"n\":1},{\"n\":2},{\"n\":3}");
+    }
+
+    #[test]
+    fn its_age_outlives_a_restart() {
+        let mut rig = Rig::new();
+        rig.writer.append_all(["1"]);
+        rig.live.resume(20 * MINUTES);
+        rig.take_over();
+        let age = rig.backlog.age();
+        assert!(age >= 20 * MINUTES - Duration::from_secs(1) && age < 21 * MINUTES, "{age:?}");
     }
 
     #[test]

@@ -7,8 +7,9 @@
 use std::borrow::Cow;
 use std::io::{self, Cursor, Read, Seek};
 
+use super::backlog::Backlog;
 use super::batch::{self, LinePosition, Outline};
-use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting, Writer};
+use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting};
 use crate::line_count::LineCounter;
 use crate::remote::api;
 
@@ -49,6 +50,8 @@ pub(crate) enum Snapshots {
     Send,
     /// It goes behind the backlog, where an older one of the same query may wait.
     Defer,
+    /// The same, and the backlog's journal can't be written: it waits, with all lines behind it.
+    Wait,
 }
 
 /// One request's lines.
@@ -64,6 +67,8 @@ pub(crate) struct Bundle {
     pub(crate) end: Position,
     /// Lines among them that are not in the request.
     pub(crate) left_out: Vec<LeftOut>,
+    /// What became of snapshots.
+    pub(crate) snapshots: Snapshots,
     /// Nothing more fits in, though more waits.
     pub(crate) is_full: bool,
 }
@@ -100,32 +105,42 @@ pub(crate) enum Why {
 }
 
 impl Bundle {
-    /// Its lines are done with: what was left out among them goes where it belongs.
-    pub(crate) fn settle_left_out(&self, reader: &Reader<LineCounter>, backlog: Option<&Writer<LineCounter>>) {
-        self.left_out.iter().for_each(|left_out| left_out.leave(reader, backlog));
-        sync_deferred(&self.left_out, backlog);
+    /// Its lines are done with: what was left out among them goes where it belongs. Answers up to where this could be done.
+    pub(crate) fn settle(&self, reader: &Reader<LineCounter>, backlog: Option<&Backlog>) -> Position {
+        let all: Vec<&LeftOut> = self.left_out.iter().collect();
+        if settle(&all, reader, backlog) {
+            return self.end;
+        }
+        // The first one that was to be deferred stays, and all behind it.
+        let deferred = self.left_out.iter().find(|left_out| left_out.why == Why::Deferred);
+        let before = deferred.map_or(0, |left_out| left_out.before);
+        let unfit: Vec<&LeftOut> = self.left_out.iter().filter(|left_out| left_out.before < before).collect();
+        settle(&unfit, reader, backlog);
+        before.checked_sub(1).and_then(|last| self.ends.get(last)).map_or(self.start, |end| end.position)
     }
 }
 
-/// What was put into the backlog is safe there before it is removed here.
-pub(crate) fn sync_deferred(left_out: &[LeftOut], backlog: Option<&Writer<LineCounter>>) {
-    if let Some(backlog) = backlog.filter(|_| left_out.iter().any(|left_out| left_out.why == Why::Deferred)) {
-        backlog.sync();
+/// The lines around these are done with: they go to the lines that were set aside, or into the backlog, and are safe there
+/// before they are removed here. Whether that could be done; otherwise nothing was.
+pub(crate) fn settle(left_out: &[&LeftOut], reader: &Reader<LineCounter>, backlog: Option<&Backlog>) -> bool {
+    let (mut deferred, mut lines) = (Vec::new(), 0);
+    for one in left_out.iter().filter(|one| one.why == Why::Deferred) {
+        deferred.extend_from_slice(&one.line);
+        deferred.push(b'\n');
+        lines += one.lines;
     }
-}
-
-impl LeftOut {
-    /// The lines around it are done with: it goes to the lines that were set aside, or into the backlog.
-    pub(crate) fn leave(&self, reader: &Reader<LineCounter>, backlog: Option<&Writer<LineCounter>>) {
-        match (&self.why, backlog) {
-            (Why::Unfit(reason), _) => reader.set_aside(&self.line, self.lines, reason),
-            (Why::Deferred, Some(backlog)) => {
-                backlog.append(&self.line);
-                reader.note_taken_over(self.lines);
-            }
-            (Why::Deferred, None) => {}
+    if !deferred.is_empty() {
+        if !backlog.is_some_and(|backlog| backlog.defer(&deferred)) {
+            return false;
+        }
+        reader.note_taken_over(lines);
+    }
+    for one in left_out {
+        if let Why::Unfit(reason) = &one.why {
+            reader.set_aside(&one.line, one.lines, reason);
         }
     }
+    true
 }
 
 /// Makes requests of what waits, and remembers where it is in a batch record.
@@ -199,6 +214,9 @@ impl Bundler {
                 // What didn't fit into the look at the journal is more.
                 filling.bundle.is_full |= chunk.bytes().len() >= most - most / 4;
                 let bundle = filling.bundle;
+                if bundle.end == bundle.start {
+                    return Ok(None);
+                }
                 // Not for what comes alone: nothing is kept while nothing is sent.
                 if bundle.is_full {
                     reader.recycle(chunk);
@@ -292,7 +310,8 @@ impl<'r> Filling<'r> {
     fn new(start: Position, room: &'r Room, mut data: String) -> Self {
         data.clear();
         let (ends, left_out) = (Vec::new(), Vec::new());
-        let bundle = Bundle { data, ends, start, end: start, left_out, is_full: false };
+        let snapshots = room.snapshots;
+        let bundle = Bundle { data, ends, start, end: start, left_out, snapshots, is_full: false };
         Self { room, bundle }
     }
 
@@ -313,7 +332,10 @@ impl<'r> Filling<'r> {
             self.bundle.is_full = true;
             return false;
         }
-        if self.room.snapshots == Snapshots::Defer && is_snapshot(record.bytes) {
+        if self.room.snapshots != Snapshots::Send && is_snapshot(record.bytes) {
+            if self.room.snapshots == Snapshots::Wait {
+                return false;
+            }
             self.leave_out(record.bytes, record.lines(), Why::Deferred);
             self.bundle.end = record.end;
             return true;

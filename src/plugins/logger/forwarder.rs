@@ -7,7 +7,6 @@
 //! fills a request. After an outage new lines go first, and what has waited for more than a minute ([`Backlog`]) goes
 //! slowly behind them, since a whole fleet has kept lines. Status lines go in order.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,19 +15,19 @@ use log::Level;
 
 use super::backlog::Backlog;
 use super::bundle::{Batches, Bundle, Room, Snapshots};
+use super::outcome::{FlushError, Searched, backoff_bounds, failed, wait_after_failure};
 use super::pace::RECENT;
 use super::queue::{Next, Queue, Sending};
-use super::window::Window;
 use super::{Decorations, StatusLine};
 use crate::chain::chain;
-use crate::journal::{JournalError, Position, Reader, Writer};
+use crate::journal::{Position, Reader, Writer};
 use crate::line_count::LineCounter;
 use crate::logging::Streak;
 use crate::plugins::config::WholeQueries;
-use crate::plugins::isolation::{Step, Then};
-use crate::policy::{self, Backoff, Chance, LONGEST_BACKOFF, RetryAfter, WakeUp};
+use crate::plugins::isolation::Step;
+use crate::policy::{self, Backoff, Chance, WakeUp};
 use crate::remote::api::{LOG_OVERHEAD, LogType, Payload};
-use crate::remote::{Blame, Endpoint, Node, RemoteError};
+use crate::remote::{Blame, Endpoint, Node};
 use crate::secret::redact;
 use crate::settings::LoggerSettings;
 use crate::shutdown::{Doorbell, Shutdown};
@@ -79,15 +78,6 @@ pub enum LastFlush {
     Try,
     /// Another worker sends them.
     Skip,
-}
-
-/// Why a flush ended early.
-#[derive(Debug, thiserror::Error)]
-enum FlushError {
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    #[error(transparent)]
-    Remote(#[from] RemoteError),
 }
 
 impl Forwarder {
@@ -146,7 +136,11 @@ impl Forwarder {
         // What can be sent within a moment is; the rest is safe.
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
             sending.live.begin_freely();
-            let Sending { live, has_taken, .. } = &mut sending;
+            let Sending { live, backlog, has_taken, .. } = &mut sending;
+            live.snapshots = self.for_snapshots(backlog.as_ref());
+            if live.snapshots != Snapshots::Send && !self.settings().new_lines_first {
+                return;
+            }
             let _ = self.flush_queue(live, None, has_taken, Some(Instant::now() + LAST_FLUSH_LIMIT));
         }
     }
@@ -161,7 +155,7 @@ impl Forwarder {
         match sending.backlog.as_mut().filter(|backlog| !backlog.journal.is_empty()) {
             Some(backlog) => {
                 // It was one when it came there.
-                backlog.resume(age(backlog.journal.oldest_made()).max(RECENT));
+                backlog.resume(self.backlog.as_ref().map_or(RECENT, |backlog| backlog.age().max(RECENT)));
                 true
             }
             None => has_backlog,
@@ -242,28 +236,39 @@ impl Forwarder {
         if logger.new_lines_first {
             lying.take_over(live, backlog, &self.shutdown);
         }
-        live.begin(logger.period);
         backlog.begin(logger.period);
-        (live.snapshots, backlog.others_taken) = (Snapshots::Send, false);
-        if !backlog.journal.is_empty() {
-            if logger.new_lines_first {
-                live.snapshots = Snapshots::Defer;
-            } else {
-                match self.flush_queue(backlog, None, has_taken, None) {
-                    Err(error @ FlushError::Remote(_)) => return Err(error),
-                    // What can't be read holds up no other line.
-                    Err(FlushError::Journal(error)) => log::debug!("{error}"),
-                    Ok(()) if !backlog.journal.is_empty() && backlog.rests_until().is_none() => return Ok(()),
-                    Ok(()) => {}
+        live.snapshots = self.for_snapshots(Some(backlog));
+        if !logger.new_lines_first && !backlog.journal.is_empty() {
+            match self.flush_queue(backlog, None, has_taken, None) {
+                Err(error @ FlushError::Remote(_)) => return Err(error),
+                // What can't be read holds up no other line.
+                Err(FlushError::Journal(error)) => log::debug!("{error}"),
+                Ok(()) if !backlog.journal.is_empty() && backlog.rests_until().is_none() => {
+                    live.hold();
+                    return Ok(());
                 }
+                Ok(()) => {}
             }
         }
-        let mut live_taken = false;
+        live.begin(logger.period);
+        let (mut live_taken, mut backlog_taken) = (false, false);
         let flushed = self.flush_queue(live, Some(backlog), &mut live_taken, None);
         *has_taken |= live_taken;
-        flushed?;
+        // A line that is refused, and a file that can't be read, hold up no other journal's lines.
+        if flushed.as_ref().is_err_and(FlushError::is_an_outage) {
+            return flushed;
+        }
         backlog.others_taken = live_taken;
-        self.flush_queue(backlog, None, has_taken, None)
+        let behind = self.flush_queue(backlog, None, &mut backlog_taken, None);
+        *has_taken |= backlog_taken;
+        (live.others_taken, backlog.others_taken) = (backlog_taken, false);
+        flushed.and(behind)
+    }
+
+    /// What becomes of new snapshots.
+    fn for_snapshots(&self, backlog: Option<&Queue>) -> Snapshots {
+        let waits = backlog.is_some_and(|backlog| !backlog.journal.is_empty());
+        self.backlog.as_ref().filter(|_| waits).map_or(Snapshots::Send, |backlog| backlog.for_snapshots())
     }
 
     /// Sends what waits now in a queue, and what fills requests behind it, until one fails or `deadline` is over. Lines of
@@ -353,8 +358,12 @@ impl Forwarder {
         match self.node.send(Endpoint::Logger, Payload::Lines(self.log_type, &data)) {
             Ok(_) => *has_taken = true,
             Err(error) if error.blame() == Blame::Nothing => return Err(error.into()),
+            Err(error) if error.retry_after().is_some() => return Err(error.into()),
             // Of which of the two it is, each tells alone.
-            Err(_) => return Ok(Some(bundle)),
+            Err(_) => {
+                passengers.ride_refused();
+                return Ok(Some(bundle));
+            }
         }
         self.sent(bundle, queue);
         let lines = riding.ends.iter().map(|end| end.lines).sum();
@@ -395,16 +404,15 @@ impl Forwarder {
 
     /// The server has a request's lines.
     fn sent(&self, bundle: Bundle, queue: &mut Queue) {
-        let backlog = self.backlog.as_ref().map(|backlog| &*backlog.writer);
-        bundle.settle_left_out(&queue.journal, backlog);
-        queue.journal.acknowledge(bundle.end);
+        let until = bundle.settle(&queue.journal, self.backlog.as_deref());
+        queue.journal.acknowledge(until);
         queue.bundler.recycle(bundle);
     }
 
     /// The next step among lines that the server has refused.
     fn search(&self, queue: &mut Queue, logger: &LoggerSettings, has_taken: &mut bool) -> Result<Searched, FlushError> {
         let room = Room { lines: logger.max_lines, ..self.room(logger, queue) };
-        let backlog = self.backlog.as_ref().map(|backlog| &*backlog.writer);
+        let backlog = self.backlog.as_deref();
         let Queue { window: search, bundler, journal, lines: size, .. } = queue;
         let Some(window) = search.as_mut() else { return Ok(Searched::GoesOn) };
         match window.next(&room) {
@@ -436,7 +444,8 @@ impl Forwarder {
     /// Puts what was said of lost results among the status lines, for the server's eyes. Not of lost status lines:
     /// what is lost would make more of it.
     fn report_losses(&self) {
-        let losses = self.journal.take_losses();
+        let mut losses = self.journal.take_losses();
+        losses.extend(self.backlog.iter().flat_map(|backlog| backlog.reader.take_losses()));
         let settings = self.node.flags.current();
         if losses.is_empty() || settings.logger.status_disabled || self.log_type == LogType::Status {
             return;
@@ -461,37 +470,4 @@ impl Forwarder {
     fn settings(&self) -> LoggerSettings {
         self.node.flags.fresh().logger.clone()
     }
-}
-
-/// Where a search stands.
-enum Searched {
-    GoesOn,
-    /// Until other lines come, or for a while.
-    Rests,
-}
-
-/// These lines had no success: what follows. An error is what is to be waited for.
-fn failed(window: &mut Window, lines: Range<usize>, error: RemoteError) -> Result<Searched, FlushError> {
-    match window.failed(lines, &error) {
-        Then::GoOn => Ok(Searched::GoesOn),
-        Then::Wait => Err(error.into()),
-        Then::Rest => Ok(Searched::Rests),
-    }
-}
-
-/// The back-off's step and maximum: none (always the period) when `logger_tls_backoff_max` is 0.
-fn backoff_bounds(logger: &LoggerSettings) -> (Duration, Duration) {
-    let max = logger.backoff_max.unwrap_or(logger.period).min(LONGEST_BACKOFF);
-    (logger.period, max.max(logger.period))
-}
-
-/// The wait after a failed flush.
-fn wait_after_failure(error: &FlushError, backoff: &mut Backoff) -> Duration {
-    let mut chance = Chance::new();
-    let asked = match error {
-        FlushError::Remote(error) => error.retry_after(),
-        FlushError::Journal(_) => None,
-    };
-    let asked = RetryAfter::spread(asked, &mut chance).unwrap_or_default();
-    backoff.failed(&mut chance).max(asked)
 }

@@ -10,6 +10,7 @@ mod bundle;
 mod decorations;
 mod forwarder;
 mod keeping;
+mod outcome;
 mod pace;
 mod pending;
 mod queue;

@@ -14,6 +14,10 @@ use crate::policy::{Backoff, Chance};
 /// Lines that are refused alone, with nothing to compare them with, are sent again after waits that grow up to this.
 const REST_MAX: Duration = Duration::from_secs(3600);
 
+/// For how long lines of two queues don't go in one request after such a one was refused: the sum may be too much for the
+/// server.
+const NO_RIDE: Duration = Duration::from_secs(600);
+
 /// What waits in a journal, on its way to the server.
 pub(super) struct Queue {
     pub(super) journal: Arc<Reader<LineCounter>>,
@@ -28,6 +32,8 @@ pub(super) struct Queue {
     pub(super) others_taken: bool,
     /// Lines that may still go with this flush; `None` is all.
     pub(super) left: Option<u64>,
+    /// From when on its lines may go with those of another queue again.
+    rides_from: Option<Instant>,
     rest: Option<Rest>,
     rests: Backoff,
     pace: Pace,
@@ -103,6 +109,7 @@ impl Queue {
             snapshots: Snapshots::Send,
             others_taken: false,
             left: None,
+            rides_from: None,
             rest: None,
             rests: Backoff::new(step, REST_MAX),
             pace: Pace::default(),
@@ -121,6 +128,21 @@ impl Queue {
     pub(super) fn begin_with_those_of(&mut self, other: &Self) {
         self.caught_up = other.caught_up;
         (self.pace, self.is_paced) = (Pace::default(), true);
+    }
+
+    /// For how long lines may have waited in it.
+    pub(super) fn age(&self) -> Duration {
+        self.caught_up.age()
+    }
+
+    /// Its old lines are elsewhere: those that are left are new.
+    pub(super) fn took_over(&mut self) {
+        self.caught_up = CaughtUp::now();
+    }
+
+    /// It waits for another one: its lines will not go all at once.
+    pub(super) fn hold(&mut self) {
+        self.is_paced = true;
     }
 
     /// Whether lines wait in it that should have been sent more than a minute ago.
@@ -201,9 +223,19 @@ impl Queue {
         self.rest.as_ref().map(|rest| rest.until)
     }
 
+    /// Its lines and others were refused together.
+    pub(super) fn ride_refused(&mut self) {
+        self.rides_from = Some(Instant::now() + NO_RIDE);
+    }
+
     /// Whether its lines may go with others, in one request: nothing is known that speaks against it.
     pub(super) fn may_ride(&mut self) -> bool {
-        self.left != Some(0) && self.lines.is_none() && self.window.is_none() && self.rests_until().is_none()
+        self.rides_from.take_if(|from| *from <= Instant::now());
+        self.rides_from.is_none()
+            && self.left != Some(0)
+            && self.lines.is_none()
+            && self.window.is_none()
+            && self.rests_until().is_none()
     }
 
     /// Whether its lines go by their pace.

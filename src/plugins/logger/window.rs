@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::bundle::{Bundle, Bundler, Room, sync_deferred};
+use super::backlog::Backlog;
+use super::bundle::{self, Bundle, Bundler, Room};
 use crate::chain::chain;
-use crate::journal::{JournalError, Position, Reader, Writer};
+use crate::journal::{JournalError, Position, Reader};
 use crate::line_count::LineCounter;
 use crate::plugins::isolation::{Refusal, Search, Step, Then};
 use crate::remote::{Blame, RemoteError};
@@ -106,19 +107,19 @@ impl Window {
     }
 
     /// Removes from the journal what is done with, from the front, sets aside what is to be, and puts what was deferred into
-    /// the backlog.
-    pub(crate) fn settle(&mut self, reader: &Reader<LineCounter>, backlog: Option<&Writer<LineCounter>>) {
+    /// the backlog. While the disk refuses that, they stay, and are sent again.
+    pub(crate) fn settle(&mut self, reader: &Reader<LineCounter>, backlog: Option<&Backlog>) {
         let done = self.search.done();
         let is_all = done == self.bundle.ends.len();
         if self.is_gone || (done <= self.gone && !is_all) {
             return;
         }
-        self.is_gone = is_all;
         let is_passed = |before: usize| before >= self.gone && (before < done || is_all);
-        for left_out in self.bundle.left_out.iter().filter(|left_out| is_passed(left_out.before)) {
-            left_out.leave(reader, backlog);
+        let left_out: Vec<_> = self.bundle.left_out.iter().filter(|left_out| is_passed(left_out.before)).collect();
+        if !bundle::settle(&left_out, reader, backlog) {
+            return;
         }
-        sync_deferred(&self.bundle.left_out, backlog);
+        self.is_gone = is_all;
         for line in (self.gone..done).filter(|&line| self.search.is_set_aside(line)) {
             let reason = self.reasons.get(&line).map_or("", String::as_str);
             let lines = self.bundle.ends.get(line).map_or(1, |end| end.lines);
@@ -139,7 +140,9 @@ impl Window {
         let known = self.data(&rest);
         let mut grown = None;
         if rest.len() < MOST_REQUESTS * room.lines && known.len() < MOST_REQUESTS * room.bytes {
-            let room = Room { lines: rest.len() + room.lines, bytes: known.len() + room.bytes, ..*room };
+            // As the first ones were taken in: what was left out of them must be left out again.
+            let snapshots = self.bundle.snapshots;
+            let room = Room { lines: rest.len() + room.lines, bytes: known.len() + room.bytes, snapshots, ..*room };
             grown = bundler.next(reader, &room)?;
         }
         let is_grown = |bundle: &Bundle| {

@@ -29,7 +29,7 @@ struct Args {
     /// Seconds that are to say what is usual
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=3600))]
     usual: u64,
-    /// Seconds in which nobody reaches the server; what waits for more than 60 is a backlog
+    /// Seconds in which no host reaches the server; what waits for more than 60 is a backlog
     #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(0..=36_000))]
     outage: u64,
     /// Seconds that the return is watched at most; it ends sooner when the backlog is gone

@@ -50,7 +50,7 @@ pub struct Plan {
     pub hosts: usize,
     /// For so long it is looked at what is usual.
     pub usual: Duration,
-    /// For so long nobody reaches the server.
+    /// How long no host reaches the server.
     pub outage: Duration,
     /// The longest that the return is watched.
     pub watch: Duration,

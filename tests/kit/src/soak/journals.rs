@@ -90,7 +90,7 @@ fn read_journal(directory: &Path, waiting: &mut Waiting) -> io::Result<()> {
         // One that has gone is done with.
         let Some(mut file) = open(&directory.join(format!("{segment:016}.ndjson")))? else { continue };
         let text = read_from(&mut file, offset)?;
-        // What stands behind the last newline is still being written: nobody was told that it is taken.
+        // What stands behind the last newline is still being written: no caller was told that it is taken.
         let records = text.split_inclusive(|&byte| byte == b'\n').filter_map(|record| record.strip_suffix(b"\n"));
         for (index, record) in records.enumerate() {
             waiting.bytes += record.len() as u64 + 1;

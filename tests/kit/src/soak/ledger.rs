@@ -168,7 +168,7 @@ pub(super) enum Circumstances {
 pub(super) enum Fate {
     /// Answered, with this code.
     Answered(i32),
-    /// Nobody listened: the real osqueryd would have ended.
+    /// No process listened: the real osqueryd would have ended.
     Refused,
     /// osqueryd had dropped the extension, after a kill in the middle of its own ping.
     Forgotten,
@@ -288,7 +288,7 @@ mod tests {
             assert_eq!(received + set_aside + waiting + lost.count(), ledger.taken());
             ((received, set_aside, waiting, foreign), lost.first(9))
         };
-        // The last one's call broke: nobody promised anything.
+        // The last one's call broke: no answer promised anything.
         [0, 1, 2].into_iter().for_each(|n| ledger.take(n));
         assert_eq!(fates(&ledger, &[]), ((0, 0, 0, 0), vec![0, 1, 2]));
         assert_eq!(fates(&ledger, &[2, 1, 2, 3]), ((0, 0, 2, 0), vec![0]));

@@ -93,7 +93,7 @@ pub enum Outcome {
     Fine,
     /// Something does, and was said.
     Faulty,
-    /// It was broken off, and nobody knows.
+    /// It was broken off: whether it was taken is not known.
     Interrupted,
 }
 
