@@ -106,20 +106,31 @@ fn kill_our_front(host: &Host) -> usize {
     rounds()
 }
 
+/// A kill that hits the call of a query's last line ends osqueryd, by a rule of its own that no extension can change
+/// (exit code 78). Of a burst's lines one is the last, so few kills do: another osqueryd takes the test's place then, and
+/// three in a row would be no chance.
 #[test]
 fn our_first_process_line_by_line_only_calls_in_flight_are_missing() {
+    const TRIALS: usize = 3;
+    const REFUSED_LAST_LINE: Option<i32> = Some(78);
     let Some(real) = real() else { return };
-    let host = host(&real, Load::bursts(1), "filesystem,remote_tls");
-    host.start();
-    host.more_results(1);
-    let kills = kill_our_front(&host);
-    let lives = host.runs();
-    let end = finish(&host, || count_beside_filesystem(&host).missing == 0);
-    let count = count_beside_filesystem(&host);
-    say(&format!("{kills} kills, osqueryd's exit code {end:?}: {count}"));
-    assert!(lives, "osqueryd ended with {end:?} after {kills} kills: {count}");
-    // Its scheduler makes one call at a time.
-    assert!(count.missing <= kills, "{count}");
+    for trial in 1..=TRIALS {
+        let host = host(&real, Load::bursts(1), "filesystem,remote_tls");
+        host.start();
+        host.more_results(1);
+        let kills = kill_our_front(&host);
+        let lives = host.runs();
+        let end = finish(&host, || count_beside_filesystem(&host).missing == 0);
+        let count = count_beside_filesystem(&host);
+        say(&format!("{kills} kills, osqueryd's exit code {end:?}: {count}"));
+        // Its scheduler makes one call at a time.
+        assert!(count.missing <= kills, "{count}");
+        if lives {
+            return;
+        }
+        assert!(trial < TRIALS && end == REFUSED_LAST_LINE, "osqueryd ended with {end:?} after {kills} kills: {count}");
+        say("a kill has hit a query's last line: once more");
+    }
 }
 
 #[test]
