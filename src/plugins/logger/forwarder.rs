@@ -133,14 +133,17 @@ impl Forwarder {
             let varies = sending.queues().any(|queue| queue.is_draining()) && backoff.failures() == 0;
             next_flush = Instant::now() + if varies { policy::Drain::period(wait, &mut Chance::new()) } else { wait };
         }
-        // What can be sent within a moment is; the rest is safe.
         if backoff.failures() == 0 && self.last_flush.load(Ordering::SeqCst) {
-            sending.live.begin_freely();
-            let Sending { live, backlog, has_taken, .. } = &mut sending;
-            live.snapshots = self.for_snapshots(backlog.as_ref());
-            if live.snapshots != Snapshots::Send && !self.settings().new_lines_first {
-                return;
-            }
+            self.flush_last(&mut sending);
+        }
+    }
+
+    /// Sends what can be sent within a moment; the rest is safe.
+    fn flush_last(&self, sending: &mut Sending) {
+        let Sending { live, backlog, has_taken, .. } = sending;
+        live.begin_freely();
+        live.snapshots = self.for_snapshots(backlog.as_ref());
+        if live.snapshots == Snapshots::Send || self.settings().new_lines_first {
             let _ = self.flush_queue(live, None, has_taken, Some(Instant::now() + LAST_FLUSH_LIMIT));
         }
     }
