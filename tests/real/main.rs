@@ -30,6 +30,7 @@ mod intake;
 mod kills;
 mod lines;
 mod migration;
+mod outage;
 mod packs;
 mod processes;
 mod refresh;
