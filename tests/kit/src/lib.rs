@@ -7,6 +7,7 @@ pub mod programs;
 pub mod proxy;
 pub mod server;
 pub mod soak;
+pub mod trial;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

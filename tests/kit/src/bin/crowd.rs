@@ -1,8 +1,7 @@
 //! The crowd command: hundreds of real extensions against one real server, an outage, and what the return is like. Exit
 //! code 0 is "nothing lost or refused", 1 the opposite or a crowd that could not start, 130 an interruption.
 
-use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,13 +10,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use testkit::crowd::{self, Plan};
 use testkit::osqueryd::become_worker_if_asked;
 use testkit::programs;
-use testkit::soak::Outcome;
-
-const EXIT_INTERRUPTED: u8 = 130;
+use testkit::trial::{self, Outcome};
 
 /// Hundreds of real extensions against one real server, an outage, and what the return is like.
 #[derive(Parser)]
@@ -49,23 +45,11 @@ struct Args {
 fn main() -> ExitCode {
     become_worker_if_asked();
     let args = Args::parse();
-    match run(args) {
-        Ok(Outcome::Fine) => ExitCode::SUCCESS,
-        Ok(Outcome::Faulty) => ExitCode::FAILURE,
-        Ok(Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
-        Err(error) => {
-            eprintln!("crowd: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    trial::main("crowd", |interrupted| run(args, interrupted))
 }
 
-fn run(args: Args) -> io::Result<Outcome> {
+fn run(args: Args, interrupted: &Arc<AtomicBool>) -> io::Result<Outcome> {
     let extension = args.extension.map_or_else(programs::extension, Ok)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
     raise_limit();
     let plan = Plan {
         extension,
@@ -73,20 +57,14 @@ fn run(args: Args) -> io::Result<Outcome> {
         usual: Duration::from_secs(args.usual),
         outage: Duration::from_secs(args.outage),
         watch: Duration::from_secs(args.watch),
-        seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000),
+        seed: args.seed.unwrap_or_else(trial::any_seed),
         report_every: Duration::from_secs(args.report_every),
     };
-    crowd::run(&plan, &interrupted, &say)
+    crowd::run(&plan, interrupted, &trial::say)
 }
 
 /// Both sides of all connections are open here: as many files as are allowed. Some dozens a host are needed.
 fn raise_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
-/// A reader that has gone is no reason to stop: the processes are to be ended in order.
-fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -230,17 +230,9 @@ fn write_files(directory: &Path, server: &Server, extension: &Path) -> PathBuf {
         ("config_plugin", "remote_tls".to_owned()),
         ("logger_plugin", "remote_tls".to_owned()),
         ("distributed_plugin", "remote_tls".to_owned()),
-        ("tls_hostname", server.hostname()),
-        ("tls_server_certs", file("ca.pem")),
-        ("enroll_secret_path", file("secret")),
-        ("enroll_tls_endpoint", "/enroll".to_owned()),
-        ("config_tls_endpoint", "/config".to_owned()),
-        ("logger_tls_endpoint", "/log".to_owned()),
         ("logger_tls_period", "1".to_owned()),
         ("logger_tls_backoff_max", "2".to_owned()),
         ("disable_distributed", "false".to_owned()),
-        ("distributed_tls_read_endpoint", "/distributed_read".to_owned()),
-        ("distributed_tls_write_endpoint", "/distributed_write".to_owned()),
         ("distributed_interval", "2".to_owned()),
         ("schedule_splay_percent", "0".to_owned()),
         ("extensions_autoload", file("extensions.load")),
@@ -249,7 +241,8 @@ fn write_files(directory: &Path, server: &Server, extension: &Path) -> PathBuf {
         ("database_path", file("osquery.db")),
         ("pidfile", file("osqueryd.pid")),
     ];
-    let text: String = flags.iter().map(|(name, value)| format!("--{name}={value}\n")).collect();
+    let flags = flags.into_iter().chain(server.flags_of_a_host(directory));
+    let text: String = flags.map(|(name, value)| format!("--{name}={value}\n")).collect();
     fs::write(path("osquery.flags"), text).expect("the flag file");
     path("osquery.flags")
 }

@@ -2,8 +2,7 @@
 //! and a verdict. Exit code 0 is "nothing lost, nothing grown", 1 the opposite or a soak that could not start, 130 an
 //! interruption.
 
-use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,12 +10,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Parser;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use testkit::osqueryd::become_worker_if_asked;
 use testkit::programs;
-use testkit::soak::{self, Outcome, Plan};
-
-const EXIT_INTERRUPTED: u8 = 130;
+use testkit::soak::{self, Plan};
+use testkit::trial::{self, Outcome};
 
 /// Hours of mixed load, faults, kills and restarts on the real extension, and a verdict.
 #[derive(Parser)]
@@ -42,37 +39,19 @@ struct Args {
 fn main() -> ExitCode {
     become_worker_if_asked();
     let args = Args::parse();
-    match run(args) {
-        Ok(Outcome::Fine) => ExitCode::SUCCESS,
-        Ok(Outcome::Faulty) => ExitCode::FAILURE,
-        Ok(Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
-        Err(error) => {
-            eprintln!("soak: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    trial::main("soak", |interrupted| run(args, interrupted))
 }
 
-fn run(args: Args) -> io::Result<Outcome> {
+fn run(args: Args, interrupted: &Arc<AtomicBool>) -> io::Result<Outcome> {
     let extension = args.extension.map_or_else(programs::extension, Ok)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
     let plan = Plan {
         extension,
         length: Duration::from_secs_f64(args.minutes * 60.0),
-        seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000),
+        seed: args.seed.unwrap_or_else(trial::any_seed),
         report_every: Duration::from_secs(args.report_every),
         log: args.log,
     };
-    soak::run(&plan, &interrupted, &say)
-}
-
-/// A reader that has gone is no reason to stop: the processes are to be ended in order.
-fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    soak::run(&plan, interrupted, &trial::say)
 }
 
 /// At most a month.

@@ -225,21 +225,12 @@ fn ended_well(report: &StopReport) -> bool {
 
 /// The intervals of tests/fleet.
 fn options(directory: &Path, id: usize, server: &Server, binary: &Path) -> Options {
-    let file = |name: &str| directory.join(name).display().to_string();
     let mut options = Options::new(&directory.join(id.to_string())).extension(binary);
     options.distributed = true;
     // osqueryd's own.
     options.watch_interval = Duration::from_secs(3);
-    options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), file("remote_tls.flags")));
+    options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), directory.join("remote_tls.flags").display().to_string()));
     let flags = [
-        ("tls_hostname", server.hostname()),
-        ("tls_server_certs", file("ca.pem")),
-        ("enroll_secret_path", file("secret")),
-        ("enroll_tls_endpoint", "/enroll".to_owned()),
-        ("config_tls_endpoint", "/config".to_owned()),
-        ("logger_tls_endpoint", "/log".to_owned()),
-        ("distributed_tls_read_endpoint", "/distributed_read".to_owned()),
-        ("distributed_tls_write_endpoint", "/distributed_write".to_owned()),
         ("host_identifier", "specified".to_owned()),
         ("specified_identifier", format!("crowd-{id}")),
         ("logger_tls_period", "10".to_owned()),
@@ -248,6 +239,7 @@ fn options(directory: &Path, id: usize, server: &Server, binary: &Path) -> Optio
         // Many start at once, on few cores.
         ("extensions_timeout", "60".to_owned()),
     ];
+    let flags = flags.into_iter().chain(server.flags_of_a_host(directory));
     options.flags.extend(flags.map(|(name, value)| (name.to_owned(), value)));
     options
 }

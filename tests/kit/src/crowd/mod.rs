@@ -24,8 +24,8 @@ use self::books::{Books, Sums};
 use self::hosts::{Asked, Hosts};
 use self::measure::{Figures, Record};
 use crate::server::{self, Server};
-use crate::soak::Outcome;
 use crate::soak::journals;
+use crate::trial::Outcome;
 
 const SECRET: &str = "crowd-secret";
 

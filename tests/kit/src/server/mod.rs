@@ -21,6 +21,7 @@ mod tls;
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,22 @@ impl Server {
     /// `localhost:PORT`, as `tls_hostname` wants it.
     pub fn hostname(&self) -> String {
         format!("localhost:{}", self.port)
+    }
+
+    /// osqueryd's flags that bring a host to this server, by the authority's certificate and the enroll secret that lie in
+    /// the host's directory as `ca.pem` and `secret`.
+    pub fn flags_of_a_host(&self, directory: &Path) -> [(&'static str, String); 8] {
+        let file = |name: &str| directory.join(name).display().to_string();
+        [
+            ("tls_hostname", self.hostname()),
+            ("tls_server_certs", file("ca.pem")),
+            ("enroll_secret_path", file("secret")),
+            ("enroll_tls_endpoint", "/enroll".to_owned()),
+            ("config_tls_endpoint", "/config".to_owned()),
+            ("logger_tls_endpoint", "/log".to_owned()),
+            ("distributed_tls_read_endpoint", "/distributed_read".to_owned()),
+            ("distributed_tls_write_endpoint", "/distributed_write".to_owned()),
+        ]
     }
 
     /// Closes the listener and every connection before it returns; what the server knows is kept.

@@ -23,7 +23,7 @@ mod verdict;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,10 @@ use self::patience::Patience;
 use self::processes::Usage;
 use self::schedule::{Disturbance, Mood, Pace, Phase, Schedule};
 use self::verdict::QuietMoment;
+use crate::lock;
 use crate::osqueryd::{self, Osqueryd};
 use crate::server::{Endpoint, Misbehaviour, Server};
+use crate::trial::Outcome;
 
 /// How soon an interruption is noticed.
 const NOTICE: Duration = Duration::from_millis(100);
@@ -84,17 +86,6 @@ pub struct Plan {
     pub report_every: Duration,
     /// What the extension writes to its standard error is added to this file, each time that osqueryd has ended.
     pub log: Option<PathBuf>,
-}
-
-/// How a soak ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing speaks against the extension.
-    Fine,
-    /// Something does, and was said.
-    Faulty,
-    /// It was broken off: whether it was taken is not known.
-    Interrupted,
 }
 
 /// Runs a soak, which says what it sees a line at a time. Every process that it starts has ended when it returns.
@@ -445,9 +436,4 @@ impl Drop for Soak<'_> {
             osqueryd.stop();
         }
     }
-}
-
-/// The contents, also when a thread panicked while it had them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -47,14 +47,6 @@ pub(super) fn osqueryd_options(
     options.status_relay = true;
     options.env.push(("REMOTE_TLS_FLAGFILE".to_owned(), file("remote_tls.flags").display().to_string()));
     let flags = [
-        ("tls_hostname", server.hostname()),
-        ("tls_server_certs", file("ca.pem").display().to_string()),
-        ("enroll_secret_path", file("secret").display().to_string()),
-        ("enroll_tls_endpoint", "/enroll".to_owned()),
-        ("config_tls_endpoint", "/config".to_owned()),
-        ("logger_tls_endpoint", "/log".to_owned()),
-        ("distributed_tls_read_endpoint", "/distributed_read".to_owned()),
-        ("distributed_tls_write_endpoint", "/distributed_write".to_owned()),
         ("logger_tls_period", "1".to_owned()),
         ("logger_tls_backoff_max", seconds(4, 5)),
         ("logger_tls_compress", "true".to_owned()),
@@ -63,6 +55,7 @@ pub(super) fn osqueryd_options(
         // A busy machine may take its time.
         ("extensions_timeout", "30".to_owned()),
     ];
+    let flags = flags.into_iter().chain(server.flags_of_a_host(&directory));
     options.flags.extend(flags.map(|(name, value)| (name.to_owned(), value)));
     Ok(options)
 }
