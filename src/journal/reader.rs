@@ -194,18 +194,15 @@ impl<W: Weigher> Reader<W> {
 
     /// How many lines wait, on disk and in memory, as far as that can be known.
     pub fn waiting_lines(&self) -> u64 {
+        self.waits_on_disk().0.saturating_add(self.held().unwrap_or_default().lines)
+    }
+
+    /// Lines that wait on disk, and the bytes of their records.
+    pub(crate) fn waits_on_disk(&self) -> (u64, u64) {
         let mut state = self.state.lock();
         if let Err(error) = self.look(&mut state) {
             log::debug!("{}", chain(&error));
         }
-        let on_disk = state.segments.waiting_lines();
-        drop(state);
-        on_disk.saturating_add(self.held().unwrap_or_default().lines)
-    }
-
-    /// Lines that wait on disk and bytes of their records, as far as was looked before.
-    pub(crate) fn waits_on_disk(&self) -> (u64, u64) {
-        let state = self.state.lock();
         (state.segments.waiting_lines(), state.segments.waiting_bytes())
     }
 

@@ -90,6 +90,13 @@ impl State {
         self.refused_until.is_none_or(|until| Instant::now() >= until)
     }
 
+    /// Lets a store go whose directory is not what it was: the next attempt looks at it afresh.
+    fn leave_lost_store(&mut self) {
+        if self.store.as_ref().is_some_and(Store::is_lost) {
+            self.leave_store();
+        }
+    }
+
     /// Lets the store go; the next one goes on where it was.
     fn leave_store(&mut self) -> Option<Store> {
         self.before = self.store.as_ref().map(Store::next).or(self.before);
@@ -179,10 +186,7 @@ impl<W: Weigher> Writer<W> {
             Ok(store) => store.write::<W>(records, lines).map_err(|refusal| (refusal.kept, refusal.error)),
             Err(error) => Err((0, error)),
         };
-        if written.is_err() && state.store.as_ref().is_some_and(Store::is_lost) {
-            // The directory is not what it was: the next attempt looks at it afresh.
-            state.leave_store();
-        }
+        state.leave_lost_store();
         drop(state);
         self.sync();
         self.events.appended();
@@ -346,10 +350,7 @@ impl<W: Weigher> Writer<W> {
             log::error!("{error}: lines of the {} journal wait in memory until it can be written again", self.name);
         }
         state.refused_until = Some(Instant::now() + self.tuning.retry_interval);
-        if state.store.as_ref().is_some_and(Store::is_lost) {
-            // The directory is not what it was: look at it afresh.
-            state.leave_store();
-        }
+        state.leave_lost_store();
     }
 
     /// The open store; opens it when that has not failed a moment ago.

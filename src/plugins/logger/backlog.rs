@@ -5,18 +5,19 @@
 //! backlog, synced, then they leave that journal. A process that dies in between leaves them in both, and they are sent
 //! twice; none is lost. The same goes for snapshots that come while a backlog waits.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use log::Level;
 
 use super::bundle::Snapshots;
 use super::queue::Queue;
 use crate::chain::chain;
+use crate::clock::unix_time;
+use crate::files;
 use crate::journal::{Chunk, JournalError, Limits, Position, Reader, Record, Waiting, Writer};
 use crate::line_count::LineCounter;
 use crate::lock::Mutex;
@@ -32,6 +33,9 @@ const LARGEST: u64 = 16 << 20;
 
 /// When the backlog began, in seconds since 1970: the file of that name in its directory.
 const BEGAN: &str = "began";
+
+/// No time has more digits, and a newline.
+const LONGEST_TIME: u64 = 21;
 
 /// The journal of the backlog.
 pub struct Backlog {
@@ -59,8 +63,6 @@ impl Backlog {
     pub fn keep_within(&self, live: &Reader<LineCounter>, limits: &Limits) {
         let _not_moving = self.moving.lock();
         if !self.reader.is_empty() {
-            // A look, for what waits now.
-            live.waiting_lines();
             let (lines, bytes) = live.waits_on_disk();
             self.reader.keep_within(&limits.without(lines, bytes));
         }
@@ -69,11 +71,12 @@ impl Backlog {
 
     /// For how long its oldest lines have waited, as far as that is known.
     pub(super) fn age(&self) -> Duration {
-        let since = || {
-            let seconds = std::fs::read_to_string(self.directory.join(BEGAN)).ok()?.trim().parse().ok()?;
-            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        let noted = || {
+            let began: i64 = files::read_ours(&self.directory.join(BEGAN), LONGEST_TIME).ok()?.trim().parse().ok()?;
+            Some(Duration::from_secs(unix_time().saturating_sub(began).try_into().unwrap_or_default()))
         };
-        since().or_else(|| self.reader.oldest_made()).and_then(|time| time.elapsed().ok()).unwrap_or_default()
+        let of_the_file = || self.reader.oldest_made()?.elapsed().ok();
+        noted().or_else(of_the_file).unwrap_or_default()
     }
 
     /// What becomes of new snapshots while lines wait here.
@@ -165,12 +168,10 @@ impl Backlog {
     }
 
     fn note_beginning(&self, age: Duration) {
-        let seconds =
-            SystemTime::now().checked_sub(age).and_then(|began| began.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let text = format!("{}\n", seconds.unwrap_or_default().as_secs());
+        let began = unix_time().saturating_sub(age.as_secs().try_into().unwrap_or(i64::MAX));
         let path = self.directory.join(BEGAN);
-        let write = || crate::files::open_unfollowed(&path, OpenOptions::new().create(true).write(true).truncate(true));
-        if let Err(error) = write().and_then(|mut file| file.write_all(text.as_bytes())) {
+        let aside = files::with_suffix(&path, ".new");
+        if let Err(error) = files::replace(&path, &aside, format!("{began}\n").as_bytes(), File::sync_all) {
             log::debug!("{} can't be written: {error}", path.display());
         }
     }

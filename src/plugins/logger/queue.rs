@@ -217,9 +217,11 @@ impl Queue {
 
     /// Until when its lines rest, if they do.
     pub(super) fn rests_until(&mut self) -> Option<Instant> {
-        let end = self.journal.end().unwrap_or_default();
-        let others_taken = self.others_taken;
-        self.rest.take_if(|rest| others_taken || rest.until <= Instant::now() || rest.end != end);
+        let (journal, others_taken) = (&self.journal, self.others_taken);
+        let is_over = |rest: &mut Rest| {
+            others_taken || rest.until <= Instant::now() || rest.end != journal.end().unwrap_or_default()
+        };
+        self.rest.take_if(is_over);
         self.rest.as_ref().map(|rest| rest.until)
     }
 
