@@ -20,7 +20,7 @@ mod workers;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ pub fn run(cli: Cli, routes: Routes) -> anyhow::Result<()> {
     let events = Events::new(receiver);
     let signals = events::watch_signals(sender.clone())?;
     // A limit on the size of files must be an error like any other, and not the end.
-    signal_hook::flag::register(SIGXFSZ, Default::default()).context("can't ignore a signal")?;
+    signal_hook::flag::register(SIGXFSZ, Arc::<AtomicBool>::default()).context("can't ignore a signal")?;
     let hung_up = Mutex::new(sender.clone());
     let manager = Arc::new(Manager::new(
         cli.socket.clone(),
