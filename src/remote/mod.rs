@@ -2,7 +2,7 @@
 //!
 //! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (answers, and `body`, what requests carry) and
 //! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
-//! (`pem` reads its files) and `proxy`, both within a `deadline`, below `transport` (HTTP, with `gzip`) below `request` (built, sent,
+//! (`pem` reads its files), `proxy` and `resolver`, each within a `deadline`, below `transport` (HTTP, with `gzip`) below `request` (built, sent,
 //! judged, noted in `stats`; an operator's `headers`) below `node` (with the node key, from one of the `servers`). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake, and so does `old_tls`.
 
@@ -23,6 +23,7 @@ mod pem;
 mod probe;
 mod proxy;
 mod request;
+mod resolver;
 mod roots;
 mod servers;
 mod stats;

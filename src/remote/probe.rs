@@ -15,11 +15,12 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use ureq::Agent;
 use ureq::http::header::DATE;
-use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, TcpConnector, Transport};
+use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport};
 
 use super::proxy::ProxyConnector;
+use super::resolver::{NoLookup, ResolvingConnector};
 use super::tls::{TlsConnector, TlsTransport, Watch};
-use super::transport::{ConnectionSettings, NamingResolver, config};
+use super::transport::{ConnectionSettings, config};
 use super::transport_error::TransportError;
 use crate::lock::{Mutex, MutexGuard};
 use crate::settings::Settings;
@@ -60,11 +61,11 @@ fn connect(settings: &Settings, witness: &Arc<Witness>) -> Result<(), TransportE
     let watch = Box::new(Observer::new(witness, Judgement::Ours));
     let connector =
         ().chain(ProxyConnector::new(connection.proxy.clone(), USER_AGENT))
-            .chain(TcpConnector::default())
+            .chain(ResolvingConnector::new())
             .chain(Connected(Arc::clone(witness)))
             .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch))?)
             .chain(Agreed(Arc::clone(witness)));
-    let agent = Agent::with_parts(config(&connection)?, connector, NamingResolver::default());
+    let agent = Agent::with_parts(config(&connection)?, connector, NoLookup);
     // The last connector ends it before there is anything to send.
     agent.get(format!("https://{server}/")).call().map(drop).map_err(TransportError::from)
 }
@@ -79,9 +80,9 @@ pub fn server_date(settings: &Settings) -> Option<SystemTime> {
     let connection = ConnectionSettings::new(settings, USER_AGENT).ok()?;
     let connector =
         ().chain(ProxyConnector::new(connection.proxy.clone(), USER_AGENT))
-            .chain(TcpConnector::default())
+            .chain(ResolvingConnector::new())
             .chain(TlsConnector::with(&settings.tls, client, Arc::default(), Some(watch)).ok()?);
-    let agent = Agent::with_parts(config(&connection).ok()?, connector, NamingResolver::default());
+    let agent = Agent::with_parts(config(&connection).ok()?, connector, NoLookup);
     let path = if settings.endpoints.enroll.starts_with('/') { &settings.endpoints.enroll } else { "/" };
     let response = agent.get(format!("https://{server}{path}")).call().ok()?;
     httpdate::parse_http_date(response.headers().get(DATE)?.to_str().ok()?).ok()

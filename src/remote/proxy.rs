@@ -11,6 +11,7 @@ use ureq::http::Uri;
 use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transport, TransportAdapter};
 
 use super::deadline::Deadline;
+use super::resolver;
 use super::transport_error::TransportError;
 use crate::settings::{HostPort, Proxy};
 
@@ -63,19 +64,7 @@ impl ProxyConnector {
     fn tunnel(&self, proxy: &Proxy, details: &ConnectionDetails<'_>) -> Result<Box<dyn Transport>, BoxedError> {
         let deadline = Deadline::of(details);
         let way: Uri = format!("http://{}/", proxy.address).parse()?;
-        let addrs = details.resolver.resolve(&way, details.config, deadline.left()?)?;
-        let transport = (details.run_connector)(&ConnectionDetails {
-            uri: &way,
-            addrs,
-            config: details.config,
-            request_level: details.request_level,
-            resolver: details.resolver,
-            now: details.now,
-            timeout: details.timeout,
-            current_time: details.current_time.clone(),
-            run_connector: details.run_connector.clone(),
-            register_shutdown: details.register_shutdown.clone(),
-        })?;
+        let transport = (details.run_connector)(&resolver::to(&way, details))?;
         let mut adapter = TransportAdapter::new(transport, details.current_time.clone());
         adapter.set_timeout(deadline.left()?);
         adapter.write_all(self.request(proxy, details.uri).as_bytes())?;

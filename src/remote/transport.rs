@@ -12,17 +12,17 @@ use ureq::http::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION,
     RETRY_AFTER, USER_AGENT,
 };
-use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri};
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout, TcpConnector};
+use ureq::http::{HeaderMap, HeaderValue, Request, Response};
+use ureq::unversioned::transport::{ConnectionDetails, Connector};
 use ureq::{Agent, SendBody};
 
 use super::api::Body;
 use super::gzip::gzip;
 use super::headers::Headers;
 use super::proxy::{ProxyConnector, ProxyError};
+use super::resolver::{NoLookup, ResolvingConnector};
 use super::tls::{Expiries, TlsConnector, answered_early};
-use super::transport_error::{HostNotFound, TransportError};
+use super::transport_error::TransportError;
 use super::url::{Url, same_host_redirect};
 use crate::lock::{Mutex, MutexGuard};
 use crate::secret::Secret;
@@ -201,10 +201,10 @@ impl Transport {
             _ => {
                 let connector =
                     ().chain(ProxyConnector::new(current.proxy.clone(), user_agent))
-                        .chain(TcpConnector::default())
+                        .chain(ResolvingConnector::new())
                         .chain(TlsConnector::with(&settings.tls, client, Arc::clone(&self.expiries), None)?)
                         .chain(CountOpened);
-                let new = Agent::with_parts(config(&current)?, connector, NamingResolver::default());
+                let new = Agent::with_parts(config(&current)?, connector, NoLookup);
                 *agent = Some((current, new.clone()));
                 Ok(new)
             }
@@ -395,27 +395,6 @@ fn is_broken(error: &ureq::Error) -> bool {
             matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
         }
         _ => false,
-    }
-}
-
-/// The system's resolver, asked anew for each connection, with the name in its errors.
-#[derive(Debug, Default)]
-pub(super) struct NamingResolver(DefaultResolver);
-
-impl Resolver for NamingResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &ureq::config::Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        self.0.resolve(uri, config, timeout).map_err(|error| match error {
-            timeout @ ureq::Error::Timeout(_) => timeout,
-            error => {
-                let host = uri.host().unwrap_or_default().to_owned();
-                ureq::Error::Other(HostNotFound { host, source: error.into() }.into())
-            }
-        })
     }
 }
 
