@@ -363,11 +363,17 @@ impl Host {
 
     /// Has the schedule emptied, and waits until osqueryd runs no query any more.
     pub(crate) fn end_schedule(&self) {
+        self.end_schedule_within(LIMIT);
+    }
+
+    /// The same, where the configuration may be asked for only then.
+    pub(crate) fn end_schedule_within(&self, limit: Duration) {
         self.server.set_config(json!({"schedule": {}}));
-        self.wait("an empty schedule", || {
+        let is_empty = || {
             let rows = self.try_sql("SELECT count(*) AS n FROM osquery_schedule").ok()?;
             (rows.first()?.get("n")?.as_str()? == "0").then_some(())
-        });
+        };
+        assert!(self.look_for(limit, is_empty).is_some(), "the schedule is not empty within {limit:?}");
     }
 }
 
