@@ -31,7 +31,6 @@ pub mod policy;
 
 pub mod chain;
 pub mod clock;
-pub mod errand;
 pub mod files;
 pub mod line_count;
 pub mod lock;
@@ -41,5 +40,6 @@ pub mod platform;
 pub mod secret;
 pub mod shown;
 pub mod shutdown;
+pub mod single_flight;
 pub mod spares;
 pub mod words;

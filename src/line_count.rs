@@ -9,7 +9,7 @@
 //! Every other record is one line, and is recognized by its first bytes. So is one that would stand for no line.
 //! A record that is cut off or is no JSON has some number of lines, the same one each time.
 
-use crate::journal::Weigher;
+use crate::journal::CountLines;
 
 /// Counts the lines of one record after the other.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Kind {
     }
 }
 
-impl Weigher for LineCounter {
+impl CountLines for LineCounter {
     fn feed(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {

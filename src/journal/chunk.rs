@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
-use super::{Position, Weigher, walk};
+use super::{CountLines, Position, walk};
 
 /// The oldest records that wait.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ struct RecordBounds {
 /// One record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// Its beginning. `part` of its lines are done with already: only of the first record that waits can that be some.
+    /// Its beginning. `lines_done` of its lines are done with already: only of the first record that waits can that be some.
     pub start: Position,
     /// The next record's beginning: what to acknowledge when all of its lines are done with.
     pub end: Position,
@@ -67,18 +67,18 @@ impl Record<'_> {
 impl Chunk {
     /// These bytes, which begin at a record's beginning: whole records, the last of which may have no newline. `None` when
     /// there are none.
-    pub(super) fn new<W: Weigher>(bytes: Vec<u8>, start: Position) -> Option<Self> {
+    pub(super) fn new<W: CountLines>(bytes: Vec<u8>, start: Position) -> Option<Self> {
         let mut records = Vec::new();
-        let mut weigher = W::default();
+        let mut counter = W::default();
         let mut at = 0;
         let mut end = start;
         for newline in memchr::memchr_iter(b'\n', &bytes).chain([bytes.len()]) {
             let Some(text) = bytes.get(at..newline).filter(|text| newline < bytes.len() || !text.is_empty()) else {
                 break;
             };
-            weigher.feed(text);
+            counter.feed(text);
             let length = (newline + 1).min(bytes.len()) - at;
-            end = behind(end, length as u64, weigher.finish());
+            end = behind(end, length as u64, counter.finish());
             records.push(RecordBounds { text_end: newline, end });
             at += length;
         }
@@ -133,8 +133,8 @@ pub(super) fn behind(start: Position, length: u64, lines: u64) -> Position {
     Position {
         file: start.file,
         offset: start.offset.saturating_add(length),
-        part: 0,
-        line: start.line.saturating_add(lines.saturating_sub(start.part)),
+        lines_done: 0,
+        line: start.line.saturating_add(lines.saturating_sub(start.lines_done)),
     }
 }
 
@@ -156,7 +156,7 @@ impl LargeRecord {
         Self { file, start, end, length, at: 0 }
     }
 
-    /// Its beginning; `part` of its lines are done with already.
+    /// Its beginning; `lines_done` of its lines are done with already.
     #[must_use]
     pub fn start(&self) -> Position {
         self.start

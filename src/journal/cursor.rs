@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::segment_reader::beginning_of;
 use super::segments::{self, CURSOR};
 use super::walk::{self, Walk};
-use super::{Position, Weigher};
+use super::{CountLines, Position};
 
 /// Four numbers of 20 digits, three blanks and a newline.
 const WIDTH: usize = 84;
@@ -61,8 +61,8 @@ impl Cursor {
 }
 
 fn format(position: Position) -> String {
-    let Position { file, offset, part, line } = position;
-    format!("{file:020} {offset:020} {part:020} {line:020}\n")
+    let Position { file, offset, lines_done, line } = position;
+    format!("{file:020} {offset:020} {lines_done:020} {line:020}\n")
 }
 
 fn parse(text: &[u8]) -> Option<Position> {
@@ -72,7 +72,7 @@ fn parse(text: &[u8]) -> Option<Position> {
         let is_number = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
         is_number.then(|| digits.parse::<u64>().ok()).flatten()
     };
-    let position = Position { file: number()?, offset: number()?, part: number()?, line: number()? };
+    let position = Position { file: number()?, offset: number()?, lines_done: number()?, line: number()? };
     let is_possible = position.line <= segments::LAST_NUMBER && position.file <= position.line;
     (numbers.next().is_none() && is_possible).then_some(position)
 }
@@ -122,7 +122,11 @@ pub(super) fn read(directory: &Path) -> io::Result<Stored> {
 
 /// The place that a cursor means, among these segments (oldest first). One that means no place goes back: to the beginning
 /// of its segment, or to the oldest one. Its line's number is counted anew.
-pub(super) fn resolve<W: Weigher>(directory: &Path, numbers: &[u64], cursor: Option<Position>) -> io::Result<Resolved> {
+pub(super) fn resolve<W: CountLines>(
+    directory: &Path,
+    numbers: &[u64],
+    cursor: Option<Position>,
+) -> io::Result<Resolved> {
     let found = |position| Resolved { position, went_back: false };
     let oldest = numbers.first().copied().map(beginning_of);
     let Some(cursor) = cursor else { return Ok(found(oldest.unwrap_or_default())) };
@@ -141,7 +145,7 @@ pub(super) fn resolve<W: Weigher>(directory: &Path, numbers: &[u64], cursor: Opt
 }
 
 /// The cursor with its line's number counted; `None` when no record begins there.
-fn place_in<W: Weigher>(file: &File, cursor: Position) -> io::Result<Option<Position>> {
+fn place_in<W: CountLines>(file: &File, cursor: Position) -> io::Result<Option<Position>> {
     let mut line = cursor.file;
     let mut at = 0;
     let mut walk = Walk::<W>::new(file, 0);
@@ -153,12 +157,12 @@ fn place_in<W: Weigher>(file: &File, cursor: Position) -> io::Result<Option<Posi
     if at > cursor.offset {
         return Ok(None);
     }
-    let place = Position { part: 0, line, ..cursor };
-    if cursor.part == 0 {
+    let place = Position { lines_done: 0, line, ..cursor };
+    if cursor.lines_done == 0 {
         return Ok(Some(place));
     }
-    let is_within = walk.step()?.is_some_and(|record| cursor.part < record.lines);
-    Ok(Some(if is_within { place.after_lines(cursor.part) } else { place }))
+    let is_within = walk.step()?.is_some_and(|record| cursor.lines_done < record.lines);
+    Ok(Some(if is_within { place.after_lines(cursor.lines_done) } else { place }))
 }
 
 #[cfg(test)]
@@ -169,8 +173,13 @@ mod tests {
     fn a_position_is_written_in_one_width_and_read_back() {
         for position in [
             Position::default(),
-            Position { file: 42, offset: 7, part: 3, line: 50 },
-            Position { file: segments::LAST_NUMBER, offset: u64::MAX, part: u64::MAX, line: segments::LAST_NUMBER },
+            Position { file: 42, offset: 7, lines_done: 3, line: 50 },
+            Position {
+                file: segments::LAST_NUMBER,
+                offset: u64::MAX,
+                lines_done: u64::MAX,
+                line: segments::LAST_NUMBER,
+            },
         ] {
             let text = format(position);
             assert_eq!(text.len(), WIDTH);
@@ -180,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_no_position_is_none() {
-        let text = format(Position { file: 42, offset: 7, part: 3, line: 50 });
+        let text = format(Position { file: 42, offset: 7, lines_done: 3, line: 50 });
         let line = |line: u64| format(Position { line, ..Position::default() });
         for wrong in [
             "",
@@ -190,7 +199,7 @@ mod tests {
             text.trim_end(),
             &text.replace('\n', " 1\n"),
             &line(segments::LAST_NUMBER + 1),
-            &format(Position { file: 51, offset: 0, part: 0, line: 50 }),
+            &format(Position { file: 51, offset: 0, lines_done: 0, line: 50 }),
             &"\0".repeat(WIDTH),
         ] {
             assert_eq!(parse(wrong.as_bytes()), None, "{wrong:?}");

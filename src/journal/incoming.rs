@@ -5,20 +5,20 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::writer::{Writer, blank_newlines};
-use super::{JournalError, Weigher, chain, segments};
+use super::{CountLines, JournalError, chain, segments};
 
 /// What is written at a time.
 const BLOCK: usize = 128 << 10;
 
 /// A record on its way in. It costs no lock and little memory until [`commit`](Self::commit). Dropped before that it is
 /// given up and not counted: its end never came.
-pub struct Incoming<'a, W: Weigher> {
+pub struct Incoming<'a, W: CountLines> {
     writer: &'a Writer<W>,
     /// The file, or why there is none.
     file: Result<Aside, String>,
     /// What is not written yet.
     block: Vec<u8>,
-    weigher: W,
+    counter: W,
     length: u64,
 }
 
@@ -28,11 +28,11 @@ struct Aside {
     file: File,
 }
 
-impl<'a, W: Weigher> Incoming<'a, W> {
+impl<'a, W: CountLines> Incoming<'a, W> {
     pub(super) fn begin(writer: &'a Writer<W>, path: Result<PathBuf, JournalError>) -> Self {
         let file =
             path.map_err(|error| chain(&error)).and_then(|path| Aside::create(path).map_err(|error| error.to_string()));
-        Self { writer, file, block: Vec::new(), weigher: W::default(), length: 0 }
+        Self { writer, file, block: Vec::new(), counter: W::default(), length: 0 }
     }
 
     /// Adds the next bytes of the record. Never fails: what the disk refuses is counted when the record's end has come.
@@ -43,7 +43,7 @@ impl<'a, W: Weigher> Incoming<'a, W> {
             self.block.extend_from_slice(bytes);
             let added = self.block.get_mut(start..).unwrap_or_default();
             blank_newlines(added);
-            self.weigher.feed(added);
+            self.counter.feed(added);
             if self.block.len() >= BLOCK {
                 self.flush();
             }
@@ -52,7 +52,7 @@ impl<'a, W: Weigher> Incoming<'a, W> {
 
     /// The record is whole: appends it. What the disk has refused is dropped, counted and said.
     pub fn commit(mut self) {
-        let lines = self.weigher.finish();
+        let lines = self.counter.finish();
         self.block.push(b'\n');
         self.flush();
         self.writer.tally.accept(lines);

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::segment_reader::beginning_of;
 use super::walk::{self, Step, Walk};
-use super::{Position, Weigher, cursor, rejected, segments};
+use super::{CountLines, Position, cursor, rejected, segments};
 
 /// So much of the oldest record's beginning is looked at, and so much of its end.
 const BEGINNING: u64 = 64 << 10;
@@ -71,7 +71,7 @@ pub struct RejectedLine {
 
 /// Looks at the journal in this directory.
 #[must_use]
-pub fn look<W: Weigher>(directory: &Path) -> Look {
+pub fn look<W: CountLines>(directory: &Path) -> Look {
     look_from::<W>(directory, None)
 }
 
@@ -86,7 +86,7 @@ pub fn end(directory: &Path) -> Position {
 }
 
 /// Looks at a journal whose reader is known to be here.
-pub(super) fn look_from<W: Weigher>(directory: &Path, position: Option<Position>) -> Look {
+pub(super) fn look_from<W: CountLines>(directory: &Path, position: Option<Position>) -> Look {
     let mut look = Look::default();
     if !fs::exists(directory).unwrap_or(true) {
         return look;
@@ -113,7 +113,7 @@ pub(super) fn look_from<W: Weigher>(directory: &Path, position: Option<Position>
 
 impl Look {
     /// Where the cursor is.
-    fn find_position<W: Weigher>(&mut self, directory: &Path, numbers: &[u64]) -> Position {
+    fn find_position<W: CountLines>(&mut self, directory: &Path, numbers: &[u64]) -> Position {
         let found = cursor::read(directory)
             .and_then(|cursor| cursor::resolve::<W>(directory, numbers, cursor.position()))
             .map(|resolved| resolved.position);
@@ -124,7 +124,7 @@ impl Look {
     }
 
     /// Counts what waits behind the position.
-    fn measure<W: Weigher>(&mut self, directory: &Path, numbers: &[u64]) {
+    fn measure<W: CountLines>(&mut self, directory: &Path, numbers: &[u64]) {
         let mut end = self.position;
         for (index, &number) in numbers.iter().enumerate() {
             let path = segments::path(directory, number);
@@ -157,7 +157,7 @@ impl Look {
 }
 
 /// The first record from here on. Half a one in the newest segment is still being written.
-fn oldest<W: Weigher>(file: &File, offset: u64, is_newest: bool) -> io::Result<Option<Oldest>> {
+fn oldest<W: CountLines>(file: &File, offset: u64, is_newest: bool) -> io::Result<Option<Oldest>> {
     let Some(record) = Walk::<W>::new(file, offset).step()?.filter(|record| record.is_whole || !is_newest) else {
         return Ok(None);
     };
@@ -178,7 +178,7 @@ fn oldest<W: Weigher>(file: &File, offset: u64, is_newest: bool) -> io::Result<O
 }
 
 /// Where the whole records behind a place in the newest segment end.
-fn end_of<W: Weigher>(file: &File, place: Position) -> io::Result<Position> {
+fn end_of<W: CountLines>(file: &File, place: Position) -> io::Result<Position> {
     let mut end = place;
     let mut walk = Walk::<W>::new(file, place.offset);
     while let Some(record) = walk.whole_step()? {
@@ -193,7 +193,7 @@ fn size(path: &Path) -> u64 {
 
 /// The journal's whole records that wait on the disk, oldest first, as a reader a file: `take` says whether it wants more.
 /// What is delivered meanwhile may be missing.
-pub fn waiting<W: Weigher>(
+pub fn waiting<W: CountLines>(
     directory: &Path,
     take: &mut dyn FnMut(&mut dyn Read) -> io::Result<bool>,
 ) -> io::Result<()> {

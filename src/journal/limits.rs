@@ -6,13 +6,13 @@ use super::backstop::free_bytes;
 use super::reader::{Reader, State};
 use super::segment_reader::{Outcome, SegmentReader, beginning_of};
 use super::walk::Walk;
-use super::{Limits, Position, Weigher, chain, chunk};
+use super::{CountLines, Limits, Position, chain, chunk};
 
 /// The disk's free space is looked at after records have grown by so many bytes: a journal that doesn't grow gives nothing
 /// up for a disk that others fill.
 const LOOK_EVERY: u64 = 256 << 10;
 
-impl<W: Weigher> Reader<W> {
+impl<W: CountLines> Reader<W> {
     /// Drops the oldest lines that exceed the limits: how many. It may be called while records are on their way to the
     /// server; acknowledging those that were dropped does nothing then.
     ///
@@ -75,7 +75,7 @@ impl<W: Weigher> Reader<W> {
 
 impl SegmentReader {
     /// Drops so many of the oldest lines: how many it were.
-    fn drop_lines<W: Weigher>(&mut self, lines: u64) -> u64 {
+    fn drop_lines<W: CountLines>(&mut self, lines: u64) -> u64 {
         let line = self.position().line.saturating_add(lines);
         self.drop_with(|reader| {
             while let Some(next) = reader.next_segment().filter(|&next| next <= line) {
@@ -91,7 +91,7 @@ impl SegmentReader {
     }
 
     /// Drops the oldest records that have so many bytes together, or somewhat more: how many lines it were.
-    fn drop_bytes<W: Weigher>(&mut self, bytes: u64) -> u64 {
+    fn drop_bytes<W: CountLines>(&mut self, bytes: u64) -> u64 {
         let mut left = bytes;
         self.drop_with(|reader| {
             while let Some(next) = reader.next_segment() {
@@ -131,7 +131,7 @@ impl SegmentReader {
 
     /// Goes past whole records of the position's segment, as long as `goes` says so of the positions before and
     /// behind one.
-    fn pass_records<W: Weigher>(&mut self, goes: impl Fn(Position, Position) -> bool) -> io::Result<()> {
+    fn pass_records<W: CountLines>(&mut self, goes: impl Fn(Position, Position) -> bool) -> io::Result<()> {
         let file = self.open_segment()?;
         let Some(mut record) = self.record::<W>(&file)? else { return Ok(()) };
         let mut walk = Walk::<W>::new(&file, record.end);

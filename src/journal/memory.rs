@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Borrowed, Held, MEMORY_LIMIT, Weigher, walk};
+use super::{Borrowed, CountLines, Held, MEMORY_LIMIT, walk};
 
 /// What is written to the disk in one go.
 const WRITTEN_AT_ONCE: usize = 1 << 20;
@@ -56,7 +56,7 @@ impl Memory {
     }
 
     /// Puts records behind those that wait, each with its newline: the lines of those that found no room.
-    pub(super) fn push<W: Weigher>(&mut self, records: Vec<u8>) -> u64 {
+    pub(super) fn push<W: CountLines>(&mut self, records: Vec<u8>) -> u64 {
         let is_one = memchr::memchr(b'\n', &records).is_none_or(|newline| newline + 1 == records.len());
         if records.is_empty() {
             return 0;
@@ -67,7 +67,7 @@ impl Memory {
         records.split_inclusive(|&byte| byte == b'\n').map(|record| self.push_one::<W>(record.to_vec())).sum()
     }
 
-    fn push_one<W: Weigher>(&mut self, bytes: Vec<u8>) -> u64 {
+    fn push_one<W: CountLines>(&mut self, bytes: Vec<u8>) -> u64 {
         let lines = walk::lines_of::<W>(&bytes);
         let held = Held { lines: self.held.lines + lines, bytes: self.held.bytes + bytes.len() as u64 };
         if held.bytes > MEMORY_LIMIT as u64 {

@@ -7,12 +7,12 @@
 //! * `0000000000000042.ndjson`: a *segment*. It holds *records*, each followed by a newline. Its name is the number of
 //!   its first line, counted since ever from 0, in 16 digits; so its lines end where the next segment's name begins.
 //! * `cursor`: one line of four numbers of 20 digits, with blanks between them: the [`Position`] up to which everything
-//!   is done with (file, offset, part, line).
+//!   is done with (file, offset, lines done of the record, line).
 //! * `incoming-N`: a large record on its way in. It becomes a segment of its own.
 //! * `writer.lock`, `reader.lock`: held (flock) by the process that writes and by the one that reads.
 //!
 //! A record is any text; a newline within it is written as a blank. What stands in it is the owner's business: bytes
-//! are kept as they come. A record stands for one *line*, or for many: a [`Weigher`] says for how many. Limits, counts
+//! are kept as they come. A record stands for one *line*, or for many: a [`CountLines`] says for how many. Limits, counts
 //! and numbers are in lines.
 //!
 //! # Rules
@@ -89,7 +89,7 @@ pub const SEGMENT_BYTES: u64 = 4 << 20;
 pub const MEMORY_LIMIT: usize = 32 << 20;
 
 /// Says for how many lines a record stands. It is fed with the record in any number of pieces.
-pub trait Weigher: Default + Send {
+pub trait CountLines: Default + Send {
     /// The next bytes of the record.
     fn feed(&mut self, bytes: &[u8]);
 
@@ -101,7 +101,7 @@ pub trait Weigher: Default + Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OneLine;
 
-impl Weigher for OneLine {
+impl CountLines for OneLine {
     fn feed(&mut self, _: &[u8]) {}
 
     fn finish(&mut self) -> u64 {
@@ -117,7 +117,7 @@ pub struct Position {
     /// Where the record begins in the segment, in bytes. In memory: the record's number.
     pub offset: u64,
     /// So many lines of that record are done with.
-    pub part: u64,
+    pub lines_done: u64,
     /// The number of the line at this place, counted since ever. In memory: counted since the reader began.
     pub line: u64,
 }
@@ -129,7 +129,7 @@ impl Position {
     /// The place behind so many lines of the record at this place. The end of a record is [`Record::end`].
     #[must_use]
     pub fn after_lines(self, lines: u64) -> Self {
-        Self { part: self.part.saturating_add(lines), line: self.line.saturating_add(lines), ..self }
+        Self { lines_done: self.lines_done.saturating_add(lines), line: self.line.saturating_add(lines), ..self }
     }
 
     /// Whether the record waits in memory.

@@ -13,7 +13,7 @@ use super::rejected::{LINE_BYTES, Rejected};
 use super::segment_reader::SegmentReader;
 use super::segments::{self, PREDECESSOR_LIMIT, READER_LOCK};
 use super::tally::Tally;
-use super::{Chunk, Counts, Held, JournalError, Overflow, Position, Weigher, chain};
+use super::{Chunk, CountLines, Counts, Held, JournalError, Overflow, Position, chain};
 use crate::lock::Mutex;
 use crate::words::counted;
 
@@ -29,7 +29,7 @@ pub struct Reader<W> {
     found: AtomicU64,
     /// Where the reader is, for those who must not wait for it.
     position: Mutex<Option<Position>>,
-    weigher: PhantomData<fn() -> W>,
+    counter: PhantomData<fn() -> W>,
 }
 
 /// What reading needs, under one lock.
@@ -78,7 +78,7 @@ impl Status {
     }
 }
 
-impl<W: Weigher> Reader<W> {
+impl<W: CountLines> Reader<W> {
     /// Reads the journal in this directory, which is called `name` in messages. What its writer has in memory comes by way
     /// of `overflow`; what is set aside goes to `rejected`. The disk isn't touched before the first use.
     #[must_use]
@@ -106,7 +106,7 @@ impl<W: Weigher> Reader<W> {
             tally: Tally::new(name),
             found: AtomicU64::new(0),
             position: Mutex::default(),
-            weigher: PhantomData,
+            counter: PhantomData,
         }
     }
 
@@ -145,7 +145,7 @@ impl<W: Weigher> Reader<W> {
     }
 
     /// What lies before this place is no longer wanted: it is removed without being counted.
-    pub fn discard(&self, until: Position) {
+    pub fn remove_uncounted(&self, until: Position) {
         let mut state = self.state.lock();
         state.elsewhere = 0;
         self.forget(&mut state, until);
@@ -292,7 +292,7 @@ impl<W: Weigher> Reader<W> {
         let records = memchr::memchr_iter(b'\n', &borrowed.bytes).count() as u64;
         let first = borrowed.through.saturating_sub(records);
         if state.in_memory.offset != first {
-            state.in_memory = Position { offset: first, part: 0, ..state.in_memory };
+            state.in_memory = Position { offset: first, lines_done: 0, ..state.in_memory };
         }
         Ok(Chunk::new::<W>(borrowed.bytes, state.in_memory))
     }

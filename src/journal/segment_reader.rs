@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::chunk::{self, LargeRecord, Waiting};
 use super::cursor::{self, Cursor, Stored};
 use super::walk::{self, Step, Walk};
-use super::{Chunk, JournalError, Position, Weigher, segments};
+use super::{Chunk, CountLines, JournalError, Position, segments};
 
 /// Reads a journal's segments from a position on. Every line before that position was delivered, set aside or dropped.
 pub(super) struct SegmentReader {
@@ -57,7 +57,7 @@ impl SegmentReader {
     }
 
     /// Goes to where the cursor is.
-    pub(super) fn open<W: Weigher>(&mut self) -> Outcome<()> {
+    pub(super) fn open<W: CountLines>(&mut self) -> Outcome<()> {
         self.list()?;
         let path = self.directory.join(segments::CURSOR);
         let cursor =
@@ -150,7 +150,7 @@ impl SegmentReader {
     }
 
     /// The oldest records: as many whole ones as have at most so many bytes, or one that is larger.
-    pub(super) fn peek<W: Weigher>(&mut self, max_bytes: usize) -> Outcome<Waiting> {
+    pub(super) fn peek<W: CountLines>(&mut self, max_bytes: usize) -> Outcome<Waiting> {
         let mut is_first = true;
         loop {
             self.settle()?;
@@ -172,7 +172,7 @@ impl SegmentReader {
         }
     }
 
-    fn peek_in_segment<W: Weigher>(&mut self, max_bytes: usize) -> io::Result<Waiting> {
+    fn peek_in_segment<W: CountLines>(&mut self, max_bytes: usize) -> io::Result<Waiting> {
         // Known before the read: then nothing comes after it.
         let is_over = self.next_segment().is_some();
         let file = self.open_segment()?;
@@ -197,7 +197,7 @@ impl SegmentReader {
     }
 
     /// The record at the position, which is longer than was asked for.
-    fn large<W: Weigher>(&mut self, file: File, is_over: bool) -> io::Result<Waiting> {
+    fn large<W: CountLines>(&mut self, file: File, is_over: bool) -> io::Result<Waiting> {
         let Some(record) = self.record::<W>(&file)?.filter(|record| record.is_whole || is_over) else {
             return Ok(Waiting::Nothing);
         };
@@ -208,7 +208,7 @@ impl SegmentReader {
     }
 
     /// The record at the position, which is looked for once.
-    pub(super) fn record<W: Weigher>(&mut self, file: &File) -> io::Result<Option<Step>> {
+    pub(super) fn record<W: CountLines>(&mut self, file: &File) -> io::Result<Option<Step>> {
         let Position { file: number, offset, .. } = self.position;
         if let Some((_, record)) = self.ahead.filter(|(of, record)| *of == number && record.start == offset) {
             return Ok(Some(record));
@@ -236,7 +236,7 @@ impl SegmentReader {
     }
 
     /// Looks where whole records end now.
-    pub(super) fn look<W: Weigher>(&mut self) -> Outcome<()> {
+    pub(super) fn look<W: CountLines>(&mut self) -> Outcome<()> {
         self.settle()?;
         let Some(&newest) = self.numbers.last() else {
             self.end = self.position;
@@ -335,5 +335,5 @@ fn size(directory: &Path, number: u64) -> io::Result<u64> {
 
 /// A segment's beginning.
 pub(super) fn beginning_of(number: u64) -> Position {
-    Position { file: number, offset: 0, part: 0, line: number }
+    Position { file: number, offset: 0, lines_done: 0, line: number }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cursor::{self, Stored};
 use super::segments::{self, WRITER_LOCK};
 use super::walk::{Walk, lines_of};
-use super::{JournalError, Position, Weigher};
+use super::{CountLines, JournalError, Position};
 
 /// So many left segments are remembered to be synced; the system writes older ones back by itself.
 const MOST_UNSYNCED: usize = 16;
@@ -55,7 +55,7 @@ impl Store {
     ///
     /// Another process that holds it is waited for, at most `timeout`. `before` is the next line's number in this
     /// process's last store: no number is used twice.
-    pub(super) fn open<W: Weigher>(
+    pub(super) fn open<W: CountLines>(
         directory: &Path,
         segment_bytes: u64,
         timeout: Duration,
@@ -101,7 +101,7 @@ impl Store {
             Some(segment) if segment.length < self.segment_bytes => (segment.number, segment.length),
             _ => (self.next, 0),
         };
-        Position { file, offset, part: 0, line: self.next }
+        Position { file, offset, lines_done: 0, line: self.next }
     }
 
     /// The number of the next line.
@@ -121,7 +121,7 @@ impl Store {
     }
 
     /// Writes records, each followed by a newline, which stand for so many lines.
-    pub(super) fn write<W: Weigher>(&mut self, bytes: &[u8], lines: u64) -> Result<(), Refusal> {
+    pub(super) fn write<W: CountLines>(&mut self, bytes: &[u8], lines: u64) -> Result<(), Refusal> {
         let segment = match self.segment_with_room() {
             Ok(segment) => segment,
             Err(source) => return Err(self.refusal(self.next, source, 0)),
@@ -213,7 +213,7 @@ impl Store {
 
     /// After a write that went no further than this: keeps the whole records of it, and removes the rest. How many bytes
     /// are kept.
-    fn cut_back<W: Weigher>(&mut self, written: &[u8]) -> usize {
+    fn cut_back<W: CountLines>(&mut self, written: &[u8]) -> usize {
         let whole = memchr::memrchr(b'\n', written).map_or(0, |newline| newline + 1);
         let (records, rest) = written.split_at(whole);
         self.next += lines_of::<W>(records);
@@ -233,7 +233,7 @@ impl Store {
 impl Segment {
     /// Opens the newest segment of a journal, cuts a half record off its end and counts its lines: the segment, unless it
     /// must not be written again, and the number of the line behind it.
-    fn open<W: Weigher>(directory: &Path, number: u64) -> io::Result<(Option<Self>, u64)> {
+    fn open<W: CountLines>(directory: &Path, number: u64) -> io::Result<(Option<Self>, u64)> {
         let path = segments::path(directory, number);
         let file = segments::open(&path, OpenOptions::new().read(true).append(true))?;
         let mut next = number;

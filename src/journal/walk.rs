@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::Weigher;
+use super::CountLines;
 
 /// What is read at a time.
 const BLOCK: usize = 64 << 10;
@@ -12,7 +12,7 @@ const BLOCK: usize = 64 << 10;
 /// Goes from record to record.
 pub(super) struct Walk<'a, W> {
     file: &'a File,
-    weigher: W,
+    counter: W,
     /// What was read last; empty before the first read.
     block: Vec<u8>,
     /// What of it is not walked over yet.
@@ -34,10 +34,10 @@ pub(super) struct Step {
     pub(super) is_whole: bool,
 }
 
-impl<'a, W: Weigher> Walk<'a, W> {
+impl<'a, W: CountLines> Walk<'a, W> {
     /// From this record's beginning on.
     pub(super) fn new(file: &'a File, offset: u64) -> Self {
-        Self { file, weigher: W::default(), block: Vec::new(), left: 0..0, at: offset }
+        Self { file, counter: W::default(), block: Vec::new(), left: 0..0, at: offset }
     }
 
     /// The next record; `None` at the end of the file.
@@ -49,18 +49,18 @@ impl<'a, W: Weigher> Walk<'a, W> {
                 if self.fill()? {
                     continue;
                 }
-                let lines = self.weigher.finish();
+                let lines = self.counter.finish();
                 let tail = Step { start, end: self.at, lines, is_whole: false };
                 return Ok((self.at > start).then_some(tail));
             }
             let newline = memchr::memchr(b'\n', left);
             let record = left.get(..newline.unwrap_or(left.len())).unwrap_or_default();
-            self.weigher.feed(record);
+            self.counter.feed(record);
             let walked = record.len() + usize::from(newline.is_some());
             self.left.start += walked;
             self.at += walked as u64;
             if newline.is_some() {
-                return Ok(Some(Step { start, end: self.at, lines: self.weigher.finish(), is_whole: true }));
+                return Ok(Some(Step { start, end: self.at, lines: self.counter.finish(), is_whole: true }));
             }
         }
     }
@@ -102,12 +102,12 @@ pub(super) fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> io::Resu
 }
 
 /// The lines of records that are in memory, each followed by a newline; a last one without a newline is counted, too.
-pub(super) fn lines_of<W: Weigher>(records: &[u8]) -> u64 {
-    let mut weigher = W::default();
+pub(super) fn lines_of<W: CountLines>(records: &[u8]) -> u64 {
+    let mut counter = W::default();
     let mut lines = 0;
     for record in records.split_inclusive(|&byte| byte == b'\n') {
-        weigher.feed(record.strip_suffix(b"\n").unwrap_or(record));
-        lines += weigher.finish();
+        counter.feed(record.strip_suffix(b"\n").unwrap_or(record));
+        lines += counter.finish();
     }
     lines
 }

@@ -14,7 +14,7 @@ use super::store::{Refusal, Store};
 use super::tally::Tally;
 use super::unsynced::Unsynced;
 use super::walk::lines_of;
-use super::{Borrowed, Counts, Held, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, Weigher, chain};
+use super::{Borrowed, CountLines, Counts, Held, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, chain};
 use crate::lock::Mutex;
 use crate::spares::Spares;
 use crate::words::counted;
@@ -63,7 +63,7 @@ pub struct Writer<W> {
     backstop: Backstop,
     /// For what is written.
     buffers: Spares,
-    weigher: PhantomData<fn() -> W>,
+    counter: PhantomData<fn() -> W>,
 }
 
 /// What appends need, under one lock.
@@ -104,7 +104,7 @@ impl State {
     }
 }
 
-impl<W: Weigher> Writer<W> {
+impl<W: CountLines> Writer<W> {
     /// Writes the journal in this directory, which is called `name` in messages. The disk isn't touched before the first
     /// append.
     #[must_use]
@@ -124,7 +124,7 @@ impl<W: Weigher> Writer<W> {
             unsynced: Unsynced::default(),
             backstop: Backstop::default(),
             buffers: Spares::default(),
-            weigher: PhantomData,
+            counter: PhantomData,
         }
     }
 
@@ -382,7 +382,7 @@ impl<W: Weigher> Writer<W> {
     }
 }
 
-impl<W: Weigher> Overflow for Writer<W> {
+impl<W: CountLines> Overflow for Writer<W> {
     fn peek(&self, max_bytes: usize) -> io::Result<Option<Borrowed>> {
         let mut state = self.state.lock();
         state.memory.give_back();

@@ -227,7 +227,7 @@ impl Assembly {
             is_dirty,
             shutdown: shutdown.clone(),
         };
-        work.push(("journals", Box::new(move || keeper.run())));
+        work.push(("journal-limits", Box::new(move || keeper.run())));
 
         let streams = vec![
             Stream { journal: results, backlog: Some(backlog), written: setup.counts },

@@ -94,7 +94,7 @@ fn segments_are_named_by_the_number_of_their_first_line() {
     rig.append(&[batch.clone(), "x".repeat(50), "y".to_owned()]);
     assert_eq!(rig.segments(), [0, 7, 8]);
     assert_eq!(rig.reader.waiting_lines(), 9);
-    assert_eq!(rig.reader.end().unwrap(), Position { file: 8, offset: 2, part: 0, line: 9 });
+    assert_eq!(rig.reader.end().unwrap(), Position { file: 8, offset: 2, lines_done: 0, line: 9 });
     assert_eq!(rig.writer.end(), Some(rig.reader.end().unwrap()));
     assert_eq!(rig.take_all(), [batch, "x".repeat(50), "y".to_owned()]);
     assert_eq!(rig.reader.counts().delivered, 9);
@@ -129,7 +129,7 @@ fn the_lines_of_a_batch_can_be_acknowledged_one_by_one() {
     assert_eq!(peeked.start(), start.after_lines(2));
     assert_eq!(peeked.records().map(|record| record.lines()).collect::<Vec<_>>(), [3, 3]);
     let Waiting::Large(record) = rig.reader.peek(10).unwrap() else { panic!("it is larger") };
-    assert_eq!((record.start().part, record.lines()), (2, 3));
+    assert_eq!((record.start().lines_done, record.lines()), (2, 3));
     rig.reader.acknowledge(peeked.end());
     assert_eq!(rig.reader.counts().delivered, 6);
     assert!(rig.reader.is_empty());
@@ -152,7 +152,7 @@ fn what_is_discarded_or_set_aside_does_not_count_as_delivered() {
     let rig = Rig::new();
     rig.append(&lines(0..6));
     let ends = ends(&chunk(&rig.reader, ALL));
-    rig.reader.discard(ends[1]);
+    rig.reader.remove_uncounted(ends[1]);
     rig.reader.set_aside(b"{\"n\":3}", 1, "it is the third");
     rig.reader.acknowledge(ends[3]);
     rig.reader.acknowledge(ends[5]);

@@ -212,7 +212,7 @@ fn a_second_process_leaves_the_journal_alone() {
     reader.acknowledge(end(&reader.peek(ALL).unwrap()).unwrap());
     assert!(matches!(reader.peek(ALL), Err(JournalError::InUse { .. })));
     assert!(!reader.is_empty(), "it isn't known");
-    reader.acknowledge(Position { file: 5, offset: 5, part: 0, line: 5 });
+    reader.acknowledge(Position { file: 5, offset: 5, lines_done: 0, line: 5 });
     assert_eq!(reader.keep_within(&most(0)), 0);
     assert_eq!(rig.take_all(), lines(0..2));
 }

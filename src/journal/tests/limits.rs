@@ -27,14 +27,14 @@ fn a_batch_is_entered_in_its_middle() {
     rig.append(&[batch(10), batch(20), batch(30)]);
     assert_eq!(rig.reader.keep_within(&most(35)), 25);
     let peeked = chunk(&rig.reader, ALL);
-    assert_eq!((peeked.start().part, peeked.start().line), (15, 25));
+    assert_eq!((peeked.start().lines_done, peeked.start().line), (15, 25));
     assert_eq!(peeked.records().map(|record| record.lines()).collect::<Vec<_>>(), [5, 30]);
     assert_eq!(rig.reader.keep_within(&most(33)), 2);
     assert_eq!(rig.reader.keep_within(&most(30)), 3);
-    assert_eq!(chunk(&rig.reader, ALL).start().part, 0);
+    assert_eq!(chunk(&rig.reader, ALL).start().lines_done, 0);
     let rig = rig.restart();
     assert_eq!(rig.reader.keep_within(&most(1)), 29);
-    assert_eq!(chunk(&rig.reader, ALL).start().part, 29);
+    assert_eq!(chunk(&rig.reader, ALL).start().lines_done, 29);
     assert_eq!(rig.reader.keep_within(&most(0)), 1);
     assert!(rig.reader.is_empty());
 }

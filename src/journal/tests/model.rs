@@ -206,7 +206,7 @@ impl Run {
         let before = self.rig.reader.counts().delivered;
         self.rig.reader.acknowledge(until);
         let delivered = self.rig.reader.counts().delivered - before;
-        let expected = self.model.take(from_memory, &texts, records, until.part, part);
+        let expected = self.model.take(from_memory, &texts, records, until.lines_done, part);
         assert_eq!(delivered, expected, "{}", self.what);
         true
     }
@@ -240,7 +240,7 @@ impl Run {
                 (vec![record.end()], vec![record.lines()])
             }
         };
-        assert_eq!(start(peeked).part, part, "{}", self.what);
+        assert_eq!(start(peeked).lines_done, part, "{}", self.what);
         let mut left: Vec<u64> = queue.iter().take(texts.len()).map(|record| record.lines).collect();
         left[0] -= part;
         assert_eq!(lines, left, "{}", self.what);
@@ -327,7 +327,7 @@ impl Run {
         if let (Waiting::Large(_), Some(first)) = (&peeked, texts(&peeked).first()) {
             self.model.go_back_to(first, &self.what);
         }
-        assert!(start_of(&peeked).is_none_or(|start| start.part == 0), "{}", self.what);
+        assert!(start_of(&peeked).is_none_or(|start| start.lines_done == 0), "{}", self.what);
     }
 
     fn keep_backstop(&mut self) {

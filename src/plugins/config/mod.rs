@@ -27,7 +27,6 @@ use self::kept::Kept;
 pub use self::kept::{FILE, kept};
 pub use self::whole_queries::WholeQueries;
 use crate::chain::chain;
-use crate::errand::{Errand, Next, NotDone, Taken, Ticket};
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::lock::{Mutex, MutexGuard};
@@ -37,6 +36,7 @@ use crate::remote::api::{self, ConfigLimits, Payload};
 use crate::remote::{Endpoint, Node, RemoteError};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
+use crate::single_flight::{Next, NotDone, SingleFlight, Taken, Ticket};
 use crate::words::Span;
 
 /// The name that the built-in plugin gives its one source; another one would be a second configuration.
@@ -65,7 +65,7 @@ pub struct Config {
     announce: Announce,
     kept: Kept,
     /// Requests for a configuration, made by [`Config::run`] for all calls that wait.
-    fetching: Arc<Errand<Fetched>>,
+    fetching: Arc<SingleFlight<Fetched>>,
     state: Mutex<State>,
     streaks: Streaks,
 }
@@ -117,7 +117,7 @@ impl Config {
             active_plugins,
             announce,
             kept: Kept::new(directory),
-            fetching: Errand::new(shutdown),
+            fetching: SingleFlight::new(shutdown),
             state: Mutex::default(),
             streaks: Streaks::default(),
         })

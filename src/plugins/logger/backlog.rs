@@ -102,7 +102,7 @@ impl Backlog {
         while !shutdown.requested() {
             let _moving = self.moving.lock();
             let Some(chunk) = next(&live.journal).filter(|chunk| chunk.start() < goal) else { break };
-            let sent = chunk.start().part;
+            let sent = chunk.start().lines_done;
             if sent > 0 && !(was_empty && lines == 0) {
                 break;
             }
@@ -111,7 +111,7 @@ impl Backlog {
                 if sent > 0 {
                     pass(&self.reader, sent);
                 }
-                live.journal.discard(kept);
+                live.journal.remove_uncounted(kept);
                 lines += kept.line.saturating_sub(chunk.start().line);
             }
             if !self.note(written) {
@@ -177,10 +177,10 @@ impl Backlog {
     }
 }
 
-/// The first record that waits was sent in part: so many of its lines.
+/// The first record that waits was sent in lines_done: so many of its lines.
 fn pass(journal: &Reader<LineCounter>, sent: u64) {
     if let Ok(Some(start)) = journal.peek(1).map(|waiting| waiting.start()) {
-        journal.discard(start.after_lines(sent));
+        journal.remove_uncounted(start.after_lines(sent));
     }
 }
 
@@ -249,7 +249,7 @@ mod tests {
         match journal.peek(usize::MAX >> 1).unwrap() {
             Waiting::Records(chunk) => {
                 let records = chunk.records().map(|record| String::from_utf8(record.bytes.to_vec()).unwrap());
-                (records.collect(), chunk.start().part)
+                (records.collect(), chunk.start().lines_done)
             }
             _ => (Vec::new(), 0),
         }
@@ -292,7 +292,7 @@ mod tests {
         rig.take_over();
         assert_eq!(waiting(&rig.backlog.reader), (vec![batch.to_owned(), "x".to_owned()], 2));
         assert_eq!(rig.backlog.reader.waiting_lines(), 2);
-        // Behind others there is no place for a part: it is sent first.
+        // Behind others there is no place for a lines_done: it is sent first.
         rig.writer.append_all([batch]);
         let start = rig.live.journal.peek(1).unwrap().start().unwrap();
         rig.live.journal.acknowledge(start.after_lines(1));

@@ -173,10 +173,10 @@ impl InBatch {
     }
 
     /// The nearest known position, and how many lines must be passed over behind it.
-    fn line_position(&self, part: u64) -> (LinePosition, u64) {
+    fn line_position(&self, done: u64) -> (LinePosition, u64) {
         let mut known = self.line_positions.iter().rev();
-        let nearest = known.find(|(lines, _)| *lines <= part);
-        nearest.map_or((LinePosition::default(), part), |(lines, at)| (*at, part - lines))
+        let nearest = known.find(|(lines, _)| *lines <= done);
+        nearest.map_or((LinePosition::default(), done), |(lines, at)| (*at, done - lines))
     }
 }
 
@@ -264,11 +264,11 @@ impl Bundler {
         let known = self.batch.take().filter(|known| known.is_at(start));
         let (outline, (from, passed)) = match known {
             Some(known) => {
-                let from = known.line_position(start.part);
+                let from = known.line_position(start.lines_done);
                 (known.outline, from)
             }
             None => match Outline::of(&mut *record)? {
-                Some(outline) => (outline, (LinePosition::default(), start.part)),
+                Some(outline) => (outline, (LinePosition::default(), start.lines_done)),
                 None => return Ok(None),
             },
         };
@@ -293,7 +293,7 @@ impl Bundler {
             }
         }
         filling.bundle.end = if is_over { end } else { position };
-        let line_positions = [(start.part, first), (position.part, next)];
+        let line_positions = [(start.lines_done, first), (position.lines_done, next)];
         self.batch = Some(InBatch { file: start.file, offset: start.offset, outline, line_positions });
         Ok(Some(is_over))
     }

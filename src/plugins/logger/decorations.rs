@@ -32,7 +32,6 @@ use time::OffsetDateTime;
 
 use super::status_line::Decoration;
 use crate::chain::chain;
-use crate::errand::{Errand, Next, NotDone, Ticket};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::StringMap;
 use crate::lock::{Mutex, MutexGuard};
@@ -42,6 +41,7 @@ use crate::plugins::config::kept;
 use crate::policy::{Backoff, Chance};
 use crate::settings::Placement;
 use crate::shutdown::Shutdown;
+use crate::single_flight::{Next, NotDone, SingleFlight, Ticket};
 
 /// The longest that status lines wait for their decorations. osqueryd's own queries for them take milliseconds.
 pub const ROUND_LIMIT: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub struct Decorations {
     kept: PathBuf,
     state: Mutex<State>,
     /// Made by [`Decorations::run`].
-    rounds: Arc<Errand<()>>,
+    rounds: Arc<SingleFlight<()>>,
 }
 
 #[derive(Default)]
@@ -107,7 +107,8 @@ impl Decorations {
     /// it is not told one. [`Self::run`] must be running.
     #[must_use]
     pub fn new(manager: Manager, kept: PathBuf, shutdown: &Shutdown) -> Arc<Self> {
-        let decorations = Arc::new(Self { manager, kept, state: Mutex::default(), rounds: Errand::new(shutdown) });
+        let decorations =
+            Arc::new(Self { manager, kept, state: Mutex::default(), rounds: SingleFlight::new(shutdown) });
         let ended = Arc::downgrade(&decorations);
         shutdown.on_request(move || {
             if let Some(decorations) = ended.upgrade() {

@@ -384,7 +384,7 @@ impl Forwarder {
         has_taken: &mut bool,
     ) -> Result<(), FlushError> {
         if self.log_type == LogType::Status && logger.status_disabled {
-            queue.journal.discard(bundle.end);
+            queue.journal.remove_uncounted(bundle.end);
             return Ok(());
         }
         if !bundle.ends.is_empty() {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 pub use self::error::EnrollError;
-use self::state::{Action, Course, Event, KeyStorage};
+use self::state::{Action, Event, KeyStorage, Machine};
 use super::api::{self, ClientCertificate, Enrolled};
 use super::endpoint::Endpoint;
 use super::host::Host;
@@ -32,7 +32,6 @@ use super::servers::{Servers, verdict_of_enrollment};
 use super::transport::Encoding;
 use crate::chain::chain;
 use crate::clock::unix_time;
-use crate::errand::{Errand, Next};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
@@ -41,6 +40,7 @@ use crate::secret::Secret;
 use crate::settings::live::Flags;
 use crate::settings::{EnrollSettings, NodeKeys, Settings};
 use crate::shutdown::Shutdown;
+use crate::single_flight::{Next, SingleFlight};
 use crate::words::counted;
 
 /// The built-in plugins' names for the node key and the time it was asked for.
@@ -93,9 +93,9 @@ pub struct Enrollment {
     scope: KeyScope,
     slot: Slot,
     /// A round of attempts, made by [`Enrollment::run`].
-    rounds: Arc<Errand<()>>,
-    course: Mutex<Course>,
-    /// Held from a look at the stored key, or its change, until the course knows of it.
+    rounds: Arc<SingleFlight<()>>,
+    machine: Mutex<Machine>,
+    /// Held from a look at the stored key, or its change, until the machine knows of it.
     store: Mutex<()>,
     /// `enroll_always` asks for an enrollment when a key is needed for the first time.
     anew: AtomicBool,
@@ -123,8 +123,8 @@ impl Enrollments {
                 servers: Arc::clone(servers),
                 scope,
                 slot: Slot::new(&settings, scope),
-                rounds: Errand::new(shutdown),
-                course: Mutex::new(Course::new(&settings.enroll, Instant::now(), Chance::new())),
+                rounds: SingleFlight::new(shutdown),
+                machine: Mutex::new(Machine::new(&settings.enroll, Instant::now(), Chance::new())),
                 store: Mutex::default(),
                 anew: AtomicBool::new(settings.enroll.always && !settings.enroll.disabled),
                 failures: Streak::default(),
@@ -169,18 +169,18 @@ impl Enrollment {
         self.host.is_identified(&settings.identity).map_err(|error| Arc::new(error.into()))?;
         let first = anew && self.anew.swap(false, Ordering::SeqCst);
         self.on(if first { Event::NeededAnew } else { Event::Needed }, policy);
-        // The outcome is the course's to tell, however long it was waited for.
+        // The outcome is the machine's to tell, however long it was waited for.
         let _ = self.rounds.wait(self.rounds.ask(), Instant::now() + limit);
         // A renewal that failed leaves the key that there was.
         self.usable_key(policy).ok_or_else(|| {
-            let error = self.course().view(Instant::now()).error;
+            let error = self.machine().view(Instant::now()).error;
             error.unwrap_or_else(|| Arc::new(EnrollError::NoAnswerYet))
         })
     }
 
     /// An operator asks: another key is asked for now, and not at the moment within `reenroll_within` that chance chose.
     pub fn hurry(&self) {
-        if self.course().hurry(Instant::now()) {
+        if self.machine().hurry(Instant::now()) {
             self.rounds.wake();
         }
     }
@@ -188,7 +188,7 @@ impl Enrollment {
     /// How the enrollment stands, as of the last time that the key was looked at. Doesn't ask osqueryd.
     #[must_use]
     pub fn status(&self) -> EnrollmentStatus {
-        let view = self.course().view(Instant::now());
+        let view = self.machine().view(Instant::now());
         EnrollmentStatus {
             enrolled: view.enrolled,
             since: view.since,
@@ -229,8 +229,8 @@ impl Enrollment {
                 Next::Asked(_) => {}
             }
             let (due, throttle) = {
-                let (course, now) = (self.course(), Instant::now());
-                (course.due(), course.throttle(now))
+                let (machine, now) = (self.machine(), Instant::now());
+                (machine.due(), machine.throttle(now))
             };
             match due {
                 // For those too who came while it was under way.
@@ -254,7 +254,7 @@ impl Enrollment {
     fn attempt(&self) {
         let settings = self.flags.fresh();
         self.usable_key(&settings.enroll);
-        if self.course().due().is_none() {
+        if self.machine().due().is_none() {
             return;
         }
         let server = match self.scope {
@@ -311,13 +311,13 @@ impl Enrollment {
     /// The key to use now; `None` while the host has none that is accepted.
     fn usable_key(&self, policy: &EnrollSettings) -> Option<Secret> {
         let _guard = self.store();
-        if self.course().is_in_store() {
+        if self.machine().is_in_store() {
             match self.manager.setting(&self.slot.key) {
                 Ok(stored) => self.on(Event::Seen(stored.filter(|key| is_usable(key)).map(Secret::new)), policy),
                 Err(error) => log::debug!("going on with the node key seen last: {}", chain(&error)),
             }
         }
-        self.course().key().cloned()
+        self.machine().key().cloned()
     }
 
     fn put(&self, key: &Secret, asked_at: i64) -> KeyStorage {
@@ -348,14 +348,14 @@ impl Enrollment {
 
     /// Something has happened: does what follows from it.
     fn on(&self, event: Event, policy: &EnrollSettings) {
-        let actions = self.course().on(event, policy, Instant::now());
+        let actions = self.machine().on(event, policy, Instant::now());
         for action in actions {
             match action {
                 Action::Settle => _ = self.rounds.done(self.rounds.last_ticket(), ()),
                 Action::Date => {
                     let time = self.manager.setting(&self.slot.time).ok().flatten();
                     let since = time.and_then(|time| time.trim().parse().ok()).unwrap_or_default();
-                    self.course().on(Event::Dated(since), policy, Instant::now());
+                    self.machine().on(Event::Dated(since), policy, Instant::now());
                 }
                 Action::SayGivenUp(attempts) => {
                     let attempts = counted(u64::from(attempts), "attempt");
@@ -367,14 +367,14 @@ impl Enrollment {
 
     /// The table of endpoints tells until when no attempt is made.
     fn back_off(&self) {
-        let wait = self.course().not_before().saturating_duration_since(Instant::now());
+        let wait = self.machine().not_before().saturating_duration_since(Instant::now());
         if !wait.is_zero() {
             self.requests.stats.back_off(Endpoint::Enroll, wait);
         }
     }
 
-    fn course(&self) -> MutexGuard<'_, Course> {
-        self.course.lock()
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock()
     }
 
     fn store(&self) -> MutexGuard<'_, ()> {

@@ -99,7 +99,7 @@ pub(super) enum Action {
 }
 
 /// The state of an enrollment. Events go in, and what is to be done comes out: it touches neither osqueryd nor the server.
-pub(super) struct Course {
+pub(super) struct Machine {
     state: State,
     pace: Pace,
     /// A rejected key that osqueryd's store did not give up.
@@ -137,7 +137,7 @@ pub(super) struct View {
     pub(super) error: Option<Arc<EnrollError>>,
 }
 
-impl Course {
+impl Machine {
     pub(super) fn new(policy: &EnrollSettings, now: Instant, chance: Chance) -> Self {
         let pace = Pace {
             backoff: Backoff::new(STEP, policy.max_interval),
@@ -374,9 +374,9 @@ mod tests {
         }
     }
 
-    /// A course, its policy and its clock.
+    /// A state machine, its policy and its clock.
     struct Trial {
-        course: Course,
+        machine: Machine,
         policy: EnrollSettings,
         now: Instant,
     }
@@ -384,11 +384,11 @@ mod tests {
     impl Trial {
         fn new() -> Self {
             let (policy, now) = (policy(), Instant::now());
-            Self { course: Course::new(&policy, now, Chance::with_seed(1)), policy, now }
+            Self { machine: Machine::new(&policy, now, Chance::with_seed(1)), policy, now }
         }
 
         fn on(&mut self, event: Event) -> Vec<Action> {
-            self.course.on(event, &self.policy, self.now)
+            self.machine.on(event, &self.policy, self.now)
         }
 
         fn grant(&mut self, key: &str) {
@@ -405,12 +405,12 @@ mod tests {
         }
 
         fn key(&self) -> Option<&str> {
-            self.course.key().map(Secret::expose)
+            self.machine.key().map(Secret::expose)
         }
 
         /// How long the next attempt still waits; `None` when there is no need for one.
         fn wait(&self) -> Option<Duration> {
-            self.course.due().map(|at| at.saturating_duration_since(self.now))
+            self.machine.due().map(|at| at.saturating_duration_since(self.now))
         }
 
         /// Lets the time pass until the next attempt is due.
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(trial.wait(), Some(Duration::ZERO));
         trial.grant("k1");
         assert_eq!((trial.key(), trial.wait()), (Some("k1"), None));
-        let view = trial.course.view(trial.now);
+        let view = trial.machine.view(trial.now);
         assert!(view.enrolled && view.error.is_none() && (view.since, view.made) == (7, 1));
     }
 
@@ -443,7 +443,7 @@ mod tests {
             assert!((square / 2..=square).contains(&wait), "{attempt}: {wait:?}");
             trial.pass();
         }
-        assert_eq!(trial.course.view(trial.now).made, 3);
+        assert_eq!(trial.machine.view(trial.now).made, 3);
         // The need that came behind the round began another one.
         assert_eq!(trial.fail(), []);
     }
@@ -470,7 +470,7 @@ mod tests {
             assert_eq!(trial.key(), None);
             trial.on(Event::Needed);
             assert!(trial.wait().unwrap() >= round * round * SECOND / 2, "{:?}", trial.wait());
-            assert!(matches!(*trial.course.view(trial.now).error.unwrap(), EnrollError::KeyRefused));
+            assert!(matches!(*trial.machine.view(trial.now).error.unwrap(), EnrollError::KeyRefused));
         }
         trial.pass();
         trial.grant("good");
@@ -487,13 +487,13 @@ mod tests {
         let waits: Vec<Duration> = (0..200)
             .map(|seed| {
                 let mut trial = Trial::new();
-                trial.course.pace.chance = Chance::with_seed(seed);
+                trial.machine.pace.chance = Chance::with_seed(seed);
                 trial.policy.reenroll_within = 600 * SECOND;
                 trial.see(Some("old"));
                 trial.on(Event::Rejected(Secret::new("old")));
                 trial.on(Event::Needed);
                 let wait = trial.wait().unwrap();
-                let said = trial.course.view(trial.now).error.unwrap();
+                let said = trial.machine.view(trial.now).error.unwrap();
                 assert!(matches!(*said, EnrollError::Spread(left) if left == wait), "{said}");
                 wait
             })
@@ -506,7 +506,7 @@ mod tests {
         trial.see(Some("old"));
         trial.on(Event::Rejected(Secret::new("old")));
         trial.on(Event::Needed);
-        assert!(trial.course.hurry(trial.now) && !trial.course.hurry(trial.now), "an operator need not wait");
+        assert!(trial.machine.hurry(trial.now) && !trial.machine.hurry(trial.now), "an operator need not wait");
         assert_eq!(trial.wait(), Some(Duration::ZERO));
         let mut never_had_one = Trial::new();
         never_had_one.policy.reenroll_within = 600 * SECOND;
@@ -549,7 +549,7 @@ mod tests {
             trial.on(Event::Rejected(Secret::new(key)));
         }
         trial.on(Event::Needed);
-        let throttled = |trial: &Trial| match trial.course.throttle(trial.now) {
+        let throttled = |trial: &Trial| match trial.machine.throttle(trial.now) {
             Some(EnrollError::Throttled { wait, most_an_hour: 4 }) => Some(wait),
             other => panic!("{other:?}"),
         };
@@ -558,11 +558,11 @@ mod tests {
         let before = trial.wait().unwrap();
         trial.now += 600 * SECOND;
         assert_eq!(throttled(&trial), Some(before - 600 * SECOND));
-        let said = trial.course.view(trial.now).error.unwrap().to_string();
+        let said = trial.machine.view(trial.now).error.unwrap().to_string();
         let seconds = (before - 600 * SECOND).as_secs_f64().ceil();
         assert!(said.contains(&format!("waits for {seconds} s (enroll_max_per_hour=4)")), "{said}");
         trial.pass();
-        assert!(trial.course.throttle(trial.now).is_none());
+        assert!(trial.machine.throttle(trial.now).is_none());
     }
 
     #[test]
@@ -571,11 +571,11 @@ mod tests {
         trial.on(Event::Needed);
         assert_eq!(trial.see(Some("theirs")), [Action::Date, Action::Settle]);
         trial.on(Event::Dated(5));
-        assert_eq!((trial.key(), trial.wait(), trial.course.view(trial.now).since), (Some("theirs"), None, 5));
+        assert_eq!((trial.key(), trial.wait(), trial.machine.view(trial.now).since), (Some("theirs"), None, 5));
         assert_eq!(trial.see(Some("theirs")), []);
         assert_eq!(trial.see(Some("another")), [Action::Date]);
         assert_eq!(trial.see(Some("")), [], "a blank one is none");
-        assert_eq!((trial.key(), trial.course.view(trial.now).since), (None, 0));
+        assert_eq!((trial.key(), trial.machine.view(trial.now).since), (None, 0));
     }
 
     #[test]
@@ -613,11 +613,11 @@ mod tests {
     #[test]
     fn a_blank_key_is_not_looked_for_in_the_store() {
         let mut trial = Trial::new();
-        assert!(trial.course.is_in_store());
+        assert!(trial.machine.is_in_store());
         trial.on(Event::Granted { enrolled: Enrolled::Blank, storage: KeyStorage::Nowhere, asked_at: 7 });
-        assert_eq!((trial.key(), trial.course.is_in_store()), (Some(""), false));
+        assert_eq!((trial.key(), trial.machine.is_in_store()), (Some(""), false));
         trial.on(Event::Rejected(Secret::default()));
-        assert_eq!((trial.key(), trial.course.is_in_store()), (None, true));
+        assert_eq!((trial.key(), trial.machine.is_in_store()), (None, true));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod disturb;
+mod findings;
 mod gate;
 pub(crate) mod journals;
 mod ledger;
@@ -17,7 +18,6 @@ pub(crate) mod processes;
 mod report;
 mod schedule;
 mod setup;
-mod telling;
 mod verdict;
 
 use std::io;
@@ -241,7 +241,7 @@ impl<'a> Soak<'a> {
 
     /// A phase of load.
     fn load(&mut self, mood: Mood, pace: Pace, disturbance: Option<Disturbance>, length: Duration) {
-        self.phase = telling::phase_name(mood, pace, disturbance);
+        self.phase = findings::phase_name(mood, pace, disturbance);
         let until = Instant::now() + length;
         match mood {
             Mood::Healthy => {}

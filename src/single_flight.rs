@@ -5,8 +5,8 @@
 //! process ends all waits.
 //!
 //! ```text
-//! caller:  let ticket = errand.ask();           worker:  while let Next::Asked(ticket) = errand.next(None) {
-//!          errand.wait(ticket, deadline)                     errand.done(ticket, work());
+//! caller:  let ticket = flight.ask();           worker:  while let Next::Asked(ticket) = flight.next(None) {
+//!          flight.wait(ticket, deadline)                     flight.done(ticket, work());
 //!                                                        }
 //! ```
 
@@ -17,7 +17,7 @@ use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::shutdown::Shutdown;
 
 /// The work, whose outcome is a `T`.
-pub struct Errand<T> {
+pub struct SingleFlight<T> {
     state: Mutex<State<T>>,
     /// Callers wait for it.
     changed: Condvar,
@@ -71,8 +71,8 @@ pub enum NotDone {
     Ending,
 }
 
-impl<T: Clone + Send + 'static> Errand<T> {
-    /// An errand that was not asked for yet. The end asked for by `shutdown` ends all waits.
+impl<T: Clone + Send + 'static> SingleFlight<T> {
+    /// A flight that was not asked for yet. The end asked for by `shutdown` ends all waits.
     #[must_use]
     pub fn new(shutdown: &Shutdown) -> Arc<Self> {
         let (none, outcome) = (Ticket(0), None);
@@ -85,16 +85,16 @@ impl<T: Clone + Send + 'static> Errand<T> {
             woken: false,
             ending: false,
         };
-        let errand = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), bell: Condvar::new() });
-        let ended = Arc::downgrade(&errand);
+        let flight = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), bell: Condvar::new() });
+        let ended = Arc::downgrade(&flight);
         shutdown.on_request(move || {
-            if let Some(errand) = ended.upgrade() {
-                errand.state().ending = true;
-                errand.changed.notify_all();
-                errand.bell.notify_all();
+            if let Some(flight) = ended.upgrade() {
+                flight.state().ending = true;
+                flight.changed.notify_all();
+                flight.bell.notify_all();
             }
         });
-        errand
+        flight
     }
 
     /// Asks for the work, which begins after now.
@@ -203,69 +203,69 @@ mod tests {
 
     #[test]
     fn the_work_is_done_once_for_all_who_wait() {
-        let errand = Errand::new(&Shutdown::default());
-        let tickets: Vec<Ticket> = (0..5).map(|_| errand.ask()).collect();
+        let flight = SingleFlight::new(&Shutdown::default());
+        let tickets: Vec<Ticket> = (0..5).map(|_| flight.ask()).collect();
         thread::scope(|scope| {
             let waiting = tickets.iter().map(|&ticket| {
-                let errand = &errand;
-                scope.spawn(move || errand.wait(ticket, in_a_while()))
+                let flight = &flight;
+                scope.spawn(move || flight.wait(ticket, in_a_while()))
             });
             let waiting: Vec<_> = waiting.collect();
-            let Next::Asked(all) = errand.next(None) else { panic!("a caller has asked") };
-            errand.done(all, 7);
+            let Next::Asked(all) = flight.next(None) else { panic!("a caller has asked") };
+            flight.done(all, 7);
             assert!(waiting.into_iter().all(|caller| caller.join().unwrap() == Ok(7)));
         });
-        assert_eq!(errand.next(Some(Instant::now())), Next::Look, "nothing is left to be done");
+        assert_eq!(flight.next(Some(Instant::now())), Next::Look, "nothing is left to be done");
     }
 
     #[test]
     fn who_asks_while_the_work_goes_on_waits_for_the_next() {
-        let errand = Errand::new(&Shutdown::default());
-        errand.ask();
-        let Next::Asked(first) = errand.next(None) else { panic!("a caller has asked") };
-        let late = errand.ask();
-        errand.done(first, 1);
-        assert_eq!(errand.wait(late, Instant::now() + SHORT), Err(NotDone::Late));
-        let Next::Asked(second) = errand.next(None) else { panic!("a caller has asked") };
-        errand.done(second, 2);
-        assert_eq!(errand.wait(late, in_a_while()), Ok(2));
-        assert_eq!(errand.wait(first, in_a_while()), Ok(2), "later work will do");
+        let flight = SingleFlight::new(&Shutdown::default());
+        flight.ask();
+        let Next::Asked(first) = flight.next(None) else { panic!("a caller has asked") };
+        let late = flight.ask();
+        flight.done(first, 1);
+        assert_eq!(flight.wait(late, Instant::now() + SHORT), Err(NotDone::Late));
+        let Next::Asked(second) = flight.next(None) else { panic!("a caller has asked") };
+        flight.done(second, 2);
+        assert_eq!(flight.wait(late, in_a_while()), Ok(2));
+        assert_eq!(flight.wait(first, in_a_while()), Ok(2), "later work will do");
     }
 
     #[test]
     fn work_for_all_callers_counts_for_those_who_asked_while_it_went_on() {
-        let errand = Errand::new(&Shutdown::default());
-        errand.ask();
-        assert!(matches!(errand.next(None), Next::Asked(_)));
-        let late = errand.ask();
-        errand.done(errand.last_ticket(), 1);
-        assert_eq!(errand.wait(late, in_a_while()), Ok(1));
+        let flight = SingleFlight::new(&Shutdown::default());
+        flight.ask();
+        assert!(matches!(flight.next(None), Next::Asked(_)));
+        let late = flight.ask();
+        flight.done(flight.last_ticket(), 1);
+        assert_eq!(flight.wait(late, in_a_while()), Ok(1));
     }
 
     #[test]
     fn a_caller_that_gave_up_keeps_no_other_from_the_outcome() {
-        let errand = Errand::new(&Shutdown::default());
-        let ticket = errand.ask();
-        assert_eq!(errand.wait(ticket, Instant::now()), Err(NotDone::Late));
-        let Next::Asked(all) = errand.next(None) else { panic!("it is still to be done") };
-        errand.done(all, 1);
-        assert_eq!(errand.wait(ticket, Instant::now()), Ok(1));
+        let flight = SingleFlight::new(&Shutdown::default());
+        let ticket = flight.ask();
+        assert_eq!(flight.wait(ticket, Instant::now()), Err(NotDone::Late));
+        let Next::Asked(all) = flight.next(None) else { panic!("it is still to be done") };
+        flight.done(all, 1);
+        assert_eq!(flight.wait(ticket, Instant::now()), Ok(1));
     }
 
     #[test]
     fn the_worker_learns_whether_a_caller_takes_the_outcome() {
-        let errand = Errand::new(&Shutdown::default());
-        let first = errand.ask();
-        assert_eq!(errand.done(first, 1), Taken::Unclaimed);
-        let second = errand.ask();
+        let flight = SingleFlight::new(&Shutdown::default());
+        let first = flight.ask();
+        assert_eq!(flight.done(first, 1), Taken::Unclaimed);
+        let second = flight.ask();
         thread::scope(|scope| {
-            let caller = scope.spawn(|| errand.wait(second, in_a_while()));
+            let caller = scope.spawn(|| flight.wait(second, in_a_while()));
             // Until the caller waits.
-            while errand.state().waiting.is_empty() {
+            while flight.state().waiting.is_empty() {
                 thread::sleep(Duration::from_millis(1));
             }
-            assert_eq!(errand.done(first, 2), Taken::Unclaimed, "it waits for something else");
-            assert_eq!(errand.done(second, 3), Taken::Claimed);
+            assert_eq!(flight.done(first, 2), Taken::Unclaimed, "it waits for something else");
+            assert_eq!(flight.done(second, 3), Taken::Claimed);
             assert_eq!(caller.join().unwrap(), Ok(3));
         });
     }
@@ -273,75 +273,75 @@ mod tests {
     #[test]
     fn a_pause_beyond_its_deadline_is_not_waited_for() {
         let shutdown = Shutdown::default();
-        let errand = Errand::<()>::new(&shutdown);
-        let ticket = errand.ask();
+        let flight = SingleFlight::<()>::new(&shutdown);
+        let ticket = flight.ask();
         thread::scope(|scope| {
-            let worker = scope.spawn(|| errand.pause(in_a_while()));
+            let worker = scope.spawn(|| flight.pause(in_a_while()));
             let asked = Instant::now();
-            assert_eq!(errand.wait(ticket, asked + LONG / 2), Err(NotDone::Late));
+            assert_eq!(flight.wait(ticket, asked + LONG / 2), Err(NotDone::Late));
             assert!(asked.elapsed() < LONG / 2);
             shutdown.request();
             assert!(worker.join().unwrap(), "the end has come");
         });
-        assert!(!Errand::<()>::new(&Shutdown::default()).pause(Instant::now() + SHORT));
+        assert!(!SingleFlight::<()>::new(&Shutdown::default()).pause(Instant::now() + SHORT));
     }
 
     #[test]
     fn a_pause_ends_when_the_worker_is_woken() {
-        let errand = Errand::<()>::new(&Shutdown::default());
+        let flight = SingleFlight::<()>::new(&Shutdown::default());
         thread::scope(|scope| {
-            let worker = scope.spawn(|| errand.pause(in_a_while()));
-            errand.wake();
+            let worker = scope.spawn(|| flight.pause(in_a_while()));
+            flight.wake();
             assert!(!worker.join().unwrap());
         });
-        assert!(errand.state().not_before.is_none());
+        assert!(flight.state().not_before.is_none());
     }
 
     #[test]
     fn the_worker_is_woken_for_other_things_also_while_it_works() {
-        let errand = Errand::<()>::new(&Shutdown::default());
-        errand.wake();
-        errand.ask();
-        let Next::Asked(ticket) = errand.next(None) else { panic!("who waits comes first") };
-        errand.done(ticket, ());
-        assert_eq!(errand.next(None), Next::Look);
-        assert_eq!(errand.next(Some(Instant::now() + SHORT)), Next::Look, "its time is over");
+        let flight = SingleFlight::<()>::new(&Shutdown::default());
+        flight.wake();
+        flight.ask();
+        let Next::Asked(ticket) = flight.next(None) else { panic!("who waits comes first") };
+        flight.done(ticket, ());
+        assert_eq!(flight.next(None), Next::Look);
+        assert_eq!(flight.next(Some(Instant::now() + SHORT)), Next::Look, "its time is over");
     }
 
     #[test]
     fn the_end_ends_all_waits_and_those_after_it() {
         let shutdown = Shutdown::default();
-        let errand = Errand::<()>::new(&shutdown);
+        let flight = SingleFlight::<()>::new(&shutdown);
         let (begun, begins) = mpsc::channel();
         thread::scope(|scope| {
-            let worker = scope.spawn(|| errand.next(None));
+            let worker = scope.spawn(|| flight.next(None));
             let caller = scope.spawn(|| {
                 begun.send(()).unwrap();
-                errand.wait(Ticket(1), in_a_while())
+                flight.wait(Ticket(1), in_a_while())
             });
             begins.recv().unwrap();
             shutdown.request();
             assert_eq!((worker.join().unwrap(), caller.join().unwrap()), (Next::End, Err(NotDone::Ending)));
         });
-        assert_eq!((errand.next(None), errand.wait(errand.ask(), in_a_while())), (Next::End, Err(NotDone::Ending)));
+        assert_eq!((flight.next(None), flight.wait(flight.ask(), in_a_while())), (Next::End, Err(NotDone::Ending)));
     }
 
     #[test]
     fn of_many_callers_each_gets_an_outcome_of_work_that_began_after_it_asked() {
         let shutdown = Shutdown::default();
-        let errand = Errand::<Ticket>::new(&shutdown);
+        let flight = SingleFlight::<Ticket>::new(&shutdown);
         thread::scope(|scope| {
             let worker = scope.spawn(|| {
-                while let Next::Asked(ticket) = errand.next(None) {
-                    errand.done(ticket, ticket);
+                while let Next::Asked(ticket) = flight.next(None) {
+                    flight.done(ticket, ticket);
                 }
             });
             let callers: Vec<_> = (0..8)
                 .map(|_| {
                     scope.spawn(|| {
                         (0..500).all(|_| {
-                            let mine = errand.ask();
-                            errand.wait(mine, in_a_while()).is_ok_and(|outcome| outcome >= mine)
+                            let mine = flight.ask();
+                            flight.wait(mine, in_a_while()).is_ok_and(|outcome| outcome >= mine)
                         })
                     })
                 })
