@@ -35,6 +35,7 @@ pub struct Chunk {
     start: Position,
     end: Position,
     records: Vec<RecordBounds>,
+    is_followed: bool,
 }
 
 /// Where a record of a chunk ends; it begins where the one before it ends.
@@ -82,7 +83,7 @@ impl Chunk {
             records.push(RecordBounds { text_end: newline, end });
             at += length;
         }
-        (!records.is_empty()).then_some(Self { bytes, start, end, records })
+        (!records.is_empty()).then_some(Self { bytes, start, end, records, is_followed: false })
     }
 
     /// The records, oldest first.
@@ -107,6 +108,16 @@ impl Chunk {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether they end a segment that another one follows: a peek sees no more than one.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.is_followed
+    }
+
+    pub(super) fn followed(self, is_followed: bool) -> Self {
+        Self { is_followed, ..self }
     }
 
     pub(super) fn into_bytes(self) -> Vec<u8> {

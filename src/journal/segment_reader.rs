@@ -193,7 +193,8 @@ impl SegmentReader {
             None => return self.large::<W>(file, is_over),
         };
         bytes.truncate(whole);
-        Ok(Chunk::new::<W>(bytes, self.position).map_or(Waiting::Nothing, Waiting::Records))
+        let chunk = Chunk::new::<W>(bytes, self.position);
+        Ok(chunk.map_or(Waiting::Nothing, |chunk| Waiting::Records(chunk.followed(is_over && whole as u64 == left))))
     }
 
     /// The record at the position, which is longer than was asked for.

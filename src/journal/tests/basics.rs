@@ -105,12 +105,19 @@ fn segments_that_are_done_with_are_deleted_and_the_newest_stays() {
     let rig = Rig::with_segments_of(20);
     rig.append(&lines(0..10));
     assert_eq!(rig.segments(), [0, 3, 6, 9]);
+    assert!(!chunk(&rig.reader, 8).is_followed(), "more waits in the same segment");
     let first = chunk(&rig.reader, ALL);
+    assert!(first.is_followed());
     rig.reader.acknowledge(ends(&first)[1]);
     assert_eq!(rig.segments(), [0, 3, 6, 9], "one of its records waits");
     rig.reader.acknowledge(first.end());
     assert_eq!(rig.segments(), [3, 6, 9]);
-    rig.take_all();
+    let [_, _, newest] = [(); 3].map(|()| {
+        let next = chunk(&rig.reader, ALL);
+        rig.reader.acknowledge(next.end());
+        next
+    });
+    assert!(!newest.is_followed());
     assert_eq!(rig.segments(), [9]);
     rig.append(&lines(10..13));
     assert_eq!(rig.take_all(), lines(10..13));

@@ -211,8 +211,8 @@ impl Bundler {
                     }
                 }
                 self.taken = if filling.bundle.is_full { filling.bundle.data.len() } else { 0 };
-                // What didn't fit into the look at the journal is more.
-                filling.bundle.is_full |= chunk.bytes().len() >= most - most / 4;
+                // What didn't fit into the look at the journal is more; so is the next segment.
+                filling.bundle.is_full |= chunk.bytes().len() >= most - most / 4 || chunk.is_followed();
                 let bundle = filling.bundle;
                 if bundle.end == bundle.start {
                     return Ok(None);
