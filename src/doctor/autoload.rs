@@ -72,6 +72,16 @@ fn ours(list: &Path, subject: &Subject, report: &mut Report<'_>) -> Option<PathB
             "write the whole path",
         );
     }
+    writable_by_others(list, subject, report);
+    if report.is_clean(CHECK) {
+        report.ok(CHECK, format!("{shown} names {}", path.display()));
+    }
+    Some(path.clone())
+}
+
+/// Who can add a line to the file can have root run a program.
+fn writable_by_others(list: &Path, subject: &Subject, report: &mut Report<'_>) {
+    const CHECK: Check = Check::AutoloadFile;
     let directory = list.parent().unwrap_or(Path::new("/"));
     for place in [list, directory] {
         let Ok(found) = fs::metadata(place) else { continue };
@@ -90,10 +100,6 @@ fn ours(list: &Path, subject: &Subject, report: &mut Report<'_>) -> Option<PathB
             );
         }
     }
-    if report.is_clean(CHECK) {
-        report.ok(CHECK, format!("{shown} names {}", path.display()));
-    }
-    Some(path.clone())
 }
 
 /// The paths that a list names, those in its directories too.
