@@ -161,13 +161,9 @@ impl LineCounter {
 
     /// Takes the inside of a string: what is left.
     fn string<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let mut left = bytes.iter();
-        match left.find(|&&byte| byte == b'"' || byte == b'\\') {
-            Some(b'"') => self.state = State::Value,
-            Some(_) => self.state = State::Escape,
-            None => {}
-        }
-        left.as_slice()
+        let Some(at) = memchr::memchr2(b'"', b'\\', bytes) else { return &[] };
+        self.state = if bytes.get(at) == Some(&b'"') { State::Value } else { State::Escape };
+        bytes.get(at + 1..).unwrap_or_default()
     }
 }
 

@@ -258,6 +258,10 @@ impl SegmentReader {
         }
         let mut walk = Walk::<W>::new(&file, self.end.offset);
         while let Some(record) = walk.whole_step().map_err(unreadable)? {
+            if (newest, record.start) == (self.position.file, self.position.offset) {
+                // A large one takes time: it is not walked over twice.
+                self.ahead = Some((newest, record));
+            }
             self.grown = self.grown.saturating_add(record.end - record.start);
             self.end.offset = record.end;
             self.end.line = self.end.line.saturating_add(record.lines);
