@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::segments;
+use crate::clock::unix_time;
 use crate::lock::Mutex;
 
 /// The file that is written, in the directory of the buffers.
@@ -62,7 +63,7 @@ pub enum Which {
 
 #[derive(Serialize)]
 struct Entry<'a> {
-    time: u64,
+    time: i64,
     stream: &'a str,
     reason: &'a str,
     size: u64,
@@ -86,7 +87,7 @@ impl Rejected {
         let line = String::from_utf8_lossy(beginning_of(beginning));
         let reason_end = reason.char_indices().nth(REASON_CHARACTERS).map_or(reason.len(), |(end, _)| end);
         let reason = reason.get(..reason_end).unwrap_or_default();
-        let entry = Entry { time: segments::unix_time(), stream, reason, size, line: &line };
+        let entry = Entry { time: unix_time(), stream, reason, size, line: &line };
         let _adding = self.adding.lock();
         match serde_json::to_vec(&entry).map_err(io::Error::from).and_then(|entry| self.write(entry)) {
             Ok(()) => self.is_refused.store(false, Ordering::Relaxed),

@@ -8,9 +8,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::JournalError;
+use crate::clock::unix_time;
 pub(super) use crate::files::{open_unfollowed as open, trust_in};
 
 pub(super) const CURSOR: &str = "cursor";
@@ -159,13 +160,13 @@ pub(super) fn is_foreign(path: &Path) -> bool {
 
 /// Moves what has this name to `NAME.damaged-UNIXTIME`, and says so.
 pub(super) fn move_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Result<()> {
-    let name = |time: u64| {
+    let name = |time: i64| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!("{ASIDE}{time}"));
         PathBuf::from(name)
     };
     // The clock may have gone back: what was moved aside before stays.
-    let is_free = |time: &u64| fs::symlink_metadata(name(*time)).is_err();
+    let is_free = |time: &i64| fs::symlink_metadata(name(*time)).is_err();
     let aside = name((unix_time()..).find(is_free).unwrap_or_default());
     forget_oldest(path);
     match fs::rename(path, &aside) {
@@ -189,10 +190,6 @@ fn forget_oldest(path: &Path) {
     let surplus = (aside.len() + 1).saturating_sub(MOST_ASIDE);
     // A directory, which is not removed, is nothing that we have made.
     aside.iter().take(surplus).for_each(|name| remove(&directory.join(name)));
-}
-
-pub(super) fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Removes files: what can't be removed now is removed another time.

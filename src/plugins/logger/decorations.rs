@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 use log::Level;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use time::OffsetDateTime;
 
 use super::status_line::Decoration;
 use crate::chain::chain;
+use crate::clock::unix_time;
 use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::StringMap;
 use crate::lock::{Mutex, MutexGuard};
@@ -387,10 +387,6 @@ fn hash(document: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     document.hash(&mut hasher);
     hasher.finish()
-}
-
-fn unix_time() -> i64 {
-    OffsetDateTime::now_utc().unix_timestamp()
 }
 
 #[cfg(test)]
