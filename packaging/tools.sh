@@ -23,6 +23,13 @@ need_crate() {
     fi
 }
 
+# ours PROGRAM ARGUMENT...: one of this workspace's own programs. Its dependencies have the features that the whole workspace
+# asks of them: those that `cargo test --workspace` has compiled are not compiled again.
+ours() {
+    env -u RUSTFLAGS cargo build --quiet --locked --workspace --bin "$1"
+    "${CARGO_TARGET_DIR:-target}/debug/$1" "${@:2}"
+}
+
 # need_debian COMMAND PACKAGE: only Debian's packager and root can be helped.
 need_debian() {
     if command -v "$1" >/dev/null; then return; fi

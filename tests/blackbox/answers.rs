@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use testkit::proxy::{Behaviour, Proxy};
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Rig, Setup, line, memory_of, program};
+use crate::rig::{LIMIT, Rig, Setup, at_once, line, memory_of, program};
 
 fn one_attempt() -> Setup {
     Setup::new().flag("config_tls_max_attempts", "1")
@@ -227,7 +227,7 @@ fn a_server_that_stops_reading_is_given_up() {
 
 #[test]
 fn the_reference_server_misbehaves_as_its_command_line_says() {
-    let server = program("testkit", "reference-server");
+    let server = program("reference-server");
     let mut server = Command::new(server)
         .args(["--tls", "--persist", "--certificate", "self-signed", "--timeout", "60"])
         .args(["--misbehave", "config=html:502*1", "--misbehave", "read=error:500*1", "0"])
@@ -257,7 +257,7 @@ fn the_reference_server_misbehaves_as_its_command_line_says() {
 #[test]
 fn both_halves_of_the_kit_run_by_hand_and_a_line_arrives() {
     let host = tempfile::tempdir().unwrap();
-    let programs = ["reference-server", "osqueryd-standin"].map(|name| program("testkit", name));
+    let programs = ["reference-server", "osqueryd-standin"].map(program);
     assert!(programs[0].with_file_name("osquery-remote-tls").exists(), "the test's own binary lies there");
     let mut server = Command::new(&programs[0])
         .args(["--tls", "--timeout", "60", "--host"])
@@ -292,33 +292,36 @@ fn a_host_without_an_address_is_named() {
 
 #[test]
 fn every_kind_of_bad_answer_leaves_every_endpoint_working_afterwards() {
-    for answer in [
-        Answer::html(502),
-        Answer::empty(204),
-        Answer::status(200, "\u{feff}{}"),
-        Answer::status(200, "{\"a\":\"\\ud800\"}"),
-        Answer::status(599, "x"),
-        Answer::truncated("{", 10),
-        Answer::drop_mid_request(),
-    ] {
-        let rig = one_attempt().flag("distributed_tls_max_attempts", "1").start();
-        rig.config();
-        for endpoint in [Endpoint::Config, Endpoint::DistributedRead, Endpoint::DistributedWrite] {
-            rig.server.script(endpoint, [answer.clone()]);
-        }
-        rig.call("config", &[("action", "genConfig")]);
-        rig.call("distributed", &[("action", "getQueries")]);
-        rig.call("distributed", &[("action", "writeResults"), ("results", "{}")]);
-        // A server that was not well is left alone for a moment.
-        rig.osqueryd.wait("a configuration", LIMIT, || {
-            let outcome = rig.gen_config();
-            (outcome.code == 0 && !outcome.rows[0].is_empty()).then_some(())
-        });
-        assert_eq!(rig.call("distributed", &[("action", "getQueries")]).code, 0);
-        let results = json!({"queries": {"q": []}}).to_string();
-        assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", &results)]).code, 0);
-        rig.log(&line(0));
-        assert_eq!(rig.delivered(1), [0]);
-        let _: Value = serde_json::from_str(&rig.config().1).unwrap();
-    }
+    at_once(
+        [
+            Answer::html(502),
+            Answer::empty(204),
+            Answer::status(200, "\u{feff}{}"),
+            Answer::status(200, "{\"a\":\"\\ud800\"}"),
+            Answer::status(599, "x"),
+            Answer::truncated("{", 10),
+            Answer::drop_mid_request(),
+        ],
+        |answer| {
+            let rig = one_attempt().flag("distributed_tls_max_attempts", "1").start();
+            rig.config();
+            for endpoint in [Endpoint::Config, Endpoint::DistributedRead, Endpoint::DistributedWrite] {
+                rig.server.script(endpoint, [answer.clone()]);
+            }
+            rig.call("config", &[("action", "genConfig")]);
+            rig.call("distributed", &[("action", "getQueries")]);
+            rig.call("distributed", &[("action", "writeResults"), ("results", "{}")]);
+            // A server that was not well is left alone for a moment.
+            rig.osqueryd.wait("a configuration", LIMIT, || {
+                let outcome = rig.gen_config();
+                (outcome.code == 0 && !outcome.rows[0].is_empty()).then_some(())
+            });
+            assert_eq!(rig.call("distributed", &[("action", "getQueries")]).code, 0);
+            let results = json!({"queries": {"q": []}}).to_string();
+            assert_eq!(rig.call("distributed", &[("action", "writeResults"), ("results", &results)]).code, 0);
+            rig.log(&line(0));
+            assert_eq!(rig.delivered(1), [0]);
+            let _: Value = serde_json::from_str(&rig.config().1).unwrap();
+        },
+    );
 }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::front::{all_delivered, load};
-use crate::rig::{LIMIT, Rig, Setup, line, numbers, pass, set_aside_in, unix_time, waiting_in};
+use crate::rig::{LIMIT, Rig, Setup, at_once, line, numbers, pass, set_aside_in, unix_time, waiting_in};
 
 /// Kinds of calls that can fail, in the order of faults.c.
 #[derive(Clone, Copy, Debug)]
@@ -281,7 +281,7 @@ fn a_disk_that_can_t_be_used_from_the_start_is_used_as_soon_as_it_can() {
         (Call::MakeDirectory, Errno::NOSPC),
         (Call::MakeDirectory, Errno::ACCESS),
     ];
-    for (call, error) in kinds {
+    at_once(kinds, |(call, error)| {
         let (setup, faults) = Faults::of(Setup::new());
         faults.fail(&[call], error);
         let rig = setup.flag("logger_tls_period", "3600").start();
@@ -292,13 +292,13 @@ fn a_disk_that_can_t_be_used_from_the_start_is_used_as_soon_as_it_can() {
         faults.heal();
         wait_on_disk(&rig, 3);
         nothing_was_lost(&rig);
-    }
+    });
 }
 
 /// A disk that has become read-only lets files be opened for reading.
 #[test]
 fn each_file_of_a_journal_may_be_one_that_can_only_be_read() {
-    for name in ["writer.lock", "reader.lock", "cursor", "0"] {
+    at_once(["writer.lock", "reader.lock", "cursor", "0"], |name| {
         let (setup, faults) = Faults::of(Setup::new());
         let rig = setup.start();
         rig.server.stop();
@@ -330,7 +330,7 @@ fn each_file_of_a_journal_may_be_one_that_can_only_be_read() {
         rig.settled();
         assert_eq!(rig.server.result_count(), 3, "{name}: each once");
         nothing_was_lost(&rig);
-    }
+    });
 }
 
 /// No call of osqueryd's and no answer of the server's is needed for it.
@@ -565,7 +565,7 @@ fn what_is_in_the_way_of_a_journal_and_can_t_be_moved_aside_is_moved_later() {
         |buffers| fs::create_dir_all(buffers.join("results/0000000000000000.ndjson/with/content")).unwrap(),
         |buffers| fs::create_dir_all(buffers.join("results/writer.lock")).unwrap(),
     ];
-    for (case, make) in in_the_way.into_iter().enumerate() {
+    at_once(in_the_way.into_iter().enumerate(), |(case, make)| {
         let (setup, faults) = Faults::of(Setup::new());
         let buffers = setup.path().join("remote_tls");
         fs::create_dir(&buffers).unwrap();
@@ -586,7 +586,7 @@ fn what_is_in_the_way_of_a_journal_and_can_t_be_moved_aside_is_moved_later() {
         let moved = |directory: &Path| names(directory).iter().any(|name| name.contains(".damaged-"));
         assert!(moved(&buffers) || moved(&results(&rig)), "case {case}");
         nothing_was_lost(&rig);
-    }
+    });
 }
 
 /// What a kill, a power cut or an operator leaves behind.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{Rig, Setup, numbers};
+use crate::rig::{Rig, Setup, at_once, numbers};
 
 /// Several waits after failures go by: longer than a condition takes elsewhere.
 const WAIT_LIMIT: Duration = Duration::from_secs(120);
@@ -59,50 +59,52 @@ struct Case {
 
 /// Every place of the poison, with and without an outage in the middle of the search.
 fn every_place(case: &Case, lines: u64, outages: &[Option<usize>]) {
+    at_once(outages, |&outage| every_place_with(case, lines, outage));
+}
+
+/// `outage`: after how many requests it begins.
+fn every_place_with(case: &Case, lines: u64, outage: Option<usize>) {
     // Only where an answer is waited for in vain: a slow machine's other answers are not to come too late.
     let seconds = if case.words == "timed out" { 1 } else { 60 };
     let rig = Setup::new().own_flag(&format!("--request_timeout={seconds}")).start();
     rig.config();
     let mut first = 0;
     for poison in [vec![0], vec![lines / 3], vec![lines - 1], vec![0, 1, lines / 2, lines - 2]] {
-        for &outage in outages {
-            let poison: BTreeSet<u64> = poison.iter().map(|n| first + n).collect();
-            let what = format!("poison {poison:?}, outage after {outage:?} requests");
-            rig.server.forget_requests();
-            rig.server.refuse(POISON, Some(case.answer.clone()));
-            if let Some(after) = outage {
-                rig.server.script(Endpoint::Log, vec![Answer::default_behaviour(); after]);
-                rig.server.script(Endpoint::Log, vec![Answer::empty(500); 6]);
-            }
-            let all: Vec<String> = (first..first + lines).map(|n| line(n, poison.contains(&n))).collect();
-            let before = rig.set_aside().len();
-            log_at_once(&rig, &all);
-            let healthy = |end: u64| -> Vec<u64> { (first..end).filter(|n| !poison.contains(n)).collect() };
-            let came = until(&rig, &what, first + lines, || {
-                rig.set_aside().len() >= before + poison.len()
-                    && rig.server.result_count() >= healthy(first + lines).len()
-            });
-            let end = first + lines + came;
-            rig.settled();
-            let mut delivered = numbers(&rig.server.results());
-            delivered.sort_unstable();
-            if case.words == "timed out" {
-                // What a slow machine's server takes, and answers too late, comes once more.
-                delivered.dedup();
-            }
-            assert_eq!(delivered, healthy(end), "{what}: every other line, and each once");
-            let aside = rig.set_aside().split_off(before);
-            let aside_lines: BTreeSet<String> = aside.iter().map(|(line, _)| line.clone()).collect();
-            assert_eq!(aside_lines, poison.iter().map(|&n| line(n, true)).collect(), "{what}");
-            assert!(aside.iter().all(|(_, reason)| reason.contains(case.words)), "{what}: {aside:?}");
-            let most = case.requests * (bound(lines, poison.len()) + came as usize) + outage.map_or(0, |_| 12);
-            assert!(
-                rig.result_requests().len() <= most,
-                "{what}: {} requests, {most} at most",
-                rig.result_requests().len()
-            );
-            first = end;
+        let poison: BTreeSet<u64> = poison.iter().map(|n| first + n).collect();
+        let what = format!("poison {poison:?}, outage after {outage:?} requests");
+        rig.server.forget_requests();
+        rig.server.refuse(POISON, Some(case.answer.clone()));
+        if let Some(after) = outage {
+            rig.server.script(Endpoint::Log, vec![Answer::default_behaviour(); after]);
+            rig.server.script(Endpoint::Log, vec![Answer::empty(500); 6]);
         }
+        let all: Vec<String> = (first..first + lines).map(|n| line(n, poison.contains(&n))).collect();
+        let before = rig.set_aside().len();
+        log_at_once(&rig, &all);
+        let healthy = |end: u64| -> Vec<u64> { (first..end).filter(|n| !poison.contains(n)).collect() };
+        let came = until(&rig, &what, first + lines, || {
+            rig.set_aside().len() >= before + poison.len() && rig.server.result_count() >= healthy(first + lines).len()
+        });
+        let end = first + lines + came;
+        rig.settled();
+        let mut delivered = numbers(&rig.server.results());
+        delivered.sort_unstable();
+        if case.words == "timed out" {
+            // What a slow machine's server takes, and answers too late, comes once more.
+            delivered.dedup();
+        }
+        assert_eq!(delivered, healthy(end), "{what}: every other line, and each once");
+        let aside = rig.set_aside().split_off(before);
+        let aside_lines: BTreeSet<String> = aside.iter().map(|(line, _)| line.clone()).collect();
+        assert_eq!(aside_lines, poison.iter().map(|&n| line(n, true)).collect(), "{what}");
+        assert!(aside.iter().all(|(_, reason)| reason.contains(case.words)), "{what}: {aside:?}");
+        let most = case.requests * (bound(lines, poison.len()) + came as usize) + outage.map_or(0, |_| 12);
+        assert!(
+            rig.result_requests().len() <= most,
+            "{what}: {} requests, {most} at most",
+            rig.result_requests().len()
+        );
+        first = end;
     }
 }
 
@@ -123,9 +125,9 @@ fn a_line_that_is_answered_with_400_stops_no_other() {
 
 #[test]
 fn a_line_that_is_answered_with_422_or_403_stops_no_other() {
-    for status in [422, 403] {
+    at_once([422, 403], |status| {
         every_place(&Case { answer: Answer::empty(status), words: "HTTP 4", requests: 1 }, LINES, &[None]);
-    }
+    });
 }
 
 #[test]
@@ -186,7 +188,7 @@ fn in_an_outage_nothing_is_set_aside_whatever_is_answered() {
 #[test]
 fn the_line_of_the_bug_report_is_set_aside_and_all_others_are_delivered() {
     let all: Vec<String> = include_str!("samples/poison_line.jsonl").lines().map(str::to_owned).collect();
-    for answer in [Answer::empty(500), Answer::empty(400), Answer::html(200), Answer::drop_connection()] {
+    at_once([Answer::empty(500), Answer::empty(400), Answer::html(200), Answer::drop_connection()], |answer| {
         let rig = Rig::start();
         rig.config();
         rig.server.refuse("a\\u0000b", Some(answer));
@@ -198,7 +200,7 @@ fn the_line_of_the_bug_report_is_set_aside_and_all_others_are_delivered() {
         assert_eq!(delivered, (0..30).filter(|&n| n != 10).collect());
         rig.said("1 line of the results journal set aside so far; the last because the server refuses it alone, and takes others");
         rig.said("result lines are delivered again");
-    }
+    });
 }
 
 #[test]
@@ -245,31 +247,36 @@ fn a_refused_status_line_stops_no_other() {
 
 #[test]
 fn refused_results_of_a_distributed_query_stop_no_others() {
-    for answer in
-        [Answer::empty(500), Answer::status(400, "{\"error\":\"unknown campaign\"}"), Answer::drop_connection()]
-    {
-        let rig = Setup::new().flag("distributed_tls_max_attempts", "1").start();
-        rig.config();
-        rig.server.always(Endpoint::DistributedWrite, Some(Answer::empty(503)));
-        let results = |n: u64| {
-            let text = if n == 1 { POISON } else { "fine" };
-            format!("{{\"queries\":{{\"q{n}\":[{{\"p\":\"{text}\"}}]}}}}")
-        };
-        for n in 0..8 {
-            let written = rig.call("distributed", &[("action", "writeResults"), ("results", &results(n))]);
-            assert_eq!(written.code, 0, "kept");
-        }
-        rig.server.refuse(POISON, Some(answer));
-        rig.server.always(Endpoint::DistributedWrite, None);
-        rig.server.wait("the others", WAIT_LIMIT, |server| (server.written().len() == 7).then_some(()));
-        rig.server.wait("the refused one", WAIT_LIMIT, |_| (rig.set_aside().len() == 1).then_some(()));
-        let (kept, reason) = rig.set_aside().remove(0);
-        assert!(kept.contains(&results(1)), "{kept}");
-        assert!(reason.contains("takes others") && reason.contains("distributed write"), "{reason}");
-        let names: BTreeSet<String> =
-            rig.server.written().iter().flat_map(|body| body["queries"].as_object().unwrap().keys().cloned()).collect();
-        assert_eq!(names, (0..8).filter(|&n| n != 1).map(|n| format!("q{n}")).collect());
-    }
+    at_once(
+        [Answer::empty(500), Answer::status(400, "{\"error\":\"unknown campaign\"}"), Answer::drop_connection()],
+        |answer| {
+            let rig = Setup::new().flag("distributed_tls_max_attempts", "1").start();
+            rig.config();
+            rig.server.always(Endpoint::DistributedWrite, Some(Answer::empty(503)));
+            let results = |n: u64| {
+                let text = if n == 1 { POISON } else { "fine" };
+                format!("{{\"queries\":{{\"q{n}\":[{{\"p\":\"{text}\"}}]}}}}")
+            };
+            for n in 0..8 {
+                let written = rig.call("distributed", &[("action", "writeResults"), ("results", &results(n))]);
+                assert_eq!(written.code, 0, "kept");
+            }
+            rig.server.refuse(POISON, Some(answer));
+            rig.server.always(Endpoint::DistributedWrite, None);
+            rig.server.wait("the others", WAIT_LIMIT, |server| (server.written().len() == 7).then_some(()));
+            rig.server.wait("the refused one", WAIT_LIMIT, |_| (rig.set_aside().len() == 1).then_some(()));
+            let (kept, reason) = rig.set_aside().remove(0);
+            assert!(kept.contains(&results(1)), "{kept}");
+            assert!(reason.contains("takes others") && reason.contains("distributed write"), "{reason}");
+            let names: BTreeSet<String> = rig
+                .server
+                .written()
+                .iter()
+                .flat_map(|body| body["queries"].as_object().unwrap().keys().cloned())
+                .collect();
+            assert_eq!(names, (0..8).filter(|&n| n != 1).map(|n| format!("q{n}")).collect());
+        },
+    );
 }
 
 /// The case of the early 413 (psf/requests#2422, httpie/cli#600, Rocket#2783): the client was still sending, took the

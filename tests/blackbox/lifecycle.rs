@@ -183,7 +183,7 @@ fn an_extension_that_osqueryd_has_dropped_registers_again() {
 #[test]
 fn it_ends_with_osqueryd() {
     let setup = Setup::new();
-    let standin = program("testkit", "osqueryd-standin");
+    let standin = program("osqueryd-standin");
     let extension = setup.path().join("remote_tls.ext");
     fs::copy(BINARY, &extension).unwrap();
     let load = setup.file("extensions.load", &format!("{}\n", extension.display()));

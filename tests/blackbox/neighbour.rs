@@ -6,7 +6,7 @@ use crate::rig::{BINARY, LIMIT, Setup, line, program};
 
 #[test]
 fn a_neighbour_registers_beside_ours_and_both_answer() {
-    let neighbour = program("neighbour", "neighbour");
+    let neighbour = program("neighbour");
     let rig = Setup::new().osqueryd(|options| options.extensions = vec![PathBuf::from(BINARY), neighbour]).start();
     rig.osqueryd.wait("the neighbour", LIMIT, || {
         let names: Vec<String> = rig.osqueryd.registrations().into_iter().map(|one| one.name).collect();

@@ -319,8 +319,8 @@ pub(crate) fn line(n: u64) -> String {
 }
 
 /// A program of another member of the workspace, built when it isn't yet.
-pub(crate) fn program(package: &str, name: &str) -> PathBuf {
-    testkit::programs::program(package, name).unwrap()
+pub(crate) fn program(name: &str) -> PathBuf {
+    testkit::programs::program(name).unwrap()
 }
 
 /// The records that wait in a journal's directory: those behind its cursor, read as plain files.
@@ -383,6 +383,16 @@ pub(crate) fn is_alive(process: u32) -> bool {
 /// The seconds since 1970, as lines and osqueryd's store have them.
 pub(crate) fn unix_time() -> i64 {
     time::OffsetDateTime::now_utc().unix_timestamp()
+}
+
+/// Runs the cases of a test at the same time, each on a host of its own: they wait for periods and back-offs to pass.
+pub(crate) fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for case in cases {
+            let run = &run;
+            scope.spawn(move || run(case));
+        }
+    });
 }
 
 /// Returns after this time: for what must not happen meanwhile.

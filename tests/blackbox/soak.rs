@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::rig::{BINARY, LIMIT, child_of, extension_of, is_alive, program};
 
 fn soak(minutes: &str) -> Command {
-    let mut soak = Command::new(program("testkit", "soak"));
+    let mut soak = Command::new(program("soak"));
     soak.args(["--minutes", minutes, "--seed", "1", "--report-every", "5", "--extension", BINARY]);
     soak
 }

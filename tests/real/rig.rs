@@ -264,6 +264,12 @@ impl Host {
         status
     }
 
+    /// Waits until a process that was killed is gone.
+    pub(crate) fn gone(&self, pid: Pid) {
+        let gone = || (!processes::is_alive(pid)).then_some(());
+        assert!(self.look_for(GONE_WITHIN, gone).is_some(), "process {pid:?} outlives its kill by {GONE_WITHIN:?}");
+    }
+
     /// Waits until our processes are gone, as osqueryd is.
     pub(crate) fn nothing_is_left(&self) {
         let gone = || self.processes().is_empty().then_some(());

@@ -10,7 +10,7 @@ use std::process::Command;
 use osquery_remote_tls::extension::socket::connect_at_once;
 use rustix::process::Signal;
 
-use crate::rig::{LIMIT, Rig, SECRET, Setup, line, memory_of, mode, signal};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, at_once, line, memory_of, mode, signal};
 
 const VICTIM: &str = "what root has written\n";
 
@@ -81,7 +81,7 @@ fn a_socket_left_for_us_that_takes_no_connections_holds_nothing_up() {
 
 #[test]
 fn a_configuration_that_another_user_has_left_is_not_given_to_osqueryd() {
-    for attack in ["link", "hard link", "owner", "directory"] {
+    at_once(["link", "hard link", "owner", "directory"], |attack| {
         let setup = Setup::new().flag("config_tls_max_attempts", "1");
         let directory = setup.path().join("remote_tls");
         fs::create_dir(&directory).unwrap();
@@ -104,7 +104,7 @@ fn a_configuration_that_another_user_has_left_is_not_given_to_osqueryd() {
         rig.server.stop();
         let outcome = rig.gen_config();
         assert_eq!(outcome.code, 1, "{attack}: {:?}", outcome.rows);
-    }
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, Setup, line};
+use crate::rig::{LIMIT, Setup, at_once, line};
 
 /// What forges a line, erases a screen, and turns text around.
 const FORGED: &str = "no\r\nE0101 00:00:00.000000 1 forged.cpp:1] forged\u{1b}[2J\u{9b}31m\u{202e}txet\u{2028}next";
@@ -75,18 +75,21 @@ fn a_dump_is_bounded_and_shows_no_key() {
 
 #[test]
 fn a_password_in_a_flag_is_masked() {
-    for (flag, value) in [
-        ("tls_hostname", "https://me:hunter2-of-the-server@localhost"),
-        ("tls_hostname", "me:hunter2-of-the-server@localhost:1"),
-        ("proxy_hostname", "http://me:hunter2-of-the-server@localhost"),
-        ("proxy_hostname", "http://me:hunter2-of-the-server@http://localhost"),
-    ] {
-        let rig = Setup::new().flag(flag, value).flag("config_tls_max_attempts", "1").start();
-        let message = rig.gen_config().message;
-        assert!(message.contains(flag), "{message}");
-        rig.osqueryd.wait("the log", LIMIT, || rig.stderr().contains(flag).then_some(()));
-        assert!(!format!("{message}{}", rig.stderr()).contains("hunter2"), "{message}\n{}", rig.stderr());
-    }
+    at_once(
+        [
+            ("tls_hostname", "https://me:hunter2-of-the-server@localhost"),
+            ("tls_hostname", "me:hunter2-of-the-server@localhost:1"),
+            ("proxy_hostname", "http://me:hunter2-of-the-server@localhost"),
+            ("proxy_hostname", "http://me:hunter2-of-the-server@http://localhost"),
+        ],
+        |(flag, value)| {
+            let rig = Setup::new().flag(flag, value).flag("config_tls_max_attempts", "1").start();
+            let message = rig.gen_config().message;
+            assert!(message.contains(flag), "{message}");
+            rig.osqueryd.wait("the log", LIMIT, || rig.stderr().contains(flag).then_some(()));
+            assert!(!format!("{message}{}", rig.stderr()).contains("hunter2"), "{message}\n{}", rig.stderr());
+        },
+    );
 }
 
 #[test]

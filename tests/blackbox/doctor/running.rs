@@ -210,7 +210,7 @@ fn a_worker_that_came_late_since_osqueryd_did_is_nothing_to_wonder_about() {
 #[test]
 fn an_osqueryd_whose_command_line_has_flags_and_socket_is_found() {
     let setup = well(Setup::new());
-    let bytes = fs::read(program("testkit", "osqueryd-standin")).unwrap();
+    let bytes = fs::read(program("osqueryd-standin")).unwrap();
     let (binary, extension) = (setup.path().join("osqueryd"), setup.path().join("remote_tls.ext"));
     fs::write(&binary, bytes).unwrap();
     mode(&binary, 0o755);

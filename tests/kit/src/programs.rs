@@ -11,18 +11,17 @@ use std::sync::Mutex;
 /// on them would be compiled again, at each change between a cargo within a test and the one outside.
 const OF_THE_OUTER_CARGO: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
 
-static BUILT: Mutex<BTreeMap<(String, String), PathBuf>> = Mutex::new(BTreeMap::new());
+static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
 
 /// A program of a member of the workspace, for a test: built when it isn't yet, as the test itself was. The error is
 /// one of cargo's, which has said why.
-pub fn program(package: &str, name: &str) -> io::Result<PathBuf> {
+pub fn program(name: &str) -> io::Result<PathBuf> {
     let mut built = crate::lock(&BUILT);
-    let key = (package.to_owned(), name.to_owned());
-    if let Some(path) = built.get(&key) {
+    if let Some(path) = built.get(name) {
         return Ok(path.clone());
     }
-    let path = build(package, name)?;
-    built.insert(key, path.clone());
+    let path = build(name)?;
+    built.insert(name.to_owned(), path.clone());
     Ok(path)
 }
 
@@ -54,18 +53,19 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// A test lies in `deps`, below the directory of the programs.
-fn build(package: &str, name: &str) -> io::Result<PathBuf> {
+/// A test lies in `deps`, below the directory of the programs. With the features that the whole workspace asks of the
+/// dependencies, as `cargo test --workspace` has compiled them: with the package's own they would be compiled again.
+fn build(name: &str) -> io::Result<PathBuf> {
     let here = env::current_exe()?;
     let directory = here.parent().and_then(Path::parent).ok_or(io::ErrorKind::NotFound)?;
     let mut cargo = cargo();
-    cargo.args(["build", "--quiet", "--locked", "-p", package, "--bin", name]);
+    cargo.args(["build", "--quiet", "--locked", "--workspace", "--bin", name]);
     cargo.arg("--target-dir").arg(directory.parent().ok_or(io::ErrorKind::NotFound)?);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     match cargo.status()?.success() {
         true => Ok(directory.join(name)),
-        false => Err(io::Error::other(format!("{name} of {package} could not be built"))),
+        false => Err(io::Error::other(format!("{name} could not be built"))),
     }
 }

@@ -163,6 +163,6 @@ impl Drop for WorkerProcess {
 pub(super) fn program() -> io::Result<PathBuf> {
     match TAKES_ROLE.load(Ordering::SeqCst) {
         true => env::current_exe(),
-        false => crate::programs::program("testkit", "osqueryd-standin"),
+        false => crate::programs::program("osqueryd-standin"),
     }
 }
