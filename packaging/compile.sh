@@ -20,6 +20,9 @@ standard_library() {
     fi
 }
 
+# The architecture of macOS for which code is checked without being built.
+MACOS_CHECKED=aarch64-apple-darwin
+
 # A new machine has no list of Debian's packages yet.
 debian_has_rust_web() {
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 1; fi
@@ -105,7 +108,7 @@ zig_cargo() (
         RUSTFLAGS+=" -Clink-arg=-Wl,-S -Clink-arg=-Wl,-x"
         export MACOSX_DEPLOYMENT_TARGET=$MACOS CARGO_PROFILE_RELEASE_STRIP=none
         arguments=(--target universal2-apple-darwin)
-        if [ "$command" != zigbuild ]; then arguments=(--target aarch64-apple-darwin --target x86_64-apple-darwin); fi
+        if [ "$command" != zigbuild ]; then arguments=(--target "$MACOS_CHECKED"); fi
         ;;
     *)
         CFLAGS+=" -D_FORTIFY_SOURCE=2"

@@ -14,13 +14,21 @@ MACOS=11.0
 GENERATED=target/packaging
 PACKAGES=${PACKAGES:-target/packages}
 
-# need_crate COMMAND VERSION: cargo leaves it alone when that version is there. Compiled without much optimization, which
-# would take longer than all of the tool's work.
+# need_crate COMMAND VERSION: left alone when that version is there. Compiled without optimization, which would take longer
+# than all of the tool's work, and in one place, since these tools have dependencies in common.
 need_crate() {
     if [ "$("$1" "${1#cargo-}" --version 2>/dev/null | grep -o '[0-9.]*$')" != "$2" ]; then
-        env -u CARGO_TARGET_DIR -u RUSTFLAGS CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
-            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked "$1@$2"
+        env -u RUSTFLAGS CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --force \
+            --target-dir "$GENERATED/tools" "$1@$2"
     fi
+}
+
+# need_packagers: what makes packages and SBOMs of what cargo has compiled.
+need_packagers() {
+    need_zig
+    need_crate cargo-deb "$CARGO_DEB"
+    need_crate cargo-generate-rpm "$CARGO_GENERATE_RPM"
+    need_crate cargo-cyclonedx "$CARGO_CYCLONEDX"
 }
 
 # ours PROGRAM ARGUMENT...: one of this workspace's own programs. Its dependencies have the features that the whole workspace
