@@ -48,6 +48,8 @@ impl Job {
     fn begin(&self) -> (Rig, testkit::osqueryd::Options) {
         let config = json!({"schedule": self.schedule, "options": self.options});
         let setup = Setup::new().server(|options| options.config = config).osqueryd(|options| options.scheduler = true);
+        // Long enough for every line on a machine that is busy: osqueryd's own default is 4 s.
+        let setup = setup.flag("watchdog_forced_shutdown_delay", "60");
         let (server, options, directory) = setup.finish();
         let osqueryd = Osqueryd::start(options.clone()).unwrap_or_else(|error| panic!("{error:?}"));
         let rig = Rig { osqueryd, server, directory };
