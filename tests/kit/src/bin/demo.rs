@@ -50,12 +50,13 @@ struct Programs {
 }
 
 impl Programs {
-    /// Builds the extension and the stand-in beside this program.
+    /// Builds the extension and the stand-in beside this program, with dependencies as `cargo test --workspace` needs them.
     fn build() -> Option<Self> {
         let here = std::env::current_exe().ok()?;
         let directory = here.parent()?;
         let mut build = testkit::programs::cargo();
-        build.args(["build", "--quiet", "--locked", "-p", "osquery-remote-tls", "-p", "testkit", "--bins"]);
+        build.args(["build", "--quiet", "--locked", "--workspace"]);
+        build.args(["--bin", "osquery-remote-tls", "--bin", "osqueryd-standin"]);
         build.arg("--target-dir").arg(directory.parent()?);
         if !cfg!(debug_assertions) {
             build.arg("--release");
