@@ -60,7 +60,7 @@ impl Loggers {
 
     /// How many lines may be missing: those of a call that comes between the sweeping of the socket's name and its return,
     /// a fraction of a millisecond. Line by line there is always a call near; of whole queries, four in a second, one was
-    /// hit in some hundred stops (docs/reliability.md).
+    /// hit in the 41 stops that docs/reliability.md tells of.
     fn allowed(self, stops: usize) -> usize {
         match self {
             Loggers::Ours => QUERY * stops.div_ceil(50),
