@@ -104,6 +104,7 @@ impl Extension {
         let service = Arc::new(Service::new(Arc::clone(&worker.registry)));
         let intake = Intake {
             uuid: AtomicI64::new(0),
+            hold: Arc::default(),
             results: Arc::new(Writer::new(directory.join("results"), "results", Arc::new(()))),
             pending: Arc::new(Writer::new(directory.join("pending"), "pending", Arc::new(()))),
             elsewhere: Arc::new(Behind(Arc::clone(&service))),

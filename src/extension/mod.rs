@@ -4,6 +4,8 @@
 //! way of the [`registry`], [`lifecycle`] registers. Nothing here knows of HTTP or of the journal.
 
 mod connections;
+
+pub mod hold;
 pub mod lifecycle;
 pub mod manager;
 pub mod protocol;
@@ -11,6 +13,7 @@ pub mod registry;
 pub mod server;
 pub mod service;
 pub mod socket;
+pub mod sweep;
 pub mod wire;
 
 /// Generated from osquery.thrift by `src/extension/regenerate`; never edited.

@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn start(directory: &std::path::Path) -> (Socket, Server<Echo>) {
-        let socket = Socket::bind(&directory.join("s.em")).unwrap();
+        let socket = Socket::bind(&directory.join("s.em"), Arc::default()).unwrap();
         socket.show(7, None).unwrap();
         let server = Server::start(&socket, Echo).unwrap();
         (socket, server)
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn callers_that_are_more_than_the_threads_are_answered_one_after_the_other() {
         let directory = tempfile::tempdir().unwrap();
-        let socket = Socket::bind(&directory.path().join("s.em")).unwrap();
+        let socket = Socket::bind(&directory.path().join("s.em"), Arc::default()).unwrap();
         socket.show(7, None).unwrap();
         let gate = Arc::new(Gate::default());
         let server = Server::start(&socket, Arc::clone(&gate)).unwrap();

@@ -2,21 +2,22 @@
 //!
 //! It is bound under a private name that osqueryd doesn't know, and shown under the name by which osqueryd calls, a
 //! hard link: so the shown name can be changed with a registration and, above all, put back. An osqueryd that ends
-//! sweeps `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name.
+//! sweeps `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name. Answers are [held
+//! back](Hold) meanwhile.
 
 use std::fs;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use rustix::fs::Mode;
 use rustix::process::umask;
 
+use super::hold::Hold;
 use crate::files::{identity, remove, with_suffix};
 use crate::lock::Mutex;
-use crate::platform::{NameWatch, Process, go_first};
+use crate::platform::Process;
 
 /// Private names begin with this; a process id follows, or the manager's name for a [stand-in's
 /// door](crate::front::succession::door). osqueryd sweeps `osquery.em.*` away, and not these.
@@ -28,6 +29,7 @@ pub struct Socket {
     private: PathBuf,
     listener: UnixListener,
     shown: Mutex<Option<Shown>>,
+    hold: Arc<Hold>,
 }
 
 /// The name by which osqueryd calls.
@@ -38,22 +40,22 @@ struct Shown {
 }
 
 impl Socket {
-    /// Listens beside the manager's socket under a private name, mode 0600.
+    /// Listens beside the manager's socket under a private name, mode 0600. `hold` ends when a swept name is back.
     ///
     /// # Errors
     /// The directory can't be written, or the path is too long for a socket's name.
-    pub fn bind(manager: &Path) -> io::Result<Self> {
+    pub fn bind(manager: &Path, hold: Arc<Hold>) -> io::Result<Self> {
         let directory = manager.parent().unwrap_or(Path::new("/"));
         remove_abandoned(directory);
         let private = directory.join(format!("{PRIVATE}{}", std::process::id()));
         remove(&private)?;
-        Ok(Self::adopt(manager, private.clone(), bind_private(&private)?))
+        Ok(Self::adopt(manager, private.clone(), bind_private(&private)?, hold))
     }
 
     /// A socket that another process has bound as `private` and handed over.
     #[must_use]
-    pub fn adopt(manager: &Path, private: PathBuf, listener: UnixListener) -> Self {
-        Self { manager: manager.to_owned(), private, listener, shown: Mutex::default() }
+    pub fn adopt(manager: &Path, private: PathBuf, listener: UnixListener, hold: Arc<Hold>) -> Self {
+        Self { manager: manager.to_owned(), private, listener, shown: Mutex::default(), hold }
     }
 
     /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`, and gives up the one
@@ -96,11 +98,12 @@ impl Socket {
             // This removal is seen by the watch, too, which must not put the name back and remove it for ever.
             *shown = None;
         }
+        self.hold.end();
         is_needed
     }
 
     /// [Puts the name back](Self::put_back) if it is missing, for threads of a usual priority: the lock is not held while
-    /// files are looked at. On a busy host the thread that [watches](Self::watch_name) would wait until the holder has its
+    /// files are looked at. On a busy host the thread that [watches](super::sweep::watch) would wait until the holder has its
     /// turn again, and osqueryd's lines find no socket meanwhile.
     pub fn put_back_missing(&self) -> bool {
         self.shown().is_some_and(|path| fs::symlink_metadata(path).is_err()) && self.put_back()
@@ -119,6 +122,18 @@ impl Socket {
         self.shown.lock().as_ref().map(|shown| shown.path.clone())
     }
 
+    /// What holds answers back while the name may be swept away.
+    #[must_use]
+    pub fn hold(&self) -> Arc<Hold> {
+        Arc::clone(&self.hold)
+    }
+
+    /// The directory of the names.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.manager.parent().unwrap_or(Path::new("/"))
+    }
+
     /// The name that only we know.
     #[must_use]
     pub fn private(&self) -> &Path {
@@ -131,27 +146,6 @@ impl Socket {
     /// No descriptor is left.
     pub fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
-    }
-
-    /// Starts a thread that puts the name back the moment it is swept away, for as long as the socket is used.
-    ///
-    /// # Errors
-    /// The directory can't be watched, or no thread can be started: the name is put back at the next look.
-    pub fn watch_name(this: &Arc<Self>) -> io::Result<()> {
-        let watch = NameWatch::new(this.manager.parent().unwrap_or(Path::new("/")))?;
-        let socket = Arc::downgrade(this);
-        thread::Builder::new().name("socket-name".to_owned()).spawn(move || {
-            go_first();
-            watch.run(|name| {
-                let Some(socket) = socket.upgrade() else { return false };
-                let is_ours = socket.shown().is_some_and(|path| name.is_empty() || path.file_name() == Some(name));
-                if is_ours && socket.put_back() {
-                    log::debug!("osqueryd swept the extension's socket away: it is there again");
-                }
-                true
-            });
-        })?;
-        Ok(())
     }
 
     /// The names stay: another process goes on with the socket.
@@ -217,13 +211,11 @@ fn remove_abandoned(directory: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
     fn socket(directory: &Path) -> Arc<Socket> {
-        Arc::new(Socket::bind(&directory.join("osquery.em")).unwrap())
+        Arc::new(Socket::bind(&directory.join("osquery.em"), Arc::default()).unwrap())
     }
 
     #[test]
@@ -260,20 +252,16 @@ mod tests {
     }
 
     #[test]
-    fn a_swept_name_is_there_again_at_once() {
+    fn answers_wait_until_the_name_is_back() {
         let directory = tempfile::tempdir().unwrap();
         let socket = socket(directory.path());
         socket.show(7, None).unwrap();
-        Socket::watch_name(&socket).unwrap();
         let path = directory.path().join("osquery.em.7");
-        for _ in 0..20 {
-            fs::remove_file(&path).unwrap();
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while UnixStream::connect(&path).is_err() {
-                assert!(Instant::now() < deadline);
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+        fs::remove_file(&path).unwrap();
+        let hold = socket.hold();
+        hold.begin();
+        assert!(socket.put_back());
+        assert!(!hold.is_on());
     }
 
     #[test]

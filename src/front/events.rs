@@ -1,6 +1,7 @@
 //! What the front waits for.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::worker_process::WorkerEvent;
+use crate::extension::hold::Hold;
 
 /// One of them.
 pub(super) enum Event {
@@ -63,12 +65,17 @@ impl Events {
 }
 
 /// Makes events of signals, in a thread that ends with the handle.
-pub(super) fn watch_signals(events: Sender<Event>) -> anyhow::Result<Handle> {
+pub(super) fn watch_signals(events: Sender<Event>, hold: Arc<Hold>) -> anyhow::Result<Handle> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("can't watch for signals")?;
     let handle = signals.handle();
     let watch = move || {
         for signal in &mut signals {
-            let event = if signal == SIGHUP { Event::Renew } else { Event::End };
+            let event = if signal == SIGHUP {
+                Event::Renew
+            } else {
+                hold.begin();
+                Event::End
+            };
             let _ = events.send(event);
         }
     };

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::relay::Elsewhere;
+use crate::extension::hold::Hold;
 use crate::extension::registry::{NAME, RegistryName};
 use crate::extension::server::{Connection, Converse};
 use crate::extension::wire::{self, Conversation, Message, Method, Sink};
@@ -34,6 +35,8 @@ const BATCH_TAIL: &[u8] = b"}";
 pub struct Intake {
     /// The uuid under which osqueryd has registered the extension, which each answer carries.
     pub uuid: AtomicI64,
+    /// Answers wait for it.
+    pub hold: Arc<Hold>,
     /// Result lines.
     pub results: Arc<Writer<LineCounter>>,
     /// Status calls that no worker could take.
@@ -73,7 +76,12 @@ impl Converse for Intake {
         let mut conversation = Conversation::new(connection, buffer);
         while let Some(message) = self.hear(&mut conversation)? {
             connection.begin_answer();
-            connection.answer(&self.answer(&conversation, &message))?;
+            let answer = self.answer(&conversation, &message);
+            // osqueryd ends no sooner than it has that of its `shutdown`.
+            if message.method != Method::Shutdown {
+                self.hold.wait();
+            }
+            connection.answer(&answer)?;
             if connection.is_last() {
                 break;
             }

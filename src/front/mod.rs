@@ -36,11 +36,13 @@ use self::succession::{Estate, Inherited};
 use self::workers::Workers;
 use crate::cli::Cli;
 use crate::control::{Attached, Order};
+use crate::extension::hold::Hold;
 use crate::extension::lifecycle::{Lifecycle, LifecycleError};
 use crate::extension::manager::Manager;
 use crate::extension::registry::Routes;
 use crate::extension::server::Server;
 use crate::extension::socket::Socket;
+use crate::extension::sweep;
 use crate::lock::Mutex;
 use crate::logging;
 use crate::platform::Process;
@@ -78,16 +80,21 @@ pub fn run(cli: Cli, routes: Routes) -> anyhow::Result<()> {
     let inherited = cli.resume.then(succession::resume).transpose().context("nothing to resume")?;
     let (sender, receiver) = mpsc::channel();
     let events = Events::new(receiver);
-    let signals = events::watch_signals(sender.clone())?;
+    let hold = Arc::<Hold>::default();
+    let ending = Arc::clone(&hold);
+    let signals = events::watch_signals(sender.clone(), Arc::clone(&hold))?;
     // A limit on the size of files must be an error like any other, and not the end.
     signal_hook::flag::register(SIGXFSZ, Arc::<AtomicBool>::default()).context("can't ignore a signal")?;
     let hung_up = Mutex::new(sender.clone());
     let manager = Arc::new(Manager::new(
         cli.socket.clone(),
         // The receiver is gone only when the process ends anyway.
-        Arc::new(move || drop(hung_up.lock().send(Event::HungUp))),
+        Arc::new(move || {
+            ending.begin();
+            drop(hung_up.lock().send(Event::HungUp));
+        }),
     ));
-    let ended = Front::start(cli, Lifecycle { manager, routes }, events, sender, inherited);
+    let ended = Front::start(cli, Lifecycle { manager, routes }, events, sender, inherited, hold);
     let ended = ended.and_then(|front| front.map_or(Ok(()), Front::run));
     signals.close();
     ended
@@ -126,6 +133,7 @@ impl Front {
         mut events: Events,
         sender: Sender<Event>,
         inherited: Option<Inherited>,
+        hold: Arc<Hold>,
     ) -> anyhow::Result<Option<Self>> {
         if !lifecycle.wait_for_manager(cli.timeout, |pause| events.has_end_within(pause))? {
             return Ok(None);
@@ -140,13 +148,13 @@ impl Front {
         }
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());
-        let intake = intake(&journals, &relay, sender.clone());
+        let intake = intake(&journals, &relay, sender.clone(), &hold);
         let (estate, socket, worker) = match inherited {
             Some(Inherited { estate, listener, worker }) => {
-                let socket = Socket::adopt(&cli.socket, estate.private.clone(), listener);
+                let socket = Socket::adopt(&cli.socket, estate.private.clone(), listener, hold);
                 (Some(estate), socket, worker)
             }
-            None => (None, Socket::bind(&cli.socket).with_context(|| listening(&cli))?, None),
+            None => (None, Socket::bind(&cli.socket, hold).with_context(|| listening(&cli))?, None),
         };
         let socket = Arc::new(socket);
         let server = Server::start(&socket, intake).with_context(|| listening(&cli))?;
@@ -180,7 +188,7 @@ impl Front {
 
     /// Goes on with the worker that was left, or starts one.
     fn begin(&mut self, estate: &Estate, resumed: bool, worker: Option<UnixStream>) -> anyhow::Result<()> {
-        if let Err(error) = Socket::watch_name(&self.socket) {
+        if let Err(error) = sweep::watch(&self.socket) {
             log::warn!("the socket's name can't be watched, and is put back a moment later: {error}");
         }
         self.workers.listener = Some(self.socket.listener()?);
@@ -443,16 +451,20 @@ impl Front {
     }
 }
 
-fn intake(journals: &Journals, relay: &Arc<Relay>, events: Sender<Event>) -> Intake {
-    let (pending, events) = (Arc::clone(relay), Mutex::new(events));
+fn intake(journals: &Journals, relay: &Arc<Relay>, events: Sender<Event>, hold: &Arc<Hold>) -> Intake {
+    let (pending, events, ending) = (Arc::clone(relay), Mutex::new(events), Arc::clone(hold));
     Intake {
         uuid: Default::default(),
+        hold: Arc::clone(hold),
         results: Arc::clone(&journals.results),
         pending: Arc::clone(&journals.pending),
         elsewhere: Arc::clone(relay) as Arc<dyn relay::Elsewhere>,
         on_pending: Box::new(move || pending.tell(&Order::Pending {})),
         // osqueryd calls it whenever a worker of its own ends, and then finishes what it is at.
-        on_shutdown: Box::new(move || drop(events.lock().send(Event::HungUp))),
+        on_shutdown: Box::new(move || {
+            ending.begin();
+            drop(events.lock().send(Event::HungUp));
+        }),
     }
 }
 

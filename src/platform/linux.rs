@@ -4,6 +4,7 @@ use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{StatVfsMountFlags, inotify, statvfs};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{
@@ -25,7 +27,7 @@ use thread_priority::{
     thread_native_id,
 };
 
-use super::Seen;
+use super::{NameEvent, Seen};
 
 /// Groups whose users can become root anyway: root's own.
 pub const ADMINISTRATORS: &[u32] = &[0];
@@ -217,7 +219,7 @@ pub fn peer_of(stream: &UnixStream) -> Option<Pid> {
     socket_peercred(stream).ok().map(|credentials| credentials.pid)
 }
 
-/// Tells at once when a name goes from a directory.
+/// Tells at once when a name goes from a directory, or may be about to.
 pub struct NameWatch(OwnedFd);
 
 impl NameWatch {
@@ -226,26 +228,43 @@ impl NameWatch {
     /// # Errors
     /// The directory isn't there, or the host has no watches left.
     pub fn new(directory: &Path) -> io::Result<Self> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        inotify::add_watch(&watch, directory, inotify::WatchFlags::DELETE | inotify::WatchFlags::MOVED_FROM)?;
+        use inotify::WatchFlags;
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, directory, WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::OPEN)?;
         Ok(Self(watch))
     }
 
-    /// Calls `gone` with each name that goes, for as long as it answers true.
-    pub fn run(self, mut gone: impl FnMut(&OsStr) -> bool) {
+    /// Calls `seen` with what happens, until it breaks; it says how long to wait for the next event at most.
+    pub fn run(self, mut seen: impl FnMut(NameEvent<'_>) -> ControlFlow<(), Option<Duration>>) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.0, &mut buffer);
+        let mut limit = None;
         loop {
-            match events.next() {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-                Ok(event) => {
-                    let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
-                    if !gone(name.as_deref().unwrap_or_default()) {
-                        return;
+            let next = match events.next() {
+                Ok(event) => seen(name_event(&event)),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => {
+                    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+                    match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], limit.as_ref()) {
+                        Ok(0) => seen(NameEvent::None),
+                        _ => continue,
                     }
                 }
-            }
+                Err(_) => return,
+            };
+            let ControlFlow::Continue(next) = next else { return };
+            limit = next;
         }
+    }
+}
+
+fn name_event<'e>(event: &'e inotify::Event<'_>) -> NameEvent<'e> {
+    let is_open = event.events().contains(inotify::ReadFlags::OPEN);
+    match event.file_name().map(|name| OsStr::from_bytes(name.to_bytes())) {
+        None if is_open => NameEvent::Listed,
+        // The directory itself, or more than the kernel could keep.
+        None => NameEvent::Unknown,
+        Some(_) if is_open => NameEvent::None,
+        Some(name) => NameEvent::Gone(name),
     }
 }

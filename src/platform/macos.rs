@@ -18,7 +18,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, geteuid};
 use rustix::time::ClockId;
 
-use super::{Seen, ps};
+use super::{NameEvent, Seen, ps};
 use crate::lock::Mutex;
 
 /// Groups whose users can become root anyway: `wheel` and `admin`.
@@ -165,10 +165,10 @@ impl NameWatch {
         Ok(Self)
     }
 
-    /// Calls `gone` again and again, for as long as it answers true: with no name, since none is known.
-    pub fn run(self, mut gone: impl FnMut(&OsStr) -> bool) {
-        while gone(OsStr::new("")) {
-            std::thread::sleep(LOOK);
+    /// Calls `seen` again and again, until it breaks.
+    pub fn run(self, mut seen: impl FnMut(NameEvent<'_>) -> ControlFlow<(), Option<Duration>>) {
+        while let ControlFlow::Continue(limit) = seen(NameEvent::Unknown) {
+            std::thread::sleep(limit.unwrap_or(LOOK).min(LOOK));
         }
     }
 }

@@ -12,7 +12,7 @@ mod program;
 #[cfg(any(test, not(target_os = "linux")))]
 mod ps;
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -102,8 +102,23 @@ impl Process {
     }
 }
 
+/// What a [`NameWatch`] sees in its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameEvent<'n> {
+    /// A process has opened the directory: to list it, which is how the removal of names by a pattern begins.
+    Listed,
+    /// This name is gone.
+    Gone(&'n OsStr),
+    /// Some name may be gone.
+    Unknown,
+    /// No name is gone.
+    None,
+}
+
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::ops::ControlFlow;
     use std::os::unix::net::UnixListener;
     use std::process::{Command, Stdio};
     use std::sync::mpsc;
@@ -153,9 +168,15 @@ mod tests {
         std::fs::write(directory.path().join("a"), "").unwrap();
         let (sender, names) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            watch.run(|name| {
-                sender.send(name.to_owned()).unwrap();
-                false
+            watch.run(|event| {
+                let name = match event {
+                    NameEvent::Gone(name) => name.to_owned(),
+                    NameEvent::Unknown => OsString::new(),
+                    // A clean-up of temporary directories lists it.
+                    NameEvent::Listed | NameEvent::None => return ControlFlow::Continue(None),
+                };
+                sender.send(name).unwrap();
+                ControlFlow::Break(())
             });
         });
         std::fs::remove_file(directory.path().join("a")).unwrap();

@@ -20,6 +20,7 @@ use crate::control::{Attached, Receiver};
 use crate::extension::server::Server;
 use crate::extension::service::Service;
 use crate::extension::socket::Socket;
+use crate::extension::sweep;
 use crate::files;
 use crate::front::intake::Intake;
 use crate::front::relay::{Elsewhere, Unanswered};
@@ -45,7 +46,7 @@ pub(super) fn run(assembly: &Assembly, service: &Arc<Service>, inheritance: Inhe
         return LastFlush::Skip;
     };
     let uuid = attached.uuid;
-    let socket = Socket::adopt(assembly.manager.socket(), socket.private, listener);
+    let socket = Socket::adopt(assembly.manager.socket(), socket.private, listener, Arc::default());
     match StandIn::start(assembly, service, socket, attached) {
         Ok(stand_in) => stand_in.run(assembly),
         Err(error) => {
@@ -124,6 +125,7 @@ impl StandIn {
         let pending = Arc::clone(&assembly.pending_bell);
         let intake = Intake {
             uuid: attached.uuid.into(),
+            hold: socket.hold(),
             results: Arc::new(Writer::new(directory.join("results"), "results", events.clone())),
             pending: Arc::new(Writer::new(directory.join("pending"), "pending", events)),
             elsewhere: Arc::new(Here(Arc::clone(service))),
@@ -135,7 +137,7 @@ impl StandIn {
         socket.show(attached.uuid, osqueryd.clone()).context("can't keep the extension's socket")?;
         let server = Server::start(&socket, intake).context("can't take osqueryd's calls")?;
         log::warn!("the front is gone: this worker answers osqueryd until there is another one");
-        if let Err(error) = Socket::watch_name(&socket) {
+        if let Err(error) = sweep::watch(&socket) {
             log::debug!("the socket's name can't be watched: {error}");
         }
         let door = Door::open(assembly.manager.socket()).context("can't listen for the next front")?;

@@ -5,6 +5,8 @@
 //! stand-in then does what osqueryd was seen to do: it sweeps the extension's socket away, and goes on logging.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -161,6 +163,43 @@ fn the_watchdog_s_stop_loses_no_line_of_whole_queries() {
 #[test]
 fn the_watchdog_s_stop_loses_hardly_a_line_where_each_is_a_call() {
     hardly_any(&missing_after_watchdog_stops(&Job::of_lines()));
+}
+
+/// A Thrift message without arguments, in the binary protocol.
+fn message(method: &str) -> Vec<u8> {
+    let length = u32::try_from(method.len()).unwrap().to_be_bytes();
+    [&[0x80, 1, 0, 1][..], &length, method.as_bytes(), &[0; 4], &[0]].concat()
+}
+
+/// A thread that has its answer connects again: it must find the name there. The real osqueryd sweeps it away within
+/// half a millisecond of its `shutdown` call, here it takes a little longer.
+#[test]
+fn a_caller_gets_no_answer_between_the_shutdown_call_and_the_return_of_the_name() {
+    /// The answers wait for so long; a round that took longer shows nothing.
+    const HELD: Duration = Duration::from_millis(40);
+    const ROUNDS: u32 = 20;
+    let rig = Rig::start();
+    let uuid = rig.osqueryd.uuid("remote_tls").unwrap();
+    let name = std::path::PathBuf::from(format!("{}.{uuid}", rig.osqueryd.socket().display()));
+    let mut shown = 0;
+    for _ in 0..ROUNDS {
+        let (mut ender, mut caller) = (UnixStream::connect(&name).unwrap(), UnixStream::connect(&name).unwrap());
+        let began = Instant::now();
+        let mut answer = [0; 256];
+        ender.write_all(&message("shutdown")).unwrap();
+        assert!(ender.read(&mut answer).unwrap() > 0);
+        caller.write_all(&message("ping")).unwrap();
+        std::thread::sleep(HELD / 8);
+        std::fs::remove_file(&name).unwrap();
+        let is_held = began.elapsed() < HELD;
+        assert!(caller.read(&mut answer).unwrap() > 0);
+        if is_held {
+            assert!(name.exists(), "an answer came while the name was gone");
+            shown += 1;
+        }
+        rig.osqueryd.wait("the name", LIMIT, || name.exists().then_some(()));
+    }
+    assert!(shown > 0, "this machine is too slow to see anything");
 }
 
 #[test]

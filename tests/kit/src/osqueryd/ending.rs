@@ -17,8 +17,8 @@ use super::lock;
 use super::watcher::WorkerStop;
 use super::worker::Worker;
 
-/// From the hang-up to the sweep, in milliseconds: what was seen of osqueryd.
-const SWEEP: std::ops::RangeInclusive<u64> = 5..=14;
+/// From the hang-up to the sweep, in microseconds: what was seen of osqueryd, the quick ones in most of its ends.
+const SWEEPS: [std::ops::RangeInclusive<u64>; 2] = [100..=500, 500..=14_000];
 /// The pause between two looks whether it has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -118,7 +118,8 @@ impl Worker {
     fn end_in_order(&self, code: i32) {
         self.interrupt();
         self.close_manager();
-        thread::sleep(Duration::from_millis(fastrand::u64(SWEEP)));
+        let [quick, slow] = SWEEPS;
+        thread::sleep(Duration::from_micros(fastrand::u64(if fastrand::bool() { quick } else { slow })));
         if self.is_alive() {
             let _ = fs::remove_file(&self.socket);
             for path in sockets_beside(&self.socket) {
