@@ -182,14 +182,10 @@ fn all_processes_at_once_only_the_line_on_its_way_is_missing() {
         host.start();
         host.more_results(1);
         random_moment(Duration::from_secs(1), Duration::from_secs(4));
-        let killed = host.processes();
-        killed.iter().for_each(|&pid| signal(pid, Signal::KILL));
+        host.processes().into_iter().for_each(|pid| signal(pid, Signal::KILL));
         host.ended();
         host.nothing_is_left();
-        // A process that is ending has no memory any more, by which it was found, and still its lock on the pid file.
-        for pid in killed {
-            host.gone(pid);
-        }
+        host.unlocked();
     }
     host.start();
     let end = finish(&host, || count_beside_filesystem(&host).missing == 0);

@@ -264,10 +264,12 @@ impl Host {
         status
     }
 
-    /// Waits until a process that was killed is gone.
-    pub(crate) fn gone(&self, pid: Pid) {
-        let gone = || (!processes::is_alive(pid)).then_some(());
-        assert!(self.look_for(GONE_WITHIN, gone).is_some(), "process {pid:?} outlives its kill by {GONE_WITHIN:?}");
+    /// Waits until no process has the lock on the pid file any more, without which no osqueryd starts. A killed one looks
+    /// dead while one of its threads still waits for the disk, and holds it until then.
+    pub(crate) fn unlocked(&self) {
+        let path = self.path("osqueryd.pid");
+        let unlocked = || File::open(&path).unwrap().try_lock().ok();
+        assert!(self.look_for(GONE_WITHIN, unlocked).is_some(), "{} is still locked", path.display());
     }
 
     /// Waits until our processes are gone, as osqueryd is.
