@@ -156,7 +156,8 @@ fn line_by_line_a_stop_of_osqueryd_s_worker_costs_a_line_at_most() {
 /// logged. It tells the worker alone.
 fn the_watchdog_stops_the_worker(loggers: Loggers) {
     let Some(real) = real() else { return };
-    let load = Load { bursts: 1, rows: 15_000, filler: 385, interval: 2, singles: 0 };
+    // The watchdog looks every 3 s: most of that time the worker must have much in memory.
+    let load = Load { bursts: 1, rows: 30_000, filler: 385, interval: 2, singles: 0 };
     let host = loggers.host(&real);
     host.server.set_config(load.config());
     host.flag("watchdog_memory_limit", "60");
