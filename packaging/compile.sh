@@ -90,6 +90,8 @@ zig_cargo() (
     shift 2
     home=${CARGO_HOME:-$HOME/.cargo}
     targets=$(targets "$name")
+    # A build is for both of macOS's architectures.
+    if [ "$name" = macos ] && [ "$command" != zigbuild ]; then targets=$MACOS_CHECKED; fi
     # shellcheck disable=SC2086
     use_standard_library $targets
     export CARGO_INCREMENTAL=0
@@ -108,7 +110,7 @@ zig_cargo() (
         RUSTFLAGS+=" -Clink-arg=-Wl,-S -Clink-arg=-Wl,-x"
         export MACOSX_DEPLOYMENT_TARGET=$MACOS CARGO_PROFILE_RELEASE_STRIP=none
         arguments=(--target universal2-apple-darwin)
-        if [ "$command" != zigbuild ]; then arguments=(--target "$MACOS_CHECKED"); fi
+        if [ "$command" != zigbuild ]; then arguments=(--target "$targets"); fi
         ;;
     *)
         CFLAGS+=" -D_FORTIFY_SOURCE=2"
