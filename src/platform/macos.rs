@@ -1,8 +1,9 @@
 //! macOS's side. What only unsafe code or a kernel's own call could tell, ps(1) and sysctl(8) are asked for.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
