@@ -290,6 +290,7 @@ impl Worker {
             let called = client::shutdown(&self.connections, &self.socket_of(uuid), timeout);
             self.core.transcript.note(format!("shutdown() of {uuid}: {called:?}"));
         }
+        self.life.has_asked.store(true, Ordering::SeqCst);
     }
 
     fn extensions(&self) -> Vec<i64> {
