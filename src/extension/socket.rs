@@ -45,7 +45,7 @@ impl Socket {
     /// # Errors
     /// The directory can't be written, or the path is too long for a socket's name.
     pub fn bind(manager: &Path, hold: Arc<Hold>) -> io::Result<Self> {
-        let directory = manager.parent().unwrap_or(Path::new("/"));
+        let directory = directory_of(manager);
         remove_abandoned(directory);
         let private = directory.join(format!("{PRIVATE}{}", std::process::id()));
         remove(&private)?;
@@ -124,14 +124,14 @@ impl Socket {
 
     /// What holds answers back while the name may be swept away.
     #[must_use]
-    pub fn hold(&self) -> Arc<Hold> {
-        Arc::clone(&self.hold)
+    pub fn hold(&self) -> &Arc<Hold> {
+        &self.hold
     }
 
     /// The directory of the names.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        self.manager.parent().unwrap_or(Path::new("/"))
+        directory_of(&self.manager)
     }
 
     /// The name that only we know.
@@ -169,6 +169,10 @@ impl Socket {
 #[must_use]
 pub fn shown_path(manager: &Path, uuid: i64) -> PathBuf {
     with_suffix(manager, &format!(".{uuid}"))
+}
+
+fn directory_of(manager: &Path) -> &Path {
+    manager.parent().unwrap_or(Path::new("/"))
 }
 
 /// Listens under a name that has mode 0600 from the beginning: to change the mode of a name later is to change whatever

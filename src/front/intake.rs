@@ -35,7 +35,7 @@ const BATCH_TAIL: &[u8] = b"}";
 pub struct Intake {
     /// The uuid under which osqueryd has registered the extension, which each answer carries.
     pub uuid: AtomicI64,
-    /// Answers wait for it.
+    /// Answers wait for it; osqueryd's `shutdown` call begins it.
     pub hold: Arc<Hold>,
     /// Result lines.
     pub results: Arc<Writer<LineCounter>>,
@@ -108,6 +108,7 @@ impl Intake {
             Method::Call if self.keep(conversation, message) => wire::call_reply(sequence, 0, "OK", uuid),
             Method::Call => self.relay(conversation, message),
             Method::Shutdown => {
+                self.hold.begin();
                 (self.on_shutdown)();
                 wire::shutdown_reply(sequence)
             }

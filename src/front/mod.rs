@@ -148,7 +148,7 @@ impl Front {
         }
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());
-        let intake = intake(&journals, &relay, sender.clone(), &hold);
+        let intake = intake(&journals, &relay, sender.clone(), Arc::clone(&hold));
         let (estate, socket, worker) = match inherited {
             Some(Inherited { estate, listener, worker }) => {
                 let socket = Socket::adopt(&cli.socket, estate.private.clone(), listener, hold);
@@ -451,20 +451,17 @@ impl Front {
     }
 }
 
-fn intake(journals: &Journals, relay: &Arc<Relay>, events: Sender<Event>, hold: &Arc<Hold>) -> Intake {
-    let (pending, events, ending) = (Arc::clone(relay), Mutex::new(events), Arc::clone(hold));
+fn intake(journals: &Journals, relay: &Arc<Relay>, events: Sender<Event>, hold: Arc<Hold>) -> Intake {
+    let (pending, events) = (Arc::clone(relay), Mutex::new(events));
     Intake {
         uuid: Default::default(),
-        hold: Arc::clone(hold),
+        hold,
         results: Arc::clone(&journals.results),
         pending: Arc::clone(&journals.pending),
         elsewhere: Arc::clone(relay) as Arc<dyn relay::Elsewhere>,
         on_pending: Box::new(move || pending.tell(&Order::Pending {})),
         // osqueryd calls it whenever a worker of its own ends, and then finishes what it is at.
-        on_shutdown: Box::new(move || {
-            ending.begin();
-            drop(events.lock().send(Event::HungUp));
-        }),
+        on_shutdown: Box::new(move || drop(events.lock().send(Event::HungUp))),
     }
 }
 

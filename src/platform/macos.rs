@@ -168,8 +168,8 @@ impl NameWatch {
 
     /// Calls `seen` again and again, until it breaks.
     pub fn run(self, mut seen: impl FnMut(NameEvent<'_>) -> ControlFlow<(), Option<Duration>>) {
-        while let ControlFlow::Continue(limit) = seen(NameEvent::Unknown) {
-            std::thread::sleep(limit.unwrap_or(LOOK).min(LOOK));
+        while seen(NameEvent::Unknown).is_continue() {
+            std::thread::sleep(LOOK);
         }
     }
 }

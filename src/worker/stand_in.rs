@@ -125,7 +125,7 @@ impl StandIn {
         let pending = Arc::clone(&assembly.pending_bell);
         let intake = Intake {
             uuid: attached.uuid.into(),
-            hold: socket.hold(),
+            hold: Arc::clone(socket.hold()),
             results: Arc::new(Writer::new(directory.join("results"), "results", events.clone())),
             pending: Arc::new(Writer::new(directory.join("pending"), "pending", events)),
             elsewhere: Arc::new(Here(Arc::clone(service))),

@@ -114,8 +114,7 @@ fn a_large_line_is_taken() {
 #[test]
 fn idle_and_hostile_clients_do_not_keep_osqueryd_waiting() {
     let rig = Rig::start();
-    let uuid = rig.wait_attached();
-    let socket = format!("{}.{uuid}", rig.directory.path().join("osquery.em").display());
+    let socket = rig.extension_socket();
     let idle: Vec<UnixStream> = (0..20).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     let mut garbage = UnixStream::connect(&socket).unwrap();
     garbage.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();

@@ -179,8 +179,7 @@ fn a_caller_gets_no_answer_between_the_shutdown_call_and_the_return_of_the_name(
     const HELD: Duration = Duration::from_millis(40);
     const ROUNDS: u32 = 20;
     let rig = Rig::start();
-    let uuid = rig.osqueryd.uuid("remote_tls").unwrap();
-    let name = std::path::PathBuf::from(format!("{}.{uuid}", rig.osqueryd.socket().display()));
+    let name = rig.extension_socket();
     let mut shown = 0;
     for _ in 0..ROUNDS {
         let (mut ender, mut caller) = (UnixStream::connect(&name).unwrap(), UnixStream::connect(&name).unwrap());

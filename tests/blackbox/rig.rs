@@ -161,10 +161,19 @@ impl Rig {
     /// Waits until the extension is registered and its socket is there, as osqueryd's own 20 ms between two looks
     /// make it wait, and answers its uuid.
     pub(crate) fn wait_attached(&self) -> i64 {
+        self.attached().0
+    }
+
+    /// The socket by which osqueryd calls the extension, which is there.
+    pub(crate) fn extension_socket(&self) -> PathBuf {
+        self.attached().1
+    }
+
+    fn attached(&self) -> (i64, PathBuf) {
         self.osqueryd.wait("the extension's socket", LIMIT, || {
             let uuid = self.osqueryd.uuid("remote_tls")?;
-            let socket = format!("{}.{uuid}", self.osqueryd.socket().display());
-            Path::new(&socket).exists().then_some(uuid)
+            let socket = PathBuf::from(format!("{}.{uuid}", self.osqueryd.socket().display()));
+            socket.exists().then_some((uuid, socket))
         })
     }
 

@@ -11,8 +11,7 @@ use super::forget_peak;
 use crate::rig::{LIMIT, Rig, Setup, line, memory_of};
 
 fn connect(rig: &Rig) -> UnixStream {
-    let uuid = rig.wait_attached();
-    UnixStream::connect(format!("{}.{uuid}", rig.osqueryd.socket().display())).unwrap()
+    UnixStream::connect(rig.extension_socket()).unwrap()
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl Worker {
         self.close_manager();
         let deadline = Instant::now() + ASKED_WITHIN;
         while !self.life.has_asked.load(Ordering::SeqCst) && Instant::now() < deadline {
-            thread::sleep(Duration::from_micros(50));
+            self.core.transcript.wait_for_change(LOOK_AGAIN);
         }
         let [quick, slow] = SWEEPS;
         thread::sleep(Duration::from_micros(fastrand::u64(if fastrand::bool() { quick } else { slow })));

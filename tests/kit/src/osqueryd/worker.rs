@@ -291,6 +291,7 @@ impl Worker {
             self.core.transcript.note(format!("shutdown() of {uuid}: {called:?}"));
         }
         self.life.has_asked.store(true, Ordering::SeqCst);
+        self.core.transcript.ring();
     }
 
     fn extensions(&self) -> Vec<i64> {
