@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use testkit::server::Endpoint;
 
-use crate::rig::{Host, real, say};
+use crate::rig::{Host, Real, real, say};
 
 #[test]
 fn moving_over_and_back_keeps_the_node_key_and_every_line() {
@@ -54,13 +54,29 @@ fn drains(host: &Host) {
     }
 }
 
-/// Fleet's default agent options name `tls` for the distributed queries, and osqueryd applies that at once.
+/// The answers of servers whose stock options name `tls` for the loggers and the distributed queries, which osqueryd applies
+/// at once: Fleet's default agent options, and Zentral's.
+const STOCK: [&str; 2] = [
+    include_str!("../blackbox/samples/04_config_response_fleet.json"),
+    include_str!("../blackbox/samples/04e_config_response_zentral.json"),
+];
+
 #[test]
-fn a_configuration_that_names_tls_leaves_the_distributed_queries_with_ours() {
+fn configurations_that_name_tls_leave_the_distributed_queries_with_ours() {
     let Some(real) = real() else { return };
-    let options = json!({"distributed_plugin": "tls", "logger_plugin": "tls", "logger_tls_period": 1});
+    for stock in STOCK {
+        let mut options = serde_json::from_str::<Value>(stock).unwrap()["options"].take();
+        assert_eq!(options["distributed_plugin"], "tls");
+        // Of this server, and without a minute between two periods.
+        options["logger_tls_endpoint"] = "/log".into();
+        ["logger_tls_period", "distributed_interval"].iter().for_each(|&period| options[period] = 1.into());
+        names_tls(&real, &options);
+    }
+}
+
+fn names_tls(real: &Real, options: &Value) {
     let query = json!({"query": "SELECT 1 AS one", "interval": 1, "snapshot": true});
-    let host = Host::new(&real, json!({"options": options, "schedule": {"clock": query}}));
+    let host = Host::new(real, json!({"options": options, "schedule": {"clock": query}}));
     host.start();
     host.server.add_query("who", "SELECT 1 AS one");
     host.wait("the answer", || host.server.written().into_iter().next());
