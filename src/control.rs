@@ -75,7 +75,7 @@ pub struct Start {
     /// Whether this worker is to enroll although there is a node key, where `enroll_always` says so.
     pub first: bool,
     /// Where the results journal ended when the front began: what lies before it is a backlog.
-    pub backlog_end: Seen,
+    pub backlog_end: JournalPosition,
     /// How the results journal's writing side stood when this worker was started.
     pub taken: Taken,
     /// Whether an operator wants the configuration fetched and pushed now (SIGHUP).
@@ -117,7 +117,7 @@ pub enum Report {
         number: u64,
     },
     /// It has seen the results journal up to this place, and sleeps until more has come: [`Order::Lines`].
-    WakeMe(Seen),
+    WakeMe(JournalPosition),
     /// It wants result lines that the disk refuses: they are written into the descriptor that comes with it.
     PeekOverflow {
         /// How many bytes it takes at most.
@@ -155,7 +155,7 @@ pub struct Ready {
 /// A place in the results journal.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
-pub struct Seen {
+pub struct JournalPosition {
     /// The number in the file's name.
     pub file: u64,
     /// The offset in it.
@@ -413,7 +413,7 @@ mod tests {
         assert_eq!(next().0, Order::Stop {});
         for (json, report) in [
             (serde_json::json!({"ready": {"colour": "red"}}), Report::Ready(Ready::default())),
-            (serde_json::json!({"wake_me": {"file": 4}}), Report::WakeMe(Seen { file: 4, offset: 0 })),
+            (serde_json::json!({"wake_me": {"file": 4}}), Report::WakeMe(JournalPosition { file: 4, offset: 0 })),
         ] {
             assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
         }

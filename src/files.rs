@@ -159,7 +159,7 @@ pub fn distrust(directory: &Path) -> Option<String> {
     distrust_as(directory, itself)
 }
 
-/// The same with another judgement on the directory itself.
+/// [`distrust`], with `itself` to judge the directory itself.
 fn distrust_as(directory: &Path, itself: fn(&Path, &Metadata) -> Option<String>) -> Option<String> {
     let mut links = 0;
     let mut waiting: Vec<PathBuf> = parts(directory);

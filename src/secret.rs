@@ -180,7 +180,7 @@ fn ascii_escaped(character: char) -> String {
     character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
 }
 
-/// The same with `%2f` in place of `%2F`.
+/// The percent-encoded text with lower-case digits: `%2f` in place of `%2F`.
 fn lower_case_percent(encoded: &str) -> String {
     let mut parts = encoded.split('%');
     let mut lower = parts.next().unwrap_or_default().to_owned();

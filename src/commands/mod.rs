@@ -105,7 +105,7 @@ fn ask(manager: &Manager, request: &[(&str, &str)]) -> Result<String, String> {
     manager.ask_logger(request).map_err(|error| chain(&error).to_string())
 }
 
-/// The same where it answers how many lines it was.
+/// Has the extension's logger do something to lines: how many they were.
 fn ask_for_count(manager: &Manager, request: &[(&str, &str)]) -> Result<u64, String> {
     Ok(ask(manager, request)?.parse().unwrap_or(0))
 }

@@ -31,7 +31,7 @@ pub fn run(flags: &StatusFlags) -> ExitCode {
     if super::print(&text) == ExitCode::SUCCESS { code } else { ExitCode::FAILURE }
 }
 
-/// The same as a text, for a person.
+/// How the extension fares, as a text for a person.
 pub(super) fn as_text(subject: &Subject) -> String {
     let mut text = head(subject);
     match &subject.told {
@@ -194,7 +194,7 @@ fn span(seconds: i64) -> Span {
     Span(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
-/// The same as JSON; what the tables have is named as there.
+/// How the extension fares, as JSON; what the tables have is named as there.
 pub(super) fn as_json(subject: &Subject) -> Value {
     let running = subject.running.as_ref().ok();
     let told = subject.told.as_ref().ok();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::encoding::Encoding;
 use super::osquery_flags::{self, Kind};
-use crate::platform::Seen;
+use crate::platform::ProcessInfo;
 
 /// How deep flag files may name each other here; gflags itself knows no end.
 const DEPTH: usize = 8;
@@ -46,7 +46,7 @@ pub(super) enum Source {
     /// A flag file, with those that it names.
     File(PathBuf),
     /// An osqueryd's command line, its own name first, with the files that it names.
-    CommandLine(Seen),
+    CommandLine(ProcessInfo),
 }
 
 /// What osqueryd does not take, or not as it looks.
@@ -96,7 +96,7 @@ impl Flagfile {
         flagfile
     }
 
-    fn read_command_line(&mut self, process: &Seen, is_known: &dyn Fn(&str) -> bool) {
+    fn read_command_line(&mut self, process: &ProcessInfo, is_known: &dyn Fn(&str) -> bool) {
         let location = || Location::CommandLine(process.id);
         let mut arguments = process.arguments.iter().skip(1).peekable();
         while let Some(argument) = arguments.next() {
@@ -325,7 +325,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("osquery.flags"), "--verbose=false\n--tls_hostname=a\n").unwrap();
         let words = "osqueryd --pidfile=/x/osquery.pid --flagfile osquery.flags --tls_hostname b --verbose --utc=false";
-        let process = Seen {
+        let process = ProcessInfo {
             id: 7,
             parent: 1,
             arguments: words.split(' ').map(str::to_owned).collect(),

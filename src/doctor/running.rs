@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use super::flagfile::{Flagfile, Source};
 use super::flags;
 use crate::cli::{DEFAULT_SOCKET, OSQUERY_FLAGFILE};
-use crate::platform::{self, Seen};
+use crate::platform::{self, ProcessInfo};
 
 /// An osqueryd that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Osqueryd {
-    pub(super) process: Seen,
+    pub(super) process: ProcessInfo,
     /// Where it listens for extensions.
     pub(super) socket: PathBuf,
     /// The flag files that its command line names.
@@ -40,8 +40,8 @@ pub(super) fn osqueryds() -> Vec<Osqueryd> {
     of_these(platform::processes())
 }
 
-fn of_these(mut processes: Vec<Seen>) -> Vec<Osqueryd> {
-    let is_osqueryd = |process: &Seen| {
+fn of_these(mut processes: Vec<ProcessInfo>) -> Vec<Osqueryd> {
+    let is_osqueryd = |process: &ProcessInfo| {
         let name = process.arguments.first().and_then(|path| path.rsplit('/').next());
         name == Some("osqueryd")
     };
@@ -52,7 +52,7 @@ fn of_these(mut processes: Vec<Seen>) -> Vec<Osqueryd> {
     processes.into_iter().map(osqueryd).collect()
 }
 
-fn osqueryd(process: Seen) -> Osqueryd {
+fn osqueryd(process: ProcessInfo) -> Osqueryd {
     let read = Flagfile::read(&Source::CommandLine(process.clone()), &|_| false);
     let socket = flags::values(&read).remove("extensions_socket").unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
     Osqueryd { socket: process.directory.join(socket), flagfiles: read.named, process }
@@ -108,13 +108,13 @@ mod tests {
 
     use super::*;
 
-    fn seen(id: u32, parent: u32, command: &str) -> Seen {
+    fn seen(id: u32, parent: u32, command: &str) -> ProcessInfo {
         let arguments = command.split(' ').map(str::to_owned).collect();
-        Seen { id, parent, arguments, directory: "/run".into(), age: Duration::ZERO }
+        ProcessInfo { id, parent, arguments, directory: "/run".into(), age: Duration::ZERO }
     }
 
     /// As seen on hosts: osquery's own package, its worker, Fleet's agent, and a process that is no osqueryd.
-    fn processes() -> Vec<Seen> {
+    fn processes() -> Vec<ProcessInfo> {
         vec![
             seen(30, 1, "/usr/bin/osqueryd --flagfile=/no/such/other.flags --extensions_socket=other.em"),
             seen(11, 10, "/opt/osquery/bin/osqueryd  "),

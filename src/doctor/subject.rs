@@ -12,7 +12,7 @@ use super::{Occasion, flags, running};
 use crate::cli::{DEFAULT_SOCKET, DoctorFlags};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::extension::registry::{NAME, StringMap};
-use crate::platform::Seen;
+use crate::platform::ProcessInfo;
 use crate::settings::own::{self, FlagfileError};
 use crate::settings::{Options, OwnFlags, SettingError, Settings};
 
@@ -50,7 +50,7 @@ pub(crate) struct Subject {
     /// What the extension says of itself, or why it doesn't.
     pub(crate) told: Result<Told, String>,
     /// The extension's processes as they were at the beginning.
-    pub(crate) workers: Vec<Seen>,
+    pub(crate) workers: Vec<ProcessInfo>,
     /// The flags of the next start.
     pub(crate) options: Options,
     /// What they mean, and what is unusable in them.
@@ -211,7 +211,7 @@ impl Subject {
         self.is_set_or(flag, false)
     }
 
-    /// The same of a flag with this default.
+    /// Whether a flag is set, where osquery's default is `default`.
     pub(super) fn is_set_or(&self, flag: &str, default: bool) -> bool {
         self.text(flag, if default { "true" } else { "false" }) == "true"
     }

@@ -11,7 +11,7 @@ use super::Occasion;
 use super::subject::Running;
 use crate::chain::chain;
 use crate::extension::registry::StringMap;
-use crate::platform::{self, Seen};
+use crate::platform::{self, ProcessInfo};
 use crate::remote::Endpoint;
 
 /// The rows of the extension's tables, as osqueryd answers them.
@@ -97,7 +97,11 @@ impl Exchange {
 }
 
 /// Asks the extension, and looks at its processes: the front's and its workers'.
-pub(super) fn ask(running: Option<&Running>, socket: &Path, occasion: Occasion) -> (Result<Told, String>, Vec<Seen>) {
+pub(super) fn ask(
+    running: Option<&Running>,
+    socket: &Path,
+    occasion: Occasion,
+) -> (Result<Told, String>, Vec<ProcessInfo>) {
     let untold = |reason: &str| (Err(reason.to_owned()), Vec::new());
     if occasion == Occasion::BeforeRestart {
         return untold("what runs until the restart doesn't matter (--before)");
@@ -124,7 +128,7 @@ impl Running {
 }
 
 /// The extension's first process, and the workers below it; none where the kernel doesn't say who listens.
-pub(super) fn processes(socket: &Path, uuid: i64) -> Vec<Seen> {
+pub(super) fn processes(socket: &Path, uuid: i64) -> Vec<ProcessInfo> {
     let path = format!("{}.{uuid}", socket.display());
     let front = UnixStream::connect(path).ok().and_then(|stream| platform::Process::of_peer(&stream));
     let Some(front) = front.map(|front| front.id()) else { return Vec::new() };
@@ -135,7 +139,7 @@ pub(super) fn processes(socket: &Path, uuid: i64) -> Vec<Seen> {
 }
 
 /// The workers among the extension's processes, and how long the first process runs.
-pub(crate) fn workers(processes: &[Seen]) -> Option<(Duration, Vec<&Seen>)> {
+pub(crate) fn workers(processes: &[ProcessInfo]) -> Option<(Duration, Vec<&ProcessInfo>)> {
     let (front, workers) = processes.split_first()?;
     Some((front.age, workers.iter().collect()))
 }

@@ -8,7 +8,7 @@ use super::subject::{Running, Subject};
 use super::told;
 use super::{Check, Report};
 use crate::control::WORKER_NAME;
-use crate::platform::Seen;
+use crate::platform::ProcessInfo;
 use crate::words::counted;
 
 /// A worker that is younger, and came later than its front did, is worth a second look.
@@ -51,17 +51,17 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
 
 /// Whether there were other workers a short while ago. The first worker comes when osqueryd has answered, however long its front
 /// has waited for that.
-fn is_replaced(front: Duration, workers: &[&Seen]) -> bool {
-    let is_late = |worker: &&Seen| number(worker).map_or(worker.age + AT_ONCE <= front, |number| number > 1);
+fn is_replaced(front: Duration, workers: &[&ProcessInfo]) -> bool {
+    let is_late = |worker: &&ProcessInfo| number(worker).map_or(worker.age + AT_ONCE <= front, |number| number > 1);
     workers.iter().all(|worker| worker.age < YOUNG && is_late(worker))
 }
 
 /// Which of its front's workers it is: the first is 1.
-fn number(worker: &Seen) -> Option<u64> {
+fn number(worker: &ProcessInfo) -> Option<u64> {
     worker.arguments.first()?.strip_prefix(WORKER_NAME)?.parse().ok()
 }
 
-fn young(front: Duration, workers: &[&Seen]) -> String {
+fn young(front: Duration, workers: &[&ProcessInfo]) -> String {
     let ages = format!("the worker runs for {} s only, and the extension for {} s", oldest(workers), front.as_secs());
     match workers.iter().filter_map(|worker| number(worker)).max() {
         Some(number) => format!("{ages}: {} were started", counted(number, "worker")),
@@ -69,7 +69,7 @@ fn young(front: Duration, workers: &[&Seen]) -> String {
     }
 }
 
-fn oldest(workers: &[&Seen]) -> u64 {
+fn oldest(workers: &[&ProcessInfo]) -> u64 {
     workers.iter().map(|worker| worker.age.as_secs()).max().unwrap_or(0)
 }
 
@@ -99,7 +99,7 @@ fn watch(subject: &Subject, running: &Running) -> Option<String> {
     None
 }
 
-fn ids(workers: &[&Seen]) -> Vec<u32> {
+fn ids(workers: &[&ProcessInfo]) -> Vec<u32> {
     workers.iter().map(|worker| worker.id).collect()
 }
 
@@ -107,9 +107,9 @@ fn ids(workers: &[&Seen]) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    fn worker(name: &str, age: u64) -> Seen {
+    fn worker(name: &str, age: u64) -> ProcessInfo {
         let arguments = vec![name.to_owned(), "--worker".to_owned()];
-        Seen { id: 2, parent: 1, arguments, directory: "/".into(), age: Duration::from_secs(age) }
+        ProcessInfo { id: 2, parent: 1, arguments, directory: "/".into(), age: Duration::from_secs(age) }
     }
 
     fn replaced(front: u64, name: &str, age: u64) -> bool {

@@ -16,9 +16,10 @@ const FITS_ANYWAY: usize = 4096;
 /// How long a client may take to read a larger answer.
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
+/// The value of [`Open::heard`] while an answer is made.
 const ANSWERING: u64 = u64::MAX;
 
-/// The open connections, by number, so that silent ones can be ended.
+/// The open connections, by number, so that idle ones can be ended.
 #[derive(Default)]
 pub(super) struct Connections {
     last: u64,
@@ -27,6 +28,7 @@ pub(super) struct Connections {
     pub(super) open: Vec<(u64, Arc<Open>)>,
 }
 
+/// An open connection, as the threads that may end it see it.
 pub(super) struct Open {
     stream: UnixStream,
     /// Milliseconds after the server's beginning up to which it has said something; [`ANSWERING`] while an answer is made.
@@ -45,7 +47,7 @@ pub struct Connection<'s> {
     pub(super) began: Instant,
     pub(super) stopping: &'s AtomicBool,
     /// How many connections have not spoken yet.
-    pub(super) silent: &'s AtomicUsize,
+    pub(super) unspoken: &'s AtomicUsize,
 }
 
 impl Connections {
@@ -75,7 +77,7 @@ impl Open {
 
     /// Ends it when nothing has come from it for `limit`, unless it waits for an answer. Only its reading side: an answer
     /// still gets out.
-    pub(super) fn end_if_silent(&self, began: Instant, limit: Duration) {
+    pub(super) fn end_if_idle(&self, began: Instant, limit: Duration) {
         let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let heard = self.heard.load(Ordering::Relaxed);
         if heard != ANSWERING && milliseconds(began).saturating_sub(heard) >= limit {
@@ -95,7 +97,7 @@ impl Connection<'_> {
     /// It has said something, or is over.
     pub(super) fn note_word(&self) {
         if !self.open.has_spoken.swap(true, Ordering::Relaxed) {
-            self.silent.fetch_sub(1, Ordering::SeqCst);
+            self.unspoken.fetch_sub(1, Ordering::SeqCst);
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-/// No answer waits longer for a sweep. The slowest one seen came 14 ms after the hang-up; and a thread of osqueryd's that
-/// was killed with it waits for nothing.
+/// No answer waits longer than this for a sweep. The slowest sweep seen came 14 ms after the hang-up; an osqueryd that was
+/// killed sends none, and then nobody waits for these answers, either.
 const LIMIT: Duration = Duration::from_millis(50);
 
 /// Holds answers back, or lets them go.
@@ -19,7 +19,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// A sweep is to be expected: answers wait for it, for 50 ms at most.
+    /// Called at the first sign that osqueryd ends: answers wait for its sweep, for 50 ms at most.
     pub fn begin(&self) {
         let mut until = self.until.lock();
         *until = Some(Instant::now() + LIMIT);

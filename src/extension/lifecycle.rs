@@ -118,7 +118,7 @@ impl Lifecycle {
     /// Whether osqueryd still knows us. A ping would prove nothing: it answers extensions that it has dropped, too.
     #[must_use]
     pub fn is_known(&self, uuid: i64) -> bool {
-        // The first answer may fail because the connection is an old one.
+        // A connection may break because osqueryd's worker has just ended: the second attempt can't connect then.
         match self.manager.knows(uuid).or_else(|_| self.manager.knows(uuid)) {
             Ok(known) => known,
             Err(ManagerError::Unreachable { .. }) => false,

@@ -29,10 +29,10 @@ use crate::platform::Process;
 /// How long osqueryd may take for any one answer. Its own are there in milliseconds.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The same for the question whether it still knows us.
+/// How long osqueryd may take to answer whether it still knows us.
 const CHECK_LIMIT: Duration = Duration::from_millis(300);
 
-/// The same for the last call of all: the end must not wait for an osqueryd that is ending too.
+/// How long the last call of all may take: the end must not wait for an osqueryd that is ending too.
 const LAST_CALL_LIMIT: Duration = Duration::from_millis(300);
 
 /// The SDK that this extension claims to be written for; osqueryd refuses those below 1.7.7.
@@ -100,11 +100,12 @@ struct End {
     stream: Option<UnixStream>,
 }
 
-/// What is done when osqueryd hangs up.
+/// What is done when the kept connection is lost: osqueryd has hung up, or a call has failed and the connection was dropped.
 pub type HangUp = Arc<dyn Fn() + Send + Sync>;
 
 impl Manager {
-    /// The manager that listens, or will listen, at `socket`. `hung_up` is called the moment that it hangs up.
+    /// The manager that listens, or will listen, at `socket`. `hung_up` is called the moment that the kept connection is
+    /// lost.
     #[must_use]
     pub fn new(socket: PathBuf, hung_up: HangUp) -> Self {
         Self {
@@ -117,14 +118,14 @@ impl Manager {
         }
     }
 
-    /// The same, waiting for each answer for `limit` at most.
+    /// This manager, with each answer waited for for `limit` at most.
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// The same, reading `bytes` of an answer at most: for questions that osqueryd was given by others.
+    /// This manager, with `bytes` of an answer read at most: for SQL that others wrote, such as decorators.
     #[must_use]
     pub fn reading(mut self, bytes: u64) -> Self {
         self.largest_answer = bytes;
@@ -157,7 +158,7 @@ impl Manager {
         self.options_within(self.limit)
     }
 
-    /// The same, for a thread that must not wait for long.
+    /// Every flag of osqueryd with its current value, for a thread that can wait for `limit` only.
     pub fn options_within(&self, limit: Duration) -> Result<BTreeMap<String, String>> {
         let options = self.call_within(limit, "options", TExtensionManagerSyncClient::options)?;
         Ok(options.into_iter().map(|(name, info)| (name, info.value.unwrap_or_default())).collect())
@@ -307,7 +308,7 @@ impl Manager {
         call(&mut connected.client).map_err(|source| {
             // What is left of this answer would be taken for the next one's: begin again with a new connection.
             *link = None;
-            // Its reader ends silently now.
+            // The reader of a connection that is dropped here tells nobody: the loss is told from here.
             (self.hung_up)();
             match allowance.is_spent() {
                 true => ManagerError::TooLarge { method, most: allowance.most },

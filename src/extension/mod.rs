@@ -1,7 +1,8 @@
 //! The boundary with osqueryd: Thrift over Unix sockets, in both directions.
 //!
 //! [`manager`] calls osqueryd, [`server`] takes its calls on a [`socket`], [`wire`] reads them, [`service`] answers them by
-//! way of the [`registry`], [`lifecycle`] registers. Nothing here knows of HTTP or of the journal.
+//! way of the [`registry`], [`lifecycle`] registers. [`sweep`] and [`hold`] keep the socket's name and the lines while osqueryd
+//! ends. [`protocol`] repairs strings that aren't UTF-8. Nothing here knows of HTTP or of the journal.
 
 mod connections;
 

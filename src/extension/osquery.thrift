@@ -1,5 +1,5 @@
-// The interface between osqueryd and its extensions, written from the field table of the
-// specification (docs/architecture.md, "Thrift"). Regenerate osquery.rs with src/extension/regenerate.
+// The interface between osqueryd and its extensions: the methods and fields that osquery 5 sends and takes. docs/architecture.md,
+// "Thrift", says what is made of it. Regenerate osquery.rs with src/extension/regenerate.
 
 namespace rs osquery
 

@@ -26,7 +26,6 @@ const RESERVED_AHEAD: usize = 64 << 10;
 /// Reads the binary protocol (strict), with strings repaired instead of refused.
 pub struct LossyInput<R: BufRead> {
     inner: TBinaryInputProtocol<R>,
-    broken: bool,
 }
 
 impl<R: BufRead> LossyInput<R> {
@@ -36,17 +35,7 @@ impl<R: BufRead> LossyInput<R> {
             .max_message_size(Some(2 * MAX_STRING))
             .max_string_size(Some(MAX_STRING))
             .build()?;
-        Ok(Self { inner: TBinaryInputProtocol::with_config(reader, true, limits), broken: false })
-    }
-
-    /// Whether something could not be read: where the next message begins is not known then.
-    pub fn is_broken(&self) -> bool {
-        self.broken
-    }
-
-    fn note<T>(&mut self, read: Result<T>) -> Result<T> {
-        self.broken |= read.is_err();
-        read
+        Ok(Self { inner: TBinaryInputProtocol::with_config(reader, true, limits) })
     }
 
     fn protocol_error<T>(kind: ProtocolErrorKind, message: String) -> Result<T> {
@@ -93,8 +82,7 @@ impl<R: BufRead> LossyInput<R> {
 
 impl<R: BufRead> TInputProtocol for LossyInput<R> {
     fn read_bytes(&mut self) -> Result<Vec<u8>> {
-        let read = self.bytes();
-        self.note(read)
+        self.bytes()
     }
 
     fn read_string(&mut self) -> Result<String> {
@@ -103,103 +91,83 @@ impl<R: BufRead> TInputProtocol for LossyInput<R> {
     }
 
     fn read_message_begin(&mut self) -> Result<TMessageIdentifier> {
-        let read = self.message_begin();
-        self.note(read)
+        self.message_begin()
     }
 
     fn read_message_end(&mut self) -> Result<()> {
-        let read = self.inner.read_message_end();
-        self.note(read)
+        self.inner.read_message_end()
     }
 
     fn read_struct_begin(&mut self) -> Result<Option<TStructIdentifier>> {
-        let read = self.inner.read_struct_begin();
-        self.note(read)
+        self.inner.read_struct_begin()
     }
 
     fn read_struct_end(&mut self) -> Result<()> {
-        let read = self.inner.read_struct_end();
-        self.note(read)
+        self.inner.read_struct_end()
     }
 
     fn read_field_begin(&mut self) -> Result<TFieldIdentifier> {
-        let read = self.inner.read_field_begin();
-        self.note(read)
+        self.inner.read_field_begin()
     }
 
     fn read_field_end(&mut self) -> Result<()> {
-        let read = self.inner.read_field_end();
-        self.note(read)
+        self.inner.read_field_end()
     }
 
     fn read_bool(&mut self) -> Result<bool> {
-        let read = self.inner.read_bool();
-        self.note(read)
+        self.inner.read_bool()
     }
 
     fn read_i8(&mut self) -> Result<i8> {
-        let read = self.inner.read_i8();
-        self.note(read)
+        self.inner.read_i8()
     }
 
     fn read_i16(&mut self) -> Result<i16> {
-        let read = self.inner.read_i16();
-        self.note(read)
+        self.inner.read_i16()
     }
 
     fn read_i32(&mut self) -> Result<i32> {
-        let read = self.inner.read_i32();
-        self.note(read)
+        self.inner.read_i32()
     }
 
     fn read_i64(&mut self) -> Result<i64> {
-        let read = self.inner.read_i64();
-        self.note(read)
+        self.inner.read_i64()
     }
 
     fn read_double(&mut self) -> Result<f64> {
-        let read = self.inner.read_double();
-        self.note(read)
+        self.inner.read_double()
     }
 
     fn read_uuid(&mut self) -> Result<uuid::Uuid> {
-        let read = self.inner.read_uuid();
-        self.note(read)
+        self.inner.read_uuid()
     }
 
     fn read_list_begin(&mut self) -> Result<TListIdentifier> {
-        let read = self.list_begin();
-        self.note(read)
+        self.list_begin()
     }
 
     fn read_list_end(&mut self) -> Result<()> {
-        let read = self.inner.read_list_end();
-        self.note(read)
+        self.inner.read_list_end()
     }
 
     fn read_set_begin(&mut self) -> Result<TSetIdentifier> {
-        let read = self.inner.read_set_begin();
-        self.note(read)
+        self.inner.read_set_begin()
     }
 
     fn read_set_end(&mut self) -> Result<()> {
-        let read = self.inner.read_set_end();
-        self.note(read)
+        self.inner.read_set_end()
     }
 
     fn read_map_begin(&mut self) -> Result<TMapIdentifier> {
-        let read = self.inner.read_map_begin();
-        self.note(read)
+        self.inner.read_map_begin()
     }
 
     fn read_map_end(&mut self) -> Result<()> {
-        let read = self.inner.read_map_end();
-        self.note(read)
+        self.inner.read_map_end()
     }
 
     fn read_byte(&mut self) -> Result<u8> {
-        let read = self.inner.read_byte();
-        self.note(read)
+        self.inner.read_byte()
     }
 
     fn min_serialized_size(&self, field_type: TType) -> usize {

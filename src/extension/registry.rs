@@ -9,7 +9,7 @@ pub type StringMap = BTreeMap<String, String>;
 /// What a registration tells osqueryd: each registry's plugins with their route information.
 pub type Routes = BTreeMap<String, BTreeMap<String, Vec<StringMap>>>;
 
-/// The name of the plugins but for tables, and the extension's own name.
+/// The name of the extension, and of its config, logger and distributed plugins. Tables have names of their own.
 pub const NAME: &str = "remote_tls";
 
 /// osquery's registries that we have plugins in.

@@ -37,36 +37,36 @@ const MOST_IDLE: usize = 2 * ACCEPTORS;
 /// Threads at most for connections that have spoken, busy ones included. osqueryd has a handful of threads that call.
 const MOST_THREADS: usize = 64;
 
-/// Threads in all. Those that wait for a connection's first word are no burden to those that answer.
-const MOST_WITH_SILENT: usize = 1024;
+/// The most threads, those included that wait for a connection's first word: they are no burden to those that answer.
+const MOST_WITH_UNSPOKEN: usize = 1024;
 
-/// How long a connection may say nothing at first, where more than [`FEW_SILENT`] do so. osqueryd's speak at once; but
+/// How long a connection may say nothing at first, where more than [`FEW_UNSPOKEN`] do so. osqueryd's speak at once; but
 /// one that was stopped in between, or a host with a thousand things to do, is to be waited for.
 const FIRST_WORD_LIMIT: Duration = Duration::from_secs(1);
 
 /// Up to this many connections that have not spoken yet are left alone.
-const FEW_SILENT: usize = 16;
+const FEW_UNSPOKEN: usize = 16;
 
 /// How long a connection that has spoken may say nothing more.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
-/// The same when all threads are taken: others wait.
+/// How long a connection that has spoken may say nothing more while all threads are taken, and others wait.
 const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Between two looks for connections to end then.
+/// The pause between two looks for connections to end while all threads are taken.
 const CROWDED_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long it may do so while the threads are to end. On a busy host, a process that has connected may be kept from speaking for a
-/// while.
+/// How long a connection may say nothing while the threads are to end. On a busy host, a process that has connected may be kept
+/// from speaking for a while.
 const LAST_IDLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The same for what waits in the backlog at the very end, when osqueryd is gone.
+/// How long a connection that waits in the backlog at the very end, when osqueryd is gone, may say nothing.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
-/// A wait after a failed `accept` (no file descriptor left), so as not to spin.
+/// The pause after a failed `accept` (no file descriptor left), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Between two looks whether the threads have ended.
+/// The pause between two looks whether the threads have ended.
 const STOP_PAUSE: Duration = Duration::from_millis(2);
 
 /// Answers the messages of one connection.
@@ -93,7 +93,7 @@ struct Shared<C> {
     threads: AtomicUsize,
     idle: AtomicUsize,
     /// Connections that have not spoken yet, a thread each.
-    silent: AtomicUsize,
+    unspoken: AtomicUsize,
     /// Threads are to end after the connection that they serve.
     stopping: AtomicBool,
     connections: Mutex<Connections>,
@@ -120,7 +120,7 @@ impl<C: Converse + 'static> Server<C> {
             began: Instant::now(),
             threads: AtomicUsize::new(0),
             idle: AtomicUsize::new(0),
-            silent: AtomicUsize::new(0),
+            unspoken: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             connections: Mutex::default(),
             buffers: Spares::default(),
@@ -144,7 +144,7 @@ impl<C: Converse + 'static> Server<C> {
                 // An error says that the backlog is full: then they are awake anyway.
                 let _ = connect_at_once(&shared.private);
             }
-            shared.end_silent(LAST_IDLE_LIMIT);
+            shared.end_idle(LAST_IDLE_LIMIT);
             drop(shared.closed.wait(shared.connections(), Some(Instant::now() + STOP_PAUSE)));
         }
         shared.threads.load(Ordering::SeqCst) == 0
@@ -179,8 +179,8 @@ impl<C: Converse + 'static> Server<C> {
     }
 
     /// Ends connections that have said nothing for long. To be called now and then.
-    pub fn end_silent(&self) {
-        self.shared.end_silent(IDLE_LIMIT);
+    pub fn end_idle(&self) {
+        self.shared.end_idle(IDLE_LIMIT);
         self.shared.end_unspoken();
     }
 
@@ -224,17 +224,17 @@ impl<C: Converse + 'static> Shared<C> {
         }
     }
 
-    /// A thread must be there for the next connection: a spare one, or one that a silent connection holds.
+    /// Sees to it that a thread is there for the next connection: a spare one, or one that an idle connection holds.
     fn make_room(self: &Arc<Self>) {
         let threads = self.threads.load(Ordering::SeqCst);
-        let speaking = threads.saturating_sub(self.silent.load(Ordering::SeqCst));
+        let speaking = threads.saturating_sub(self.unspoken.load(Ordering::SeqCst));
         self.end_unspoken();
-        if speaking >= MOST_THREADS || threads >= MOST_WITH_SILENT {
-            // Until a connection ends: its thread takes the next caller, and waits then in this thread's place. One that
-            // waited for an idle thread would wait for as long as there are callers, and so would each one after it.
+        if speaking >= MOST_THREADS || threads >= MOST_WITH_UNSPOKEN {
+            // This waits only until some connection ends: its thread takes the next caller and waits here in turn. To wait for
+            // an idle thread would be a deadlock: each thread that became free would take a caller, and wait here for ever, too.
             let ended = self.connections().ended;
             while self.idle.load(Ordering::SeqCst) == 0 && !self.is_stopping() {
-                self.end_silent(CROWDED_IDLE_LIMIT);
+                self.end_idle(CROWDED_IDLE_LIMIT);
                 let connections = self.connections();
                 if connections.ended != ended {
                     return;
@@ -259,8 +259,9 @@ impl<C: Converse + 'static> Shared<C> {
     fn serve(&self, stream: UnixStream) {
         let open = Arc::new(Open::new(stream, self.began));
         let number = self.connections().add(Arc::clone(&open));
-        self.silent.fetch_add(1, Ordering::SeqCst);
-        let connection = Connection { open: &open, began: self.began, stopping: &self.stopping, silent: &self.silent };
+        self.unspoken.fetch_add(1, Ordering::SeqCst);
+        let connection =
+            Connection { open: &open, began: self.began, stopping: &self.stopping, unspoken: &self.unspoken };
         let mut buffer = self.buffers.take();
         // A panic ends this connection and nothing else.
         match panic::catch_unwind(AssertUnwindSafe(|| self.conversing.converse(&connection, &mut buffer))) {
@@ -276,17 +277,17 @@ impl<C: Converse + 'static> Shared<C> {
 
     /// Ends connections that have said nothing in time, where there are many of them.
     fn end_unspoken(&self) {
-        if self.silent.load(Ordering::SeqCst) <= FEW_SILENT {
+        if self.unspoken.load(Ordering::SeqCst) <= FEW_UNSPOKEN {
             return;
         }
         for (_, open) in self.connections().open.iter().filter(|(_, open)| open.is_unspoken()) {
-            open.end_if_silent(self.began, FIRST_WORD_LIMIT);
+            open.end_if_idle(self.began, FIRST_WORD_LIMIT);
         }
     }
 
-    /// Ends connections that nothing has come from for `limit`, unless they wait for an answer.
-    fn end_silent(&self, limit: Duration) {
-        self.connections().open.iter().for_each(|(_, open)| open.end_if_silent(self.began, limit));
+    /// Ends connections from which nothing has come for `limit`, unless they wait for an answer.
+    fn end_idle(&self, limit: Duration) {
+        self.connections().open.iter().for_each(|(_, open)| open.end_if_idle(self.began, limit));
     }
 
     fn is_stopping(&self) -> bool {
@@ -335,13 +336,13 @@ mod tests {
 
     fn start(directory: &std::path::Path) -> (Socket, Server<Echo>) {
         let socket = Socket::bind(&directory.join("s.em"), Arc::default()).unwrap();
-        socket.show(7, None).unwrap();
+        socket.publish(7, None).unwrap();
         let server = Server::start(&socket, Echo).unwrap();
         (socket, server)
     }
 
     fn ask(socket: &Socket, byte: u8) -> io::Result<u8> {
-        let mut stream = UnixStream::connect(socket.shown().unwrap())?;
+        let mut stream = UnixStream::connect(socket.public_name().unwrap())?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.write_all(&[byte])?;
         let mut answer = [0];
@@ -387,7 +388,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (socket, server) = start(directory.path());
         let busy: Vec<UnixStream> =
-            (0..2 * MOST_IDLE).map(|_| UnixStream::connect(socket.shown().unwrap()).unwrap()).collect();
+            (0..2 * MOST_IDLE).map(|_| UnixStream::connect(socket.public_name().unwrap()).unwrap()).collect();
         assert_eq!(ask(&socket, 1).unwrap(), 2);
         assert!(server.shared.threads.load(Ordering::SeqCst) > 2 * MOST_IDLE);
         drop(busy);
@@ -426,7 +427,7 @@ mod tests {
     fn callers_that_are_more_than_the_threads_are_answered_one_after_the_other() {
         let directory = tempfile::tempdir().unwrap();
         let socket = Socket::bind(&directory.path().join("s.em"), Arc::default()).unwrap();
-        socket.show(7, None).unwrap();
+        socket.publish(7, None).unwrap();
         let gate = Arc::new(Gate::default());
         let server = Server::start(&socket, Arc::clone(&gate)).unwrap();
         thread::scope(|scope| {
@@ -436,8 +437,9 @@ mod tests {
                 thread::sleep(STOP_PAUSE);
             }
             // They wait in the listener's backlog.
-            let mut others: Vec<_> =
-                (0..2 * MOST_THREADS - 10).map(|_| UnixStream::connect(socket.shown().unwrap()).unwrap()).collect();
+            let mut others: Vec<_> = (0..2 * MOST_THREADS - 10)
+                .map(|_| UnixStream::connect(socket.public_name().unwrap()).unwrap())
+                .collect();
             others.iter_mut().for_each(|stream| stream.write_all(&[2]).unwrap());
             *gate.is_open.lock() = true;
             gate.changed.notify_all();
@@ -457,16 +459,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (socket, server) = start(directory.path());
         let silent: Vec<UnixStream> =
-            (0..MOST_THREADS + 20).map(|_| UnixStream::connect(socket.shown().unwrap()).unwrap()).collect();
+            (0..MOST_THREADS + 20).map(|_| UnixStream::connect(socket.public_name().unwrap()).unwrap()).collect();
         assert_eq!(ask(&socket, 1).unwrap(), 2);
         assert!(server.shared.threads.load(Ordering::SeqCst) > MOST_THREADS, "those that are silent are not counted");
         // They are ended all the same, but for a few.
         let deadline = Instant::now() + LIMIT;
-        while server.shared.silent.load(Ordering::SeqCst) > FEW_SILENT && Instant::now() < deadline {
-            server.end_silent();
+        while server.shared.unspoken.load(Ordering::SeqCst) > FEW_UNSPOKEN && Instant::now() < deadline {
+            server.end_idle();
             thread::sleep(Duration::from_millis(1));
         }
-        assert!(server.shared.silent.load(Ordering::SeqCst) <= FEW_SILENT);
+        assert!(server.shared.unspoken.load(Ordering::SeqCst) <= FEW_UNSPOKEN);
         drop(silent);
         assert!(server.stop(LIMIT));
     }

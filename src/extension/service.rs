@@ -1,7 +1,7 @@
 //! Answers calls from the plugins, whatever the calls come over: the generated processor, with strings repaired instead
 //! of refused.
 
-use std::io::{BufRead, BufWriter, Write};
+use std::io::BufWriter;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -47,26 +47,6 @@ impl Service {
         drop(output);
         Ok(answer)
     }
-
-    /// Answers one message after the other, to the end of what there is to read, or until one can't be read.
-    ///
-    /// # Errors
-    /// What there is isn't a message of Thrift's binary protocol.
-    pub fn converse(&self, reader: impl BufRead, writer: impl Write) -> thrift::Result<()> {
-        let mut input = LossyInput::new(reader)?;
-        let mut output = TBinaryOutputProtocol::new(BufWriter::new(writer), true);
-        loop {
-            match self.processor.process(&mut input, &mut output) {
-                // The processor answers a message that can't be read, too, and leaves the rest of it unread.
-                Ok(()) if input.is_broken() => return Ok(()),
-                Ok(()) => {}
-                Err(thrift::Error::Transport(error)) if error.kind == thrift::TransportErrorKind::EndOfFile => {
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
 }
 
 /// Answers the methods of the `Extension` service.
@@ -97,7 +77,7 @@ impl ExtensionSyncHandler for Handler {
         Ok(ExtensionResponse::new(status, reply.rows))
     }
 
-    /// The front hears osqueryd's own.
+    /// Never called by osqueryd: the front answers its `shutdown`.
     fn handle_shutdown(&self) -> thrift::Result<()> {
         Ok(())
     }

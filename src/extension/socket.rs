@@ -1,9 +1,9 @@
 //! The extension's listening socket and its names.
 //!
-//! It is bound under a private name that osqueryd doesn't know, and shown under the name by which osqueryd calls, a
-//! hard link: so the shown name can be changed with a registration and, above all, put back. An osqueryd that ends
-//! sweeps `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name. Answers are [held
-//! back](Hold) meanwhile.
+//! It is bound under a private name that osqueryd doesn't know. The public name, by which osqueryd calls, is a hard link to
+//! it: so the public name can be changed with a registration and, above all, put back. An osqueryd that ends sweeps
+//! `SOCKET.*` away within milliseconds, and its scheduler goes on logging by that name. Answers are [held back](Hold)
+//! meanwhile.
 
 use std::fs;
 use std::io;
@@ -28,14 +28,14 @@ pub struct Socket {
     manager: PathBuf,
     private: PathBuf,
     listener: UnixListener,
-    shown: Mutex<Option<Shown>>,
+    public_name: Mutex<Option<PublicName>>,
     hold: Arc<Hold>,
 }
 
 /// The name by which osqueryd calls.
-struct Shown {
+struct PublicName {
     path: PathBuf,
-    /// While this process lives, the name is put back; `None` puts it back at any time.
+    /// osqueryd's process: the name is put back while it lives. `None` where it isn't known: the name is always put back.
     osqueryd: Option<Arc<Process>>,
 }
 
@@ -55,21 +55,21 @@ impl Socket {
     /// A socket that another process has bound as `private` and handed over.
     #[must_use]
     pub fn adopt(manager: &Path, private: PathBuf, listener: UnixListener, hold: Arc<Hold>) -> Self {
-        Self { manager: manager.to_owned(), private, listener, shown: Mutex::default(), hold }
+        Self { manager: manager.to_owned(), private, listener, public_name: Mutex::default(), hold }
     }
 
     /// Takes the name by which osqueryd calls the extension that it has registered as `uuid`, and gives up the one
-    /// that was shown before.
+    /// that it had before.
     ///
     /// osqueryd may call the moment it has registered us, and takes us for dead when it can't connect: nothing but
     /// this lies between its answer and our readiness.
     ///
     /// # Errors
     /// The name can't be made.
-    pub fn show(&self, uuid: i64, osqueryd: Option<Arc<Process>>) -> io::Result<()> {
-        let path = shown_path(&self.manager, uuid);
-        let mut shown = self.shown.lock();
-        if let Some(before) = shown.take().filter(|before| before.path != path) {
+    pub fn publish(&self, uuid: i64, osqueryd: Option<Arc<Process>>) -> io::Result<()> {
+        let path = public_path(&self.manager, uuid);
+        let mut name = self.public_name.lock();
+        if let Some(before) = name.take().filter(|before| before.path != path) {
             let _ = remove(&before.path);
         }
         if !self.is_named(&path) {
@@ -80,14 +80,14 @@ impl Socket {
             // rename(2) does nothing where both names are the same file.
             remove(&aside)?;
         }
-        *shown = Some(Shown { path, osqueryd });
+        *name = Some(PublicName { path, osqueryd });
         Ok(())
     }
 
-    /// Puts the shown name back when it is gone while osqueryd's process is there: whether that was needed.
+    /// Puts the public name back when it is gone while osqueryd's process is there: whether that was needed.
     pub fn put_back(&self) -> bool {
-        let mut shown = self.shown.lock();
-        let Some(Shown { path, osqueryd }) = shown.as_ref() else { return false };
+        let mut name = self.public_name.lock();
+        let Some(PublicName { path, osqueryd }) = name.as_ref() else { return false };
         // First the name, then the look: each microsecond without it can cost a line.
         if fs::hard_link(&self.private, path).is_err() {
             return false;
@@ -95,8 +95,8 @@ impl Socket {
         let is_needed = osqueryd.as_ref().is_none_or(|process| process.is_alive());
         if !is_needed {
             let _ = remove(path);
-            // This removal is seen by the watch, too, which must not put the name back and remove it for ever.
-            *shown = None;
+            // The watch sees this removal, too: without this, putting back and removing would go on for ever.
+            *name = None;
         }
         self.hold.end();
         is_needed
@@ -106,20 +106,20 @@ impl Socket {
     /// files are looked at. On a busy host the thread that [watches](super::sweep::watch) would wait until the holder has its
     /// turn again, and osqueryd's lines find no socket meanwhile.
     pub fn put_back_missing(&self) -> bool {
-        self.shown().is_some_and(|path| fs::symlink_metadata(path).is_err()) && self.put_back()
+        self.public_name().is_some_and(|path| fs::symlink_metadata(path).is_err()) && self.put_back()
     }
 
     /// Gives up the name by which osqueryd calls.
     pub fn hide(&self) {
-        if let Some(shown) = self.shown.lock().take() {
-            let _ = remove(&shown.path);
+        if let Some(name) = self.public_name.lock().take() {
+            let _ = remove(&name.path);
         }
     }
 
     /// The name by which osqueryd calls, while there is one.
     #[must_use]
-    pub fn shown(&self) -> Option<PathBuf> {
-        self.shown.lock().as_ref().map(|shown| shown.path.clone())
+    pub fn public_name(&self) -> Option<PathBuf> {
+        self.public_name.lock().as_ref().map(|name| name.path.clone())
     }
 
     /// What holds answers back while the name may be swept away.
@@ -150,7 +150,7 @@ impl Socket {
 
     /// The names stay: another process goes on with the socket.
     pub fn keep_names(&self) {
-        *self.shown.lock() = None;
+        *self.public_name.lock() = None;
     }
 
     fn is_named(&self, path: &Path) -> bool {
@@ -167,7 +167,7 @@ impl Socket {
 
 /// The name by which osqueryd calls the extension of this uuid.
 #[must_use]
-pub fn shown_path(manager: &Path, uuid: i64) -> PathBuf {
+pub fn public_path(manager: &Path, uuid: i64) -> PathBuf {
     with_suffix(manager, &format!(".{uuid}"))
 }
 
@@ -228,11 +228,11 @@ mod tests {
         let socket = socket(directory.path());
         let mode = fs::metadata(socket.private()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        socket.show(7, None).unwrap();
-        socket.show(7, None).unwrap();
-        socket.show(8, None).unwrap();
+        socket.publish(7, None).unwrap();
+        socket.publish(7, None).unwrap();
+        socket.publish(8, None).unwrap();
         let path = directory.path().join("osquery.em.8");
-        assert_eq!(socket.shown().as_deref(), Some(path.as_path()));
+        assert_eq!(socket.public_name().as_deref(), Some(path.as_path()));
         assert!(!directory.path().join("osquery.em.7").exists());
         UnixStream::connect(&path).unwrap();
         assert!(!socket.put_back(), "it is there");
@@ -250,7 +250,7 @@ mod tests {
         let path = directory.path().join("osquery.em.7");
         let old = UnixListener::bind(&path).unwrap();
         let socket = socket(directory.path());
-        socket.show(7, None).unwrap();
+        socket.publish(7, None).unwrap();
         drop(old);
         UnixStream::connect(&path).unwrap();
     }
@@ -259,7 +259,7 @@ mod tests {
     fn answers_wait_until_the_name_is_back() {
         let directory = tempfile::tempdir().unwrap();
         let socket = socket(directory.path());
-        socket.show(7, None).unwrap();
+        socket.publish(7, None).unwrap();
         let path = directory.path().join("osquery.em.7");
         fs::remove_file(&path).unwrap();
         let hold = socket.hold();
@@ -274,12 +274,12 @@ mod tests {
         let socket = socket(directory.path());
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let osqueryd = Arc::new(Process::of_id(child.id()).unwrap());
-        socket.show(7, Some(osqueryd)).unwrap();
+        socket.publish(7, Some(osqueryd)).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         fs::remove_file(directory.path().join("osquery.em.7")).unwrap();
         assert!(!socket.put_back());
-        assert_eq!(socket.shown(), None, "once: its own removal would have the watch do it again and again");
+        assert_eq!(socket.public_name(), None, "once: its own removal would have the watch do it again and again");
         assert!(!directory.path().join("osquery.em.7").exists());
     }
 

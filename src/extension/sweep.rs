@@ -5,7 +5,8 @@
 //! the name's return loses its lines. So:
 //!
 //! * Answers are [held back](super::hold) from the first sign of the end until the name is back: a thread that waits for an
-//!   answer doesn't connect.
+//!   answer doesn't connect. The signs are SIGTERM (`front::events`), the hang-up (`front`) and the call of `shutdown`; the
+//!   connections of `front::intake`, which a worker that stands in uses as well, wait before they answer.
 //! * osqueryd lists the directory before it removes names: from then on a [thread](watch) tries to make the name without a
 //!   pause, so that it is back some 10 µs after it went.
 
@@ -18,17 +19,19 @@ use std::time::{Duration, Instant};
 use super::socket::Socket;
 use crate::platform::{NameEvent, NameWatch, go_first};
 
-/// A sweep begins with a look at the directory: from then on the name is put back without a pause, for so long at a time.
+/// A sweep begins with a listing of the directory. After one, the thread tries without a pause to make the name, in spins of
+/// this length.
 const SPIN: Duration = Duration::from_micros(300);
 
-/// Between two spins: where the sweep is to run on the same processor, it must get its turn.
+/// The pause between two spins: where the sweep is to run on the same processor, it must get its turn.
 const SPIN_PAUSE: Duration = Duration::from_micros(50);
 
-/// A sweep is waited for so long where osqueryd has begun to end, and as long as one spin where it hasn't: any process may
-/// list the directory.
+/// While osqueryd ends (the hold is on), spins go on for up to this time after a listing. Otherwise a listing is followed by
+/// one spin only: any process may list the directory.
 const CATCH_LIMIT: Duration = Duration::from_millis(20);
 
-/// Between two spins for a listing where osqueryd has not begun to end: they must not keep a processor busy.
+/// The pause after a spin that osqueryd's end was no reason for: a process that lists all the time must not keep a processor
+/// busy by it.
 const CATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts a thread that puts the name back the moment it is swept away, for as long as the socket is used.
@@ -68,7 +71,7 @@ impl Catch {
                 false
             }
             NameEvent::Gone(name) => {
-                socket.shown().is_some_and(|path| path.file_name() == Some(name)) && socket.put_back()
+                socket.public_name().is_some_and(|path| path.file_name() == Some(name)) && socket.put_back()
             }
             NameEvent::Unknown => socket.put_back(),
             NameEvent::None => false,
@@ -115,7 +118,7 @@ mod tests {
     fn a_swept_name_is_there_again_at_once() {
         let directory = tempfile::tempdir().unwrap();
         let socket = socket(directory.path());
-        socket.show(7, None).unwrap();
+        socket.publish(7, None).unwrap();
         watch(&socket).unwrap();
         let path = directory.path().join("osquery.em.7");
         for _ in 0..20 {
@@ -132,7 +135,7 @@ mod tests {
     fn a_sweep_is_caught_after_the_directory_was_listed() {
         let directory = tempfile::tempdir().unwrap();
         let socket = socket(directory.path());
-        socket.show(7, None).unwrap();
+        socket.publish(7, None).unwrap();
         let path = directory.path().join("osquery.em.7");
         let mut catch = Catch { socket: Arc::downgrade(&socket), listed: None, last: None };
         let nothing_due = ControlFlow::Continue(None);

@@ -37,12 +37,12 @@ pub enum Why {
     NoReturn,
 }
 
-/// What is seen at one moment.
+/// What is seen of osqueryd and of our process at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub struct Observation {
     /// The moment.
     pub now: Instant,
-    /// A signal or osqueryd's `shutdown` call has asked for the end.
+    /// SIGTERM or SIGINT has asked for the end. osqueryd's `shutdown` call doesn't: it counts as a hang-up.
     pub asked_to_end: bool,
     /// osqueryd's manager has hung up and can't be connected to.
     pub manager_is_gone: bool,
@@ -58,7 +58,7 @@ impl AttachmentState {
     /// How it stands after what is seen. That another osqueryd was registered with, which leads from [`Self::Away`]
     /// back to [`Self::Attached`], is the caller's to say.
     #[must_use]
-    pub fn next(self, seen: &Seen) -> Self {
+    pub fn next(self, seen: &Observation) -> Self {
         match self {
             Self::Attached | Self::Asked(_) if seen.manager_is_gone => {
                 if seen.osqueryd_lives {
@@ -76,7 +76,7 @@ impl AttachmentState {
         }
     }
 
-    fn gone(seen: &Seen) -> Self {
+    fn gone(seen: &Observation) -> Self {
         if seen.asked_to_end || !seen.parent_lives { Self::Over(Why::WithOsqueryd) } else { Self::Away(seen.now) }
     }
 }
@@ -85,8 +85,8 @@ impl AttachmentState {
 mod tests {
     use super::*;
 
-    fn seen() -> Seen {
-        Seen {
+    fn seen() -> Observation {
+        Observation {
             now: Instant::now(),
             asked_to_end: false,
             manager_is_gone: false,
@@ -98,49 +98,52 @@ mod tests {
 
     #[test]
     fn a_clean_stop_is_followed_to_the_end_of_osqueryd_s_process() {
-        let asked = Seen { asked_to_end: true, ..seen() };
+        let asked = Observation { asked_to_end: true, ..seen() };
         let state = AttachmentState::Attached.next(&asked);
         assert_eq!(state, AttachmentState::Asked(asked.now));
-        let ending = Seen { manager_is_gone: true, ..asked };
+        let ending = Observation { manager_is_gone: true, ..asked };
         let state = state.next(&ending);
         assert_eq!(state, AttachmentState::Ending);
-        let later = Seen { now: ending.now + Duration::from_secs(10), ..ending };
+        let later = Observation { now: ending.now + Duration::from_secs(10), ..ending };
         assert_eq!(state.next(&later), AttachmentState::Ending, "however long its last query takes");
-        let gone = Seen { osqueryd_lives: false, ..later };
+        let gone = Observation { osqueryd_lives: false, ..later };
         assert_eq!(state.next(&gone), AttachmentState::Over(Why::WithOsqueryd));
     }
 
     #[test]
     fn a_signal_without_a_sign_of_osqueryd_s_end_is_for_the_extension_alone() {
-        let asked = Seen { asked_to_end: true, ..seen() };
+        let asked = Observation { asked_to_end: true, ..seen() };
         let state = AttachmentState::Attached.next(&asked);
-        let soon = Seen { now: asked.now + ALONE_AFTER / 2, ..asked };
+        let soon = Observation { now: asked.now + ALONE_AFTER / 2, ..asked };
         assert_eq!(state.next(&soon), state);
-        let later = Seen { now: asked.now + ALONE_AFTER, ..asked };
+        let later = Observation { now: asked.now + ALONE_AFTER, ..asked };
         assert_eq!(state.next(&later), AttachmentState::Over(Why::Alone));
     }
 
     #[test]
     fn a_worker_of_osqueryd_s_that_is_stopped_or_killed_is_followed_by_another_one() {
-        let stopped = Seen { manager_is_gone: true, ..seen() };
+        let stopped = Observation { manager_is_gone: true, ..seen() };
         assert_eq!(AttachmentState::Attached.next(&stopped), AttachmentState::Ending);
-        let gone = Seen { osqueryd_lives: false, ..stopped };
+        let gone = Observation { osqueryd_lives: false, ..stopped };
         assert_eq!(AttachmentState::Ending.next(&gone), AttachmentState::Away(gone.now));
         assert_eq!(AttachmentState::Attached.next(&gone), AttachmentState::Away(gone.now));
-        let waited = Seen { now: gone.now + gone.return_limit, ..gone };
+        let waited = Observation { now: gone.now + gone.return_limit, ..gone };
         assert_eq!(AttachmentState::Away(gone.now).next(&gone), AttachmentState::Away(gone.now));
         assert_eq!(AttachmentState::Away(gone.now).next(&waited), AttachmentState::Over(Why::NoReturn));
     }
 
     #[test]
     fn nothing_is_waited_for_when_all_of_osqueryd_is_gone_or_the_end_was_asked_for() {
-        let gone = Seen { manager_is_gone: true, osqueryd_lives: false, ..seen() };
-        for over in [Seen { parent_lives: false, ..gone }, Seen { asked_to_end: true, ..gone }] {
+        let gone = Observation { manager_is_gone: true, osqueryd_lives: false, ..seen() };
+        for over in [Observation { parent_lives: false, ..gone }, Observation { asked_to_end: true, ..gone }] {
             for state in [AttachmentState::Attached, AttachmentState::Ending, AttachmentState::Away(gone.now)] {
                 assert_eq!(state.next(&over), AttachmentState::Over(Why::WithOsqueryd), "{state:?}");
             }
         }
         // Its parent alone: osqueryd's own worker ends by itself then.
-        assert_eq!(AttachmentState::Attached.next(&Seen { parent_lives: false, ..seen() }), AttachmentState::Attached);
+        assert_eq!(
+            AttachmentState::Attached.next(&Observation { parent_lives: false, ..seen() }),
+            AttachmentState::Attached
+        );
     }
 }

@@ -13,7 +13,7 @@ use signal_hook::iterator::{Handle, Signals};
 use super::worker_process::WorkerEvent;
 use crate::extension::hold::Hold;
 
-/// One of them.
+/// Something that has happened, which the front acts on.
 pub(super) enum Event {
     /// The manager connection broke, or osqueryd has called `shutdown`: it may be ending.
     HungUp,

@@ -21,7 +21,7 @@ use crate::shown::{MESSAGE, shown};
 /// How long a call waits for a worker when none is there.
 const WORKER_WAIT: Duration = Duration::from_secs(10);
 
-/// The same for a status call: osqueryd's thread waits, and the lines can wait without a worker.
+/// How long a status call waits for a worker: osqueryd's thread waits, and the lines can wait without a worker.
 const STATUS_WAIT: Duration = Duration::from_secs(2);
 
 /// `features` answers a bit mask: 1 is "takes status lines".
@@ -77,7 +77,7 @@ impl Converse for Intake {
         while let Some(message) = self.hear(&mut conversation)? {
             connection.begin_answer();
             let answer = self.answer(&conversation, &message);
-            // osqueryd ends no sooner than it has that of its `shutdown`.
+            // osqueryd sweeps when it has the answer to its `shutdown`: to hold that one back would only put the sweep off.
             if message.method != Method::Shutdown {
                 self.hold.wait();
             }

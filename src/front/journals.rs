@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::control::{Descriptors, Order, Report, Seen, Taken, ToOther, as_stream};
+use crate::control::{Descriptors, JournalPosition, Order, Report, Taken, ToOther, as_stream};
 use crate::journal::inspect;
 use crate::journal::{OneLine, Overflow, Writer, WriterEvents};
 use crate::line_count::LineCounter;
@@ -41,22 +41,22 @@ impl Journals {
     /// # Errors
     /// No thread can be started.
     pub(super) fn new(settings: &FrontSettings, verbosity: Verbosity) -> anyhow::Result<Self> {
-        let events = Arc::new(Events::default());
+        let wakeups = Arc::new(Wakeups::default());
         let directory = &settings.buffer_path;
-        let results = Arc::new(Writer::new(directory.join("results"), "results", events.clone()));
-        let pending = Arc::new(Writer::new(directory.join("pending"), "pending", events.clone()));
+        let results = Arc::new(Writer::new(directory.join("results"), "results", wakeups.clone()));
+        let pending = Arc::new(Writer::new(directory.join("pending"), "pending", wakeups.clone()));
         let end = inspect::end(&directory.join("results"));
-        let backlog_end = Seen { file: end.file, offset: end.offset };
+        let backlog_end = JournalPosition { file: end.file, offset: end.offset };
         let settings = Mutex::new(settings.clone());
         let supply = Arc::new(Supply {
             results: Arc::clone(&results),
-            events: Arc::clone(&events),
+            wakeups: Arc::clone(&wakeups),
             settings,
             verbosity,
             backlog_end,
         });
         let shutdown = Shutdown::default();
-        let bell = Arc::clone(&events);
+        let bell = Arc::clone(&wakeups);
         shutdown.on_request(move || bell.keeper.ring());
         let keeper = Keeper {
             results: Arc::clone(&results),
@@ -102,11 +102,11 @@ impl Journals {
 /// Serves what a worker reports about the results journal.
 pub(super) struct Supply {
     results: Arc<Writer<LineCounter>>,
-    events: Arc<Events>,
+    wakeups: Arc<Wakeups>,
     settings: Mutex<FrontSettings>,
     verbosity: Verbosity,
     /// Where the results journal ended when this front began.
-    pub(super) backlog_end: Seen,
+    pub(super) backlog_end: JournalPosition,
 }
 
 impl Supply {
@@ -147,15 +147,15 @@ impl Supply {
     }
 
     /// Lines that came while the worker's message was on its way wake it at once.
-    fn wake_when_more_comes(&self, to: &Arc<ToOther>, seen: Seen) {
-        let before = self.events.worker.lock().replace(Arc::clone(to));
+    fn wake_when_more_comes(&self, to: &Arc<ToOther>, seen: JournalPosition) {
+        let before = self.wakeups.worker.lock().replace(Arc::clone(to));
         if !before.is_some_and(|before| Arc::ptr_eq(&before, to)) {
-            *self.events.was_news.lock() = None;
+            *self.wakeups.was_news.lock() = None;
         }
-        self.events.is_awaited.store(true, Ordering::SeqCst);
-        let end = self.results.end().map(|end| Seen { file: end.file, offset: end.offset });
-        if self.events.is_news(end, seen) || self.results.waits_for_disk() {
-            self.events.wake();
+        self.wakeups.is_awaited.store(true, Ordering::SeqCst);
+        let end = self.results.end().map(|end| JournalPosition { file: end.file, offset: end.offset });
+        if self.wakeups.is_news(end, seen) || self.results.waits_for_disk() {
+            self.wakeups.wake();
         }
     }
 
@@ -176,29 +176,29 @@ impl Supply {
     /// The worker is gone: what it had peeked is not on its way any more.
     pub(super) fn forget_worker(&self) {
         self.results.give_back();
-        *self.events.worker.lock() = None;
+        *self.wakeups.worker.lock() = None;
     }
 }
 
-/// What an append sets in motion. It costs no system call while the worker is awake and the keeper knows.
+/// Wakes the worker and the keeper after an append. It costs no system call while the worker is awake and the keeper knows.
 #[derive(Default)]
-struct Events {
+struct Wakeups {
     /// The worker sleeps until lines come.
     is_awaited: AtomicBool,
     worker: Mutex<Option<Arc<ToOther>>>,
     /// The journal's end, and what the worker had seen of it, when it was woken at once the last time.
-    was_news: Mutex<Option<(Seen, Seen)>>,
+    was_news: Mutex<Option<(JournalPosition, JournalPosition)>>,
     /// Something was written that is not synced.
     is_dirty: AtomicBool,
     keeper: Doorbell,
 }
 
-impl Events {
+impl Wakeups {
     /// Whether a journal that ends here has more than a worker has seen, and the worker doesn't know that yet.
     ///
     /// A worker that was woken for the same end before, and has seen nothing more, is right: the rest is in a file that
     /// was deleted, or half a record. It would be woken for ever.
-    fn is_news(&self, end: Option<Seen>, seen: Seen) -> bool {
+    fn is_news(&self, end: Option<JournalPosition>, seen: JournalPosition) -> bool {
         let Some(end) = end.filter(|end| *end != seen) else { return false };
         let news = Some((end, seen));
         std::mem::replace(&mut *self.was_news.lock(), news) != news
@@ -213,7 +213,7 @@ impl Events {
     }
 }
 
-impl WriterEvents for Events {
+impl WriterEvents for Wakeups {
     fn appended(&self) {
         if self.is_awaited.load(Ordering::SeqCst) {
             self.wake();
@@ -238,7 +238,7 @@ impl Keeper {
         while !self.shutdown.requested() {
             let has_overflow = self.results.waits_for_disk() || self.pending.waits_for_disk();
             if !has_overflow {
-                self.supply.events.keeper.wait(None);
+                self.supply.wakeups.keeper.wait(None);
             }
             let settings = self.supply.settings.lock().clone();
             let wait = if has_overflow { RETRY_INTERVAL } else { settings.sync_interval.unwrap_or(BACKSTOP_INTERVAL) };
@@ -247,7 +247,7 @@ impl Keeper {
             }
             self.results.retry();
             self.pending.retry();
-            self.supply.events.is_dirty.store(false, Ordering::SeqCst);
+            self.supply.wakeups.is_dirty.store(false, Ordering::SeqCst);
             if settings.sync_interval.is_some() {
                 self.results.sync();
                 self.pending.sync();
@@ -267,13 +267,13 @@ mod tests {
 
     #[test]
     fn a_worker_that_finds_no_more_is_woken_once_for_the_same_end() {
-        let events = Events::default();
-        let at = |offset| Seen { file: 7, offset };
-        assert!(!events.is_news(None, at(0)), "there is no journal");
-        assert!(!events.is_news(Some(at(10)), at(10)));
-        assert!(events.is_news(Some(at(20)), at(10)));
-        assert!(!events.is_news(Some(at(20)), at(10)), "it has looked");
-        assert!(events.is_news(Some(at(30)), at(10)));
-        assert!(events.is_news(Some(at(40)), at(30)));
+        let wakeups = Wakeups::default();
+        let at = |offset| JournalPosition { file: 7, offset };
+        assert!(!wakeups.is_news(None, at(0)), "there is no journal");
+        assert!(!wakeups.is_news(Some(at(10)), at(10)));
+        assert!(wakeups.is_news(Some(at(20)), at(10)));
+        assert!(!wakeups.is_news(Some(at(20)), at(10)), "it has looked");
+        assert!(wakeups.is_news(Some(at(30)), at(10)));
+        assert!(wakeups.is_news(Some(at(40)), at(30)));
     }
 }

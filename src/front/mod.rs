@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use signal_hook::consts::SIGXFSZ;
 
-use self::attachment::{AttachmentState, Seen, Why};
+use self::attachment::{AttachmentState, Observation, Why};
 use self::events::{Event, Events};
 use self::intake::Intake;
 use self::journals::Journals;
@@ -216,7 +216,7 @@ impl Front {
             }
         };
         self.server.conversing().uuid.store(uuid, Ordering::Relaxed);
-        self.socket.show(uuid, self.osqueryd.clone()).context("can't listen on the extension's socket")?;
+        self.socket.publish(uuid, self.osqueryd.clone()).context("can't listen on the extension's socket")?;
         self.uuid = uuid;
         self.attachment = AttachmentState::Attached;
         self.relay.take_time();
@@ -297,7 +297,7 @@ impl Front {
             true => self.check(),
             false => !is_attached,
         };
-        let seen = Seen {
+        let seen = Observation {
             now: Instant::now(),
             asked_to_end: self.asked_to_end,
             manager_is_gone,
@@ -324,7 +324,7 @@ impl Front {
     fn check(&mut self) -> bool {
         self.last_check = Instant::now();
         self.next_check = self.last_check + self.cli.interval;
-        self.server.end_silent();
+        self.server.end_idle();
         self.workers.check(self.settings.worker_max_memory);
         if self.workers.has_new_binary {
             self.resume_at.get_or_insert(Instant::now());

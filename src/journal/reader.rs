@@ -163,7 +163,7 @@ impl<W: CountLines> Reader<W> {
         state.elsewhere = state.elsewhere.saturating_add(lines);
     }
 
-    /// The same as [`Self::set_aside`] for a large record: what is left of its lines.
+    /// [`Self::set_aside`] for a large record: what is left of its lines.
     pub fn set_aside_large(&self, record: &LargeRecord, reason: &str) {
         let beginning = record.beginning(LINE_BYTES + 1).unwrap_or_else(|error| {
             log::debug!("a large record can't be read for setting it aside: {error}");

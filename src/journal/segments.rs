@@ -76,7 +76,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
     list_beside(directory, &[])
 }
 
-/// The same, without another look at the segments of these numbers, which are in order.
+/// [`list`], without another look at the segments `known`, whose numbers are in order.
 fn list_beside(directory: &Path, known: &[u64]) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let entries = match fs::read_dir(directory) {
@@ -113,7 +113,7 @@ pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     numbers_beside(directory, &[])
 }
 
-/// The same, where those of these numbers, which are in order, are known to be segments.
+/// [`numbers`], where the files `known`, whose numbers are in order, are known to be segments.
 pub(super) fn numbers_beside(directory: &Path, known: &[u64]) -> io::Result<Vec<u64>> {
     let listing = list_beside(directory, known)?;
     for path in listing.foreign {

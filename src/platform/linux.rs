@@ -27,7 +27,7 @@ use thread_priority::{
     thread_native_id,
 };
 
-use super::{NameEvent, Seen};
+use super::{NameEvent, ProcessInfo};
 
 /// Groups whose users can become root anyway: root's own.
 pub const ADMINISTRATORS: &[u32] = &[0];
@@ -97,20 +97,20 @@ fn stat(pid: Pid) -> Option<Stat> {
 
 /// All processes that run now.
 #[must_use]
-pub fn processes() -> Vec<Seen> {
+pub fn processes() -> Vec<ProcessInfo> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     ids.filter_map(|id| seen(Pid::from_raw(id)?)).collect()
 }
 
-fn seen(pid: Pid) -> Option<Seen> {
+fn seen(pid: Pid) -> Option<ProcessInfo> {
     let stat = stat(pid)?;
     let of = |name: &str| format!("/proc/{}/{name}", pid.as_raw_nonzero());
     let arguments = fs::read(of("cmdline")).unwrap_or_default();
     let arguments = arguments.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
     let now = u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0);
     let started = stat.started.parse::<u64>().unwrap_or(0) / TICKS;
-    Some(Seen {
+    Some(ProcessInfo {
         id: pid.as_raw_nonzero().get().unsigned_abs(),
         parent: stat.parent.parse().unwrap_or(0),
         arguments: arguments.collect(),

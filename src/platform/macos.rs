@@ -19,7 +19,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, geteuid};
 use rustix::time::ClockId;
 
-use super::{NameEvent, Seen, ps};
+use super::{NameEvent, ProcessInfo, ps};
 use crate::lock::Mutex;
 
 /// Groups whose users can become root anyway: `wheel` and `admin`.
@@ -72,7 +72,7 @@ fn number(pid: Pid) -> u32 {
 
 /// All processes that run now. Arguments with blanks in them can't be told from two.
 #[must_use]
-pub fn processes() -> Vec<Seen> {
+pub fn processes() -> Vec<ProcessInfo> {
     ps::processes()
 }
 

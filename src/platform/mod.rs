@@ -51,7 +51,7 @@ pub fn name_ourselves() {
 
 /// A process of this host as a look at all of them shows it; what may not be looked at is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ProcessInfo {
     /// The process id.
     pub id: u32,
     /// The process id of its parent.

@@ -3,13 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::Seen;
+use super::ProcessInfo;
 
 /// Every system has it there.
 const PS: &str = "/bin/ps";
 
 /// All processes that run now. Arguments with blanks in them can't be told from two.
-pub(super) fn processes() -> Vec<Seen> {
+pub(super) fn processes() -> Vec<ProcessInfo> {
     let text = ps(&["-axww", "-o", "pid=,ppid=,etime=,args="]).unwrap_or_default();
     text.lines().filter_map(seen).collect()
 }
@@ -47,12 +47,12 @@ fn ps(arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn seen(line: &str) -> Option<Seen> {
+fn seen(line: &str) -> Option<ProcessInfo> {
     let mut words = line.split_whitespace();
     let (id, parent) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
     let age = elapsed(words.next()?);
     let arguments = words.map(str::to_owned).collect();
-    Some(Seen { id, parent, arguments, directory: "/".into(), age })
+    Some(ProcessInfo { id, parent, arguments, directory: "/".into(), age })
 }
 
 /// `[[days-]hours:]minutes:seconds`

@@ -95,7 +95,7 @@ impl AnswerError {
         }
     }
 
-    /// The same, as the answer to an enrollment: there is no node key of which it could speak.
+    /// This error, as the answer to an enrollment has it: there is no node key of which it could speak.
     fn of_enrollment(self) -> Self {
         match self {
             Self::NodeInvalid { status, message } => Self::Refused { status, message, retry_after: None },

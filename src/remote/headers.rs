@@ -193,4 +193,14 @@ mod tests {
         assert_eq!(wrong(many.as_bytes()), (MOST + 1, format!("more than {MOST} headers")));
         assert!(wrong(format!("X-A: {}", "x".repeat(LONGEST + 1)).as_bytes()).1.contains("4096"));
     }
+
+    #[test]
+    fn tls_md_names_the_headers_that_operators_can_not_set() {
+        let text = include_str!("../../docs/tls.md").to_lowercase();
+        for name in OURS {
+            // `Proxy-...` stands for three of them.
+            let told = if name.starts_with("proxy-") { "`proxy-...`".to_owned() } else { format!("`{name}`") };
+            assert!(text.contains(&told), "docs/tls.md doesn't name {name}");
+        }
+    }
 }

@@ -192,8 +192,8 @@ impl Node {
         }
     }
 
-    /// The same, although the server asked to be left alone, and a new node key is spread over a fleet's time: an operator
-    /// waits for what the server says now.
+    /// [`Self::send`], although the server asked to be left alone, and although a new node key is spread over a fleet's time: an
+    /// operator waits for what the server says now.
     pub fn send_at_once<T>(
         &self,
         endpoint: Endpoint,

@@ -91,7 +91,7 @@ impl ServerVerifier {
         Ok(Self { roots, kind, bundle, pins: Vec::new() })
     }
 
-    /// The same verifier, which also wants one of these keys in the chain. Without keys every chain will do.
+    /// This verifier, which also wants one of these keys in the chain. Without keys every chain will do.
     #[must_use]
     pub fn pinned(self, pins: Vec<Pin>) -> Self {
         Self { pins, ..self }

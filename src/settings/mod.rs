@@ -278,7 +278,8 @@ impl Settings {
         builder::build(options, own)
     }
 
-    /// The same with another server, if that is another one: the first one is 0, then those of `failover` follow.
+    /// These settings with the server of this number: 0 is the first one, then those of `failover` follow. The settings
+    /// themselves where there is no other server of this number.
     #[must_use]
     pub fn with_server(&self, number: usize) -> Cow<'_, Self> {
         match self.other_server(number) {

@@ -19,7 +19,7 @@ use self::overflow::FrontMemory;
 use self::threads::Threads;
 use crate::cli::Cli;
 use crate::control::{
-    self, Attached, Descriptors, Listener, Order, Ready, Receiver, Report, Seen, Start, ToOther, as_stream,
+    self, Attached, Descriptors, JournalPosition, Listener, Order, Ready, Receiver, Report, Start, ToOther, as_stream,
 };
 use crate::extension::manager::Manager;
 use crate::extension::service::Service;
@@ -110,7 +110,7 @@ impl Worker {
                 ..Position::default()
             },
             ask_to_be_woken: Box::new(move |seen: Position| {
-                front.tell(&Report::WakeMe(Seen { file: seen.file, offset: seen.offset }));
+                front.tell(&Report::WakeMe(JournalPosition { file: seen.file, offset: seen.offset }));
             }),
         });
         let front = Arc::clone(&to_front);

@@ -134,7 +134,7 @@ impl StandIn {
         };
         let osqueryd = Process::of_id(attached.osqueryd).map(Arc::new);
         let socket = Arc::new(socket);
-        socket.show(attached.uuid, osqueryd.clone()).context("can't keep the extension's socket")?;
+        socket.publish(attached.uuid, osqueryd.clone()).context("can't keep the extension's socket")?;
         let server = Server::start(&socket, intake).context("can't take osqueryd's calls")?;
         log::warn!("the front is gone: this worker answers osqueryd until there is another one");
         if let Err(error) = sweep::watch(&socket) {

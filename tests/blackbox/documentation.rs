@@ -245,3 +245,57 @@ fn the_example_flag_files_are_what_osqueryd_takes() {
     }
     assert!(count >= 4, "{count} examples");
 }
+
+/// The names of a process's threads but for the first one's, which is the process's own.
+fn threads(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let ids = tasks.map(|task| task.unwrap().file_name().into_string().unwrap());
+    // A thread may have ended between the two looks.
+    ids.filter(|id| *id != process.to_string())
+        .filter_map(|id| fs::read_to_string(format!("/proc/{process}/task/{id}/comm")).ok())
+        .map(|name| name.trim_end().to_owned())
+        .collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn architecture_md_names_every_thread() {
+    let text = read("docs/architecture.md");
+    let (_, table) = text.split_once("\n## Threads\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let rig = Rig::start();
+    rig.log(&crate::rig::line(0));
+    rig.delivered(1);
+    for (process, id) in [("front", rig.pid()), ("worker", rig.worker_pid())] {
+        let row = |line: &&str| line.starts_with(&format!("| {process}, "));
+        let cells = table.lines().filter(row).filter_map(|line| line.split('|').nth(1)).map(str::trim);
+        let told: Vec<&str> = cells.flat_map(|cell| cell.split([',', '(', ')'])).map(str::trim).collect();
+        let threads = threads(id);
+        assert!(threads.len() >= 5, "{process}: {threads:?}");
+        for name in threads {
+            let (name, number) = name.rsplit_once('-').unwrap_or((&name, ""));
+            let whole = match number.parse::<u64>() {
+                Ok(_) => format!("{name}-N"),
+                Err(_) if number.is_empty() => name.to_owned(),
+                Err(_) => format!("{name}-{number}"),
+            };
+            assert!(told.contains(&&*whole), "{process}: no row for the thread {whole:?}");
+        }
+    }
+}
+
+#[test]
+fn security_md_says_of_every_flag_of_ours_who_sets_it() {
+    let text = read("docs/security.md");
+    let (_, section) = text.split_once("\n## Which of ours\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    for flag in FLAGS {
+        let name = format!("`{}`", flag.name);
+        let mentions: Vec<&str> = section.lines().filter(|line| line.contains(&name)).collect();
+        let is_row = mentions.iter().any(|line| line.starts_with("| "));
+        match flag.setter {
+            Setter::Server => assert!(is_row, "docs/security.md: the worst that a server can make of {name}"),
+            Setter::Host => assert!(!is_row && !mentions.is_empty(), "docs/security.md: {name} is the host's only"),
+        }
+    }
+}

@@ -45,8 +45,8 @@ const SOURCE: &str = "tls_plugin";
 /// The longest that a genConfig waits, enrollment and all attempts included.
 pub const CALL_LIMIT: Duration = Duration::from_secs(45);
 
-/// The same while the last good configuration can be given instead: the schedule of a host whose server hangs begins no
-/// later than a healthy one's by more than this.
+/// The longest that a genConfig waits while the last good configuration can be given instead: the schedule of a host whose
+/// server hangs begins no later than a healthy one's by more than this.
 pub const KEPT_LIMIT: Duration = Duration::from_secs(4);
 
 /// The longest that an operator's refresh waits: osqueryd stands between, and its answer is waited for 10 s.
@@ -329,7 +329,7 @@ impl Config {
         api::configuration(self.kept.read()?, api::KeyPlace::Body, self.limits()).ok()
     }
 
-    /// The same, where it is known where it came from.
+    /// The kept configuration with where it came from; `None` where that isn't known.
     fn kept_received(&self) -> Option<Received> {
         let from = self.kept.origin()?;
         Some(Received::new(self.kept_configuration()?, from))

@@ -50,7 +50,7 @@ pub(crate) enum Snapshots {
     Send,
     /// It goes behind the backlog, where an older one of the same query may wait.
     Defer,
-    /// The same, and the backlog's journal can't be written: it waits, with all lines behind it.
+    /// It would go behind the backlog, whose journal can't be written: it waits, with all lines behind it.
     Wait,
 }
 

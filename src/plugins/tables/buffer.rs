@@ -77,7 +77,7 @@ fn row(status: &StreamStatus, limits: &Limits) -> Vec<Value> {
 
 impl Stream {
     fn status(&self, limits: &Limits) -> StreamStatus {
-        // What exceeds the limits now would go at the next look of the thread `journals`; here it is gone already.
+        // What exceeds the limits now would go at the next look of the thread `journal-limits`; here it is gone already.
         let journal = match &self.backlog {
             Some(backlog) => {
                 backlog.keep_within(&self.journal, limits);

@@ -119,7 +119,7 @@ impl OwnFlags {
         self.0.insert(flag.name, Given { text: text.into(), origin });
     }
 
-    /// The same flags, with this one as on the command line.
+    /// These flags, and this one as if it were on the command line.
     #[must_use]
     pub fn with(mut self, flag: &AnyFlag, text: impl Into<String>) -> Self {
         self.set(flag, text, Origin::CommandLine);
@@ -140,7 +140,7 @@ impl OwnFlags {
         self
     }
 
-    /// The same flags as arguments of a command line.
+    /// These flags as arguments of a command line.
     #[must_use]
     pub fn to_arguments(&self) -> Vec<String> {
         self.0.iter().map(|(name, given)| format!("--{name}={}", given.text)).collect()

@@ -99,7 +99,7 @@ pub fn named(name: &str) -> Option<&'static AnyFlag> {
 macro_rules! table {
     ($($constant:ident: $kind:ty = $flag:expr;)*) => {
         $(
-            #[doc = concat!("See [`FLAGS`] for what `", stringify!($constant), "` is.")]
+            #[doc = concat!("A flag of ours; [`Flag::help`] says what it is and what its values mean (`", stringify!($constant), "`).")]
             pub static $constant: Flag<$kind> = $flag;
         )*
 
