@@ -5,6 +5,8 @@
 //! one may pass more, and while an upgrade runs a front of one version starts a worker of another: a switch that this
 //! version doesn't know is named in the log and ends nothing.
 
+pub mod arguments;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use std::time::Duration;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use log::Level;
 
-use crate::commands::arguments::{BufferCommand, FlareFlags, LoggerCommand, RejectedCommand, StatusFlags};
+use self::arguments::{BufferCommand, FlareFlags, LoggerCommand, RejectedCommand, StatusFlags};
 use crate::logging::Verbosity;
 use crate::platform::Places;
 use crate::settings::own::{DEFAULT_FLAGFILE, FLAGFILE_VARIABLE, FLAGS, Origin, OwnFlags};

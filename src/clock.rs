@@ -11,8 +11,30 @@ use crate::platform::{self, SINCE_BOOT};
 /// The seconds since 1970 by the host's clock; 0 when that is before.
 #[must_use]
 pub fn unix_time() -> i64 {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(seconds).unwrap_or(i64::MAX)
+    seconds(SystemTime::now())
+}
+
+/// The seconds since 1970 of this time; 0 when that is before.
+#[must_use]
+pub fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The day in UTC of these seconds since 1970: `2026-11-26`; `?` for one that no calendar has.
+#[must_use]
+pub fn date(unix_time: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(unix_time).map_or_else(|_| "?".to_owned(), |at| at.date().to_string())
+}
+
+/// The time in UTC of these seconds since 1970, for a person: `2026-11-26 04:31:00 UTC`.
+#[must_use]
+pub fn day_and_time(unix_time: i64) -> String {
+    if unix_time <= 0 {
+        return "a time that is not known".to_owned();
+    }
+    let second = unix_time.rem_euclid(24 * 3600);
+    format!("{} {:02}:{:02}:{:02} UTC", date(unix_time), second / 3600, second / 60 % 60, second % 60)
 }
 
 /// The time in UTC as osquery writes it: `Mon Nov 23 04:12:05 2026 UTC`.

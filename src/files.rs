@@ -1,9 +1,9 @@
 //! Files and directories that others may have had their hands on: nothing is waited for, read without a bound, or
 //! followed to where another user has put it.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -25,6 +25,24 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 #[must_use]
 pub fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
+}
+
+/// How a file looks: something of this differs for a file that was replaced or rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileLook {
+    identity: (u64, u64),
+    size: u64,
+    /// Seconds and nanoseconds of the last change.
+    changed: (i64, i64),
+}
+
+impl FileLook {
+    /// How the file that has this name looks, through links; `None` when it can't be looked at.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self { identity: identity(&file), size: file.size(), changed: (file.mtime(), file.mtime_nsec()) })
+    }
 }
 
 /// Reads a file that an operator has named, of at most `most` bytes.
@@ -92,22 +110,28 @@ pub fn open_unfollowed(path: &Path, options: &OpenOptions) -> io::Result<File> {
     open(path, options, OFlags::NOFOLLOW)
 }
 
-/// Writes a file of ours, all or nothing: aside first, then renamed. `finish` is what is done to it before that.
+/// Writes a file of ours, all or nothing: as `PATH.new` first, which is then renamed. `finish` is what is done to it before that.
 ///
 /// # Errors
 /// It can't be written or renamed; the file is as it was then.
-pub fn replace(
-    path: &Path,
-    aside: &Path,
-    bytes: &[u8],
-    finish: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8], finish: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let aside = with_suffix(path, ".new");
     // A new one: what was left there, or put there, is not written into.
-    remove(aside)?;
-    let mut file = open_ours(aside, OpenOptions::new().create_new(true).write(true))?;
+    remove(&aside)?;
+    let mut file = open_ours(&aside, OpenOptions::new().create_new(true).write(true))?;
     file.write_all(bytes)?;
     finish(&file)?;
     fs::rename(aside, path)
+}
+
+/// Makes a directory that only our user may use (mode 0700), and those above it, unless it is there.
+///
+/// # Errors
+/// It can't be made, or another user could change what is in it.
+pub fn make_directory(directory: &Path) -> io::Result<()> {
+    trust_in(directory)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    trust_in(directory)
 }
 
 /// Removes a file, if it is there.
@@ -205,20 +229,26 @@ fn parts(path: &Path) -> Vec<PathBuf> {
 
 fn itself(path: &Path, found: &Metadata) -> Option<String> {
     if found.uid() != our_user() {
-        return Some(format!("{} is the user {}'s", path.display(), found.uid()));
+        return Some(anothers(path, found));
     }
-    (found.mode() & 0o022 != 0)
-        .then(|| format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+    (found.mode() & 0o022 != 0).then(|| writable(path, found))
+}
+
+fn anothers(path: &Path, found: &Metadata) -> String {
+    format!("{} is the user {}'s", path.display(), found.uid())
+}
+
+fn writable(path: &Path, found: &Metadata) -> String {
+    format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777)
 }
 
 fn above(path: &Path) -> Option<String> {
     let found = fs::metadata(path).ok()?;
     if !is_trusted(found.uid()) {
-        return Some(format!("{} is the user {}'s", path.display(), found.uid()));
+        return Some(anothers(path, &found));
     }
     let is_sticky = found.mode() & 0o1000 != 0;
-    (may_others_write(&found) && !is_sticky)
-        .then(|| format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+    (may_others_write(&found) && !is_sticky).then(|| writable(path, &found))
 }
 
 /// Whether users other than root and ours may write there. Our own group's users count as ours.
@@ -231,7 +261,9 @@ fn is_trusted(user: u32) -> bool {
     user == 0 || user == our_user()
 }
 
-fn our_user() -> u32 {
+/// The user that this process runs as.
+#[must_use]
+pub fn our_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
@@ -256,10 +288,9 @@ pub fn open_program(path: &Path) -> Result<File, String> {
 /// The directory of a program: unlike in one of ours, an administrator's group may write there.
 fn beside(path: &Path, found: &Metadata) -> Option<String> {
     if !is_trusted(found.uid()) {
-        return Some(format!("{} is the user {}'s", path.display(), found.uid()));
+        return Some(anothers(path, found));
     }
-    may_others_write(found)
-        .then(|| format!("others may write in {} (mode {:04o})", path.display(), found.mode() & 0o7777))
+    may_others_write(found).then(|| writable(path, found))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, PoisonError};
 use std::time::Instant;
 
-pub use std::sync::MutexGuard;
+pub use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 /// A [`std::sync::Mutex`] that goes on after a thread has panicked while it held it.
 #[derive(Debug, Default)]
@@ -32,6 +32,27 @@ impl<T> Mutex<T> {
             Err(sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(sync::TryLockError::WouldBlock) => None,
         }
+    }
+}
+
+/// A [`std::sync::RwLock`] that goes on after a thread has panicked while it held it.
+#[derive(Debug, Default)]
+pub struct RwLock<T>(sync::RwLock<T>);
+
+impl<T> RwLock<T> {
+    /// A lock around `value`, which no thread holds.
+    pub const fn new(value: T) -> Self {
+        Self(sync::RwLock::new(value))
+    }
+
+    /// Waits until no other thread changes the value.
+    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other thread reads or changes the value.
+    pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -89,6 +89,12 @@ impl<'a, F: FnMut(&'a str)> Visitor<'a> for Items<F> {
     }
 }
 
+/// A number, also one that is written as a string, as old versions of osquery do.
+#[must_use]
+pub fn number(value: &serde_json::Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_str()?.trim().parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

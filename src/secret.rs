@@ -6,9 +6,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::lock::RwLock;
 
 /// What stands in a text in place of a secret.
 pub const MASK: &str = "<hidden>";
@@ -76,7 +77,7 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     if text.len() < SHORTEST_MASKED {
         return Cow::Borrowed(text);
     }
-    let forms = FORMS.read().unwrap_or_else(PoisonError::into_inner);
+    let forms = FORMS.read();
     // The longest first: one that begins with another one is masked whole.
     let mut forms: Vec<&str> = forms.iter().map(String::as_str).collect();
     forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
@@ -149,7 +150,7 @@ fn remember(value: &str) {
     if value.len() < SHORTEST_MASKED {
         return;
     }
-    let mut forms = FORMS.write().unwrap_or_else(PoisonError::into_inner);
+    let mut forms = FORMS.write();
     for form in forms_of(value) {
         // What is still in use is the newest again: the forms that are given up are those of old node keys.
         forms.retain(|other| *other != form);

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::arguments::{BufferCommand, DiscardFlags, ExportFlags, ListFlags, ShowFlags, Stream};
 use super::table::{self, Align};
 use super::{ask_for_count, fail, know_secrets, manager, new_file, print, subject, unmasked, unreadable};
+use crate::cli::arguments::{BufferCommand, DiscardFlags, ExportFlags, ListFlags, ShowFlags, Stream};
 use crate::doctor::subject::Subject;
 use crate::journal::inspect::{self, Look};
 use crate::line_count::LineCounter;

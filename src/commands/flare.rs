@@ -11,11 +11,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
-use super::arguments::{FlareFlags, Target};
 use super::status::{self, host};
 use super::table::{self, Align};
 use super::{doctor_flags, fail, know_secrets, new_file, note, print, subject};
 use crate::chain::chain;
+use crate::cli::arguments::{FlareFlags, Target};
 use crate::clock::unix_time;
 use crate::doctor::subject::Subject;
 use crate::doctor::{self, Form};

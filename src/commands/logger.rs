@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::arguments::{LoggerCommand, TestFlags};
 use super::{ask, fail, manager, print, running, subject};
+use crate::cli::arguments::{LoggerCommand, TestFlags};
 use crate::clock::{calendar_time, unix_time};
 use crate::doctor::subject::Subject;
 use crate::doctor::told::{Told, Waiting};

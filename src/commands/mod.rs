@@ -5,7 +5,6 @@
 //! `arguments` is their part of the command line, `table` shows rows on a terminal; the other files are a command each.
 //! Which osqueryd is meant is found as the doctor finds it.
 
-pub mod arguments;
 pub mod buffer;
 pub mod flare;
 pub mod logger;
@@ -20,9 +19,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use self::arguments::Target;
 use crate::chain::chain;
 use crate::cli::DoctorFlags;
+use crate::cli::arguments::Target;
 use crate::doctor::subject::{Running, Subject};
 use crate::extension::manager::{Manager, ManagerError};
 use crate::remote::{enroll_secret, mask_stored_keys};

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::arguments::{ListFlags, RejectedCommand, TheseFlags};
 use super::status::ago;
 use super::table::{self, Align};
 use super::{ask, ask_for_count, fail, know_secrets, manager, note, print, subject, unmasked, unreadable};
+use crate::cli::arguments::{ListFlags, RejectedCommand, TheseFlags};
 use crate::doctor::subject::Subject;
 use crate::extension::manager::Manager;
 use crate::journal::inspect::{self, RejectedLine};

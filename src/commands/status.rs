@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::arguments::StatusFlags;
 use super::table::{self, Align};
+use crate::cli::arguments::StatusFlags;
+use crate::clock::day_and_time;
 use crate::clock::unix_time;
-use crate::doctor::endpoints::day_and_time;
 use crate::doctor::plugins::NOT_CHOSEN;
 use crate::doctor::subject::{Running, Subject};
 use crate::doctor::told::{self, Enrolled, Told};

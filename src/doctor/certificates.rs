@@ -1,12 +1,11 @@
 //! Certificates, shown to a reader and looked at for their time.
 
 use rustls_pki_types::CertificateDer;
-use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use crate::clock::unix_time;
+use crate::clock::{date, unix_time};
 use crate::settings::Pin;
 
 /// A certificate that ends within this number of days is worth a warning.
@@ -126,11 +125,6 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
         },
         _ => None,
     }
-}
-
-/// A day, `2026-11-26`.
-pub(super) fn date(timestamp: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(timestamp).map_or_else(|_| "?".to_owned(), |at| at.date().to_string())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::handshake::Facts;
 use super::subject::Subject;
 use super::{Check, Level, Report};
 use crate::chain::chain;
-use crate::clock::unix_time;
+use crate::clock::{seconds, unix_time};
 use crate::remote::{Look, TlsError, TransportError, bundle, look, old_version, server_date};
 use crate::settings::{HostPort, Proxy};
 use crate::words::counted;
@@ -309,9 +309,4 @@ fn facts<'a>(
         server_time: is_out_of_time.then(|| server_date(&subject.settings)).flatten().map(seconds),
         old_version: (has_nothing_in_common && is_direct).then(|| old_version(server)).flatten(),
     }
-}
-
-fn seconds(time: std::time::SystemTime) -> i64 {
-    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,12 +1,11 @@
 //! What becomes of the lines, by the extension's own word: whether they wait or are dropped, and whether the server takes them
 //! as they are meant to be sent. Those that are set aside lie in a file, which `buffers` looks at.
 
-use super::endpoints::day_and_time;
 use super::fault::{Fault, Flags};
 use super::subject::Subject;
 use super::told::Told;
 use super::{Check, Report};
-use crate::clock::unix_time;
+use crate::clock::{day_and_time, unix_time};
 use crate::remote::Endpoint;
 use crate::words::counted;
 

@@ -4,7 +4,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::certificates::date;
 use super::delivery::waiting;
 use super::fault::{self, Fault, Flags, WAITS_FOR_ANOTHER_KEY, words_of};
 use super::flags::is_needed;
@@ -14,8 +13,9 @@ use super::subject::Subject;
 use super::told::{Exchange, Told};
 use super::{Check, Report};
 use crate::chain::chain;
-use crate::clock::unix_time;
-use crate::remote::api::{self, AnswerError, ClientCertificate, ConfigLimits, Enrolled};
+use crate::clock::{day_and_time, unix_time};
+use crate::remote::api::{self, AnswerError, ClientCertificate, Enrolled};
+use crate::remote::configuration::ConfigLimits;
 use crate::remote::{Answer, Endpoint, Look, TlsError, TransportError, key_place};
 use crate::words::counted;
 
@@ -396,13 +396,4 @@ fn said(status: u16, body: &[u8]) -> String {
         Some(words) => format!("the server answered HTTP {status}: {words}"),
         None => format!("the server answered HTTP {status}"),
     }
-}
-
-/// `2026-11-26 04:31:00 UTC`.
-pub(crate) fn day_and_time(time: i64) -> String {
-    if time <= 0 {
-        return "a time that is not known".to_owned();
-    }
-    let second = time.rem_euclid(24 * 3600);
-    format!("{} {:02}:{:02}:{:02} UTC", date(time), second / 3600, second / 60 % 60, second % 60)
 }

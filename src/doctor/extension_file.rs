@@ -11,6 +11,7 @@ use std::path::Path;
 use super::autoload::{DEFAULT_AUTOLOAD, USUAL_PLACE};
 use super::subject::Subject;
 use super::{Check, Report};
+use crate::files::our_user;
 use crate::platform::{self, Fit, HEAD};
 
 const STICKY: u32 = 0o1000;
@@ -156,5 +157,5 @@ fn broken_rules(path: &Path, parent: &Path, file: &Metadata, directory: &Metadat
 
 /// The user that osqueryd runs as: the owner of its socket, else the user that runs the doctor.
 pub(super) fn osqueryd_user(subject: &Subject) -> u32 {
-    fs::metadata(&subject.socket).map_or_else(|_| rustix::process::geteuid().as_raw(), |socket| socket.uid())
+    fs::metadata(&subject.socket).map_or_else(|_| our_user(), |socket| socket.uid())
 }

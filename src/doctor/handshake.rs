@@ -5,9 +5,10 @@ use std::path::Path;
 use rustls::{AlertDescription as Alert, CertificateError as Cert, Error};
 use rustls_pki_types::CertificateDer;
 
-use super::certificates::{Validity, common_name, date, issuer, names};
+use super::certificates::{Validity, common_name, issuer, names};
 use super::fault::CLIENT_CERTIFICATE;
 use crate::chain::chain;
+use crate::clock::date;
 use crate::remote::{NotPinned, TlsError, TransportError};
 use crate::settings::HostPort;
 use crate::words::counted;

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::settings::own::{FALSE, TRUE};
+
 /// When a flag can be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Set {
@@ -158,8 +160,8 @@ impl Kind {
         match self {
             Self::Text => Some(value.to_owned()),
             Self::Bool => match value.to_ascii_lowercase().as_str() {
-                "1" | "t" | "true" | "y" | "yes" => Some("true".to_owned()),
-                "0" | "f" | "false" | "n" | "no" => Some("false".to_owned()),
+                word if TRUE.contains(&word) => Some("true".to_owned()),
+                word if FALSE.contains(&word) => Some("false".to_owned()),
                 _ => None,
             },
             Self::I32 => integer(number, i32::from_str_radix).map(|number| number.to_string()),

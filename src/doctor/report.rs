@@ -70,7 +70,7 @@ pub enum Form {
     Json,
 }
 
-/// How much of it.
+/// How much of what was found is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
     /// All findings, and at the end what is not well once more.
@@ -79,7 +79,7 @@ pub enum Amount {
     Problems,
 }
 
-/// Whose report it is.
+/// What a report is about: the host's osqueryd, and what was read of it.
 #[derive(Clone, Debug, Default)]
 pub struct About {
     /// The flag file that was read.

@@ -35,7 +35,7 @@ pub(super) struct Choice {
     pub(super) others: Vec<String>,
 }
 
-/// All that run now.
+/// The osqueryds that run now, found among all processes.
 pub(super) fn osqueryds() -> Vec<Osqueryd> {
     of_these(platform::processes())
 }

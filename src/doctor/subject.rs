@@ -175,7 +175,7 @@ impl Subject {
         }
     }
 
-    /// Whose report it is.
+    /// What the report's head says of the osqueryd that is examined.
     pub(super) fn about(&self) -> About {
         let running = self.running.as_ref().ok();
         About {

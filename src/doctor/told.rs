@@ -11,6 +11,7 @@ use super::Occasion;
 use super::subject::Running;
 use crate::chain::chain;
 use crate::extension::registry::StringMap;
+use crate::extension::socket::public_path;
 use crate::platform::{self, ProcessInfo};
 use crate::remote::Endpoint;
 
@@ -129,7 +130,7 @@ impl Running {
 
 /// The extension's first process, and the workers below it; none where the kernel doesn't say who listens.
 pub(super) fn processes(socket: &Path, uuid: i64) -> Vec<ProcessInfo> {
-    let path = format!("{}.{uuid}", socket.display());
+    let path = public_path(socket, uuid);
     let front = UnixStream::connect(path).ok().and_then(|stream| platform::Process::of_peer(&stream));
     let Some(front) = front.map(|front| front.id()) else { return Vec::new() };
     let mut all = platform::processes();

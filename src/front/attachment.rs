@@ -22,11 +22,11 @@ pub enum AttachmentState {
     Ending,
     /// Since then osqueryd's process is gone; another one may come.
     Away(Instant),
-    /// It is over.
+    /// The extension is to end.
     Over(Why),
 }
 
-/// Why it is over.
+/// Why the extension is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// osqueryd's process is gone, and the end was asked for or osqueryd's watcher is gone, too.

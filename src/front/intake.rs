@@ -31,7 +31,7 @@ const TAKES_STATUS_LINES: i32 = 1;
 const BATCH_HEAD: &[u8] = b"{\"string_batch\":";
 const BATCH_TAIL: &[u8] = b"}";
 
-/// Answers osqueryd.
+/// Answers osqueryd's connections: keeps result lines itself, and hands every other call on.
 pub struct Intake {
     /// The uuid under which osqueryd has registered the extension, which each answer carries.
     pub uuid: AtomicI64,

@@ -181,7 +181,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// A worker that answers so many calls and dies in the middle of the next one.
+    /// A worker that answers `answers` calls and dies in the middle of the next one.
     fn worker(answers: usize) -> (Arc<ToOther>, thread::JoinHandle<()>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let works = move || {

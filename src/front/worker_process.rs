@@ -1,9 +1,9 @@
 //! Workers as processes: started, heard, pinged, replaced.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther, WORKER_NAME};
-use crate::files::open_program;
+use crate::files::{FileLook, open_program};
 use crate::platform::{self, is_stopped};
 
 /// A worker that doesn't answer a ping for this long is replaced.
@@ -35,9 +35,6 @@ pub(super) struct Program {
     before: Option<FileLook>,
 }
 
-/// Inode, time of change (seconds, nanoseconds) and size: one of them differs for another file.
-type FileLook = (u64, i64, i64, u64);
-
 impl Program {
     /// This program's own file.
     ///
@@ -45,7 +42,7 @@ impl Program {
     /// The system doesn't say where it is.
     pub(super) fn new() -> anyhow::Result<Self> {
         let path = std::env::current_exe().context("can't find this program's own file")?;
-        let seen = look(&path);
+        let seen = FileLook::of(&path);
         Ok(Self { path, seen, before: seen })
     }
 
@@ -64,7 +61,7 @@ impl Program {
 
     /// Whether another binary has taken the place of the one seen, is whole, and may be run, by osqueryd's own rules.
     pub(super) fn is_replaced(&mut self) -> bool {
-        let now = look(&self.path);
+        let now = FileLook::of(&self.path);
         let settled = now == std::mem::replace(&mut self.before, now);
         if !settled || now.is_none() || now == self.seen {
             return false;
@@ -94,11 +91,6 @@ impl Judged {
         let by_descriptor = if is_script { None } else { platform::path_of_open(&file) };
         Self { path: by_descriptor.unwrap_or_else(|| path.to_owned()), _file: Some(file) }
     }
-}
-
-fn look(path: &Path) -> Option<FileLook> {
-    let file = fs::metadata(path).ok()?;
-    Some((file.ino(), file.mtime(), file.mtime_nsec(), file.size()))
 }
 
 /// What the front hears of a worker process.

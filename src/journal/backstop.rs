@@ -7,7 +7,8 @@ use super::{Limits, segments};
 use crate::lock::Mutex;
 use crate::words::counted;
 
-/// The reader keeps exact limits; this comes after so many more hundredths, and some segments.
+/// By how much a journal may be beyond its limits before the backstop acts, in hundredths and in segments: exact limits are the
+/// reader's.
 const EXCESS_PERCENT: u64 = 25;
 const EXCESS_SEGMENTS: u64 = 4;
 

@@ -46,7 +46,7 @@ struct RecordBounds {
     end: Position,
 }
 
-/// One record.
+/// A record of the journal, as it lies in a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     /// Its beginning. `lines_done` of its lines are done with already: only of the first record that waits can that be some.
@@ -137,7 +137,7 @@ impl Chunk {
     }
 }
 
-/// The place behind a record that begins here, has so many bytes with its newline and stands for so many lines.
+/// The place behind a record that begins at `start`, has `length` bytes with its newline and stands for `lines`.
 pub(super) fn behind(start: Position, length: u64, lines: u64) -> Position {
     // In memory, records are numbered.
     let length = if start.is_in_memory() { 1 } else { length };
@@ -192,7 +192,7 @@ impl LargeRecord {
         self.end.line.saturating_sub(self.start.line)
     }
 
-    /// The text's first bytes, at most so many.
+    /// The text's first bytes, `most` of them at most.
     pub(super) fn beginning(&self, most: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(most).min(most)];
         let read = walk::read_up_to(&self.file, &mut bytes, self.start.offset)?;

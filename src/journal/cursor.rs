@@ -5,7 +5,6 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::segment_reader::beginning_of;
 use super::segments::{self, CURSOR};
 use super::walk::{self, Walk};
 use super::{CountLines, Position};
@@ -13,7 +12,7 @@ use super::{CountLines, Position};
 /// Four numbers of 20 digits, three blanks and a newline.
 const WIDTH: usize = 84;
 
-/// The file, written.
+/// The cursor's file, as its one writer has it.
 pub(super) struct Cursor {
     path: PathBuf,
     /// Opened by the first write, and again after a failed one.
@@ -128,12 +127,12 @@ pub(super) fn resolve<W: CountLines>(
     cursor: Option<Position>,
 ) -> io::Result<Resolved> {
     let found = |position| Resolved { position, went_back: false };
-    let oldest = numbers.first().copied().map(beginning_of);
+    let oldest = numbers.first().copied().map(Position::beginning_of);
     let Some(cursor) = cursor else { return Ok(found(oldest.unwrap_or_default())) };
     if numbers.binary_search(&cursor.file).is_ok() {
         let file = segments::open_for_reading(&segments::path(directory, cursor.file))?;
         let place = place_in::<W>(&file, cursor)?;
-        return Ok(place.map_or(Resolved { position: beginning_of(cursor.file), went_back: true }, found));
+        return Ok(place.map_or(Resolved { position: Position::beginning_of(cursor.file), went_back: true }, found));
     }
     // Segments behind the cursor: its own was deleted when it was done with, or by the writer's backstop.
     let is_behind = |&&number: &&u64| number > cursor.file;

@@ -8,15 +8,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::segment_reader::beginning_of;
 use super::walk::{self, Step, Walk};
 use super::{CountLines, Position, cursor, rejected, segments};
 
-/// So much of the oldest record's beginning is looked at, and so much of its end.
+/// How many bytes of the oldest record are looked at: of its beginning, and of its end.
 const BEGINNING: u64 = 64 << 10;
 const ENDING: u64 = 4 << 10;
 
-/// What was found.
+/// What a journal on disk holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// Whether there is a journal at all.
@@ -119,7 +118,7 @@ impl Look {
             .map(|resolved| resolved.position);
         found.unwrap_or_else(|error| {
             self.problems.push(format!("where {} was read up to can't be found out: {error}", directory.display()));
-            numbers.first().copied().map(beginning_of).unwrap_or_default()
+            numbers.first().copied().map(Position::beginning_of).unwrap_or_default()
         })
     }
 
@@ -133,7 +132,7 @@ impl Look {
             let start = match number.cmp(&self.position.file) {
                 std::cmp::Ordering::Less => continue,
                 std::cmp::Ordering::Equal => self.position,
-                std::cmp::Ordering::Greater => beginning_of(number),
+                std::cmp::Ordering::Greater => Position::beginning_of(number),
             };
             let is_newest = index + 1 == numbers.len();
             if size > start.offset && (self.oldest.is_none() || is_newest) {
@@ -208,7 +207,7 @@ pub fn waiting<W: CountLines>(
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             file => file?,
         };
-        let start = if number == position.file { position } else { beginning_of(number) };
+        let start = if number == position.file { position } else { Position::beginning_of(number) };
         let end = end_of::<W>(&file, start)?;
         file.seek(SeekFrom::Start(start.offset))?;
         if !take(&mut file.take(end.offset - start.offset))? {

@@ -4,11 +4,11 @@ use std::io;
 
 use super::backstop::free_bytes;
 use super::reader::{Reader, State};
-use super::segment_reader::{Outcome, SegmentReader, beginning_of};
+use super::segment_reader::{Outcome, SegmentReader};
 use super::walk::Walk;
 use super::{CountLines, Limits, Position, chain, chunk};
 
-/// The disk's free space is looked at after records have grown by so many bytes: a journal that doesn't grow gives nothing
+/// The disk's free space is looked at after records have grown by this many bytes: a journal that doesn't grow gives nothing
 /// up for a disk that others fill.
 const LOOK_EVERY: u64 = 256 << 10;
 
@@ -74,12 +74,12 @@ impl<W: CountLines> Reader<W> {
 }
 
 impl SegmentReader {
-    /// Drops so many of the oldest lines: how many it were.
+    /// Drops `lines` of the oldest lines, or as many as there are: how many it were.
     fn drop_lines<W: CountLines>(&mut self, lines: u64) -> u64 {
         let line = self.position().line.saturating_add(lines);
         self.drop_with(|reader| {
             while let Some(next) = reader.next_segment().filter(|&next| next <= line) {
-                reader.pass(beginning_of(next));
+                reader.pass(Position::beginning_of(next));
             }
             reader.pass_records::<W>(|_, behind| behind.line <= line)?;
             let rest = line.saturating_sub(reader.position().line);
@@ -90,14 +90,14 @@ impl SegmentReader {
         })
     }
 
-    /// Drops the oldest records that have so many bytes together, or somewhat more: how many lines it were.
+    /// Drops the oldest records that have `bytes` together, or somewhat more: how many lines it were.
     fn drop_bytes<W: CountLines>(&mut self, bytes: u64) -> u64 {
         let mut left = bytes;
         self.drop_with(|reader| {
             while let Some(next) = reader.next_segment() {
                 let Some(rest) = left.checked_sub(reader.bytes_left_in_segment()) else { break };
                 left = rest;
-                reader.pass(beginning_of(next));
+                reader.pass(Position::beginning_of(next));
             }
             let start = reader.position().offset;
             reader.pass_records::<W>(|at, _| at.offset.saturating_sub(start) < left)
@@ -109,7 +109,7 @@ impl SegmentReader {
         let line = self.position().line.saturating_add(self.waiting_lines().div_ceil(10));
         self.drop_with(|reader| {
             while let Some(next) = reader.next_segment().filter(|_| reader.position().line < line) {
-                reader.pass(beginning_of(next));
+                reader.pass(Position::beginning_of(next));
             }
             Ok(())
         })

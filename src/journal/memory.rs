@@ -91,7 +91,7 @@ impl Memory {
         (count > 0).then(|| self.batch(count))
     }
 
-    /// How many records have at most so many bytes together; one, when there is any.
+    /// How many records from the front have at most `max_bytes` together; one, where there is any.
     fn oldest(&self, max_bytes: usize) -> usize {
         let mut bytes = 0;
         let fits = |record: &&Kept| {
@@ -110,7 +110,7 @@ impl Memory {
         batch
     }
 
-    /// Removes so many bytes of whole records from the front: the disk has them.
+    /// Removes `bytes` of whole records from the front: the disk has them.
     pub(super) fn remove_bytes(&mut self, bytes: usize) {
         let mut left = bytes;
         while let Some(record) = self.records.front().filter(|record| record.bytes.len() <= left && left > 0) {

@@ -82,7 +82,7 @@ pub use writer::{Writer, WriterEvents};
 #[cfg(test)]
 mod tests;
 
-/// The next record begins a new segment when a segment has so many bytes.
+/// A segment of this size, in bytes, gets no further record: the next one begins a new segment.
 pub const SEGMENT_BYTES: u64 = 4 << 20;
 
 /// Bytes of records that wait in memory while the disk refuses them, a journal.
@@ -116,7 +116,7 @@ pub struct Position {
     pub file: u64,
     /// Where the record begins in the segment, in bytes. In memory: the record's number.
     pub offset: u64,
-    /// So many lines of that record are done with.
+    /// How many lines of that record are done with.
     pub lines_done: u64,
     /// The number of the line at this place, counted since ever. In memory: counted since the reader began.
     pub line: u64,
@@ -126,7 +126,13 @@ impl Position {
     /// The `file` of records that wait in memory.
     pub const MEMORY: u64 = u64::MAX;
 
-    /// The place behind so many lines of the record at this place. The end of a record is [`Record::end`].
+    /// The beginning of the segment of this number.
+    #[must_use]
+    pub fn beginning_of(number: u64) -> Self {
+        Self { file: number, offset: 0, lines_done: 0, line: number }
+    }
+
+    /// The place behind the first `lines` lines of the record at this place. The end of a record is [`Record::end`].
     #[must_use]
     pub fn after_lines(self, lines: u64) -> Self {
         Self { lines_done: self.lines_done.saturating_add(lines), line: self.line.saturating_add(lines), ..self }
@@ -151,7 +157,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What they leave for an older journal while so many lines and bytes wait in a newer one.
+    /// What they leave for an older journal while these lines and bytes wait in a newer one.
     #[must_use]
     pub fn without(&self, lines: u64, bytes: u64) -> Self {
         Self {
@@ -227,7 +233,7 @@ pub struct Borrowed {
 /// How much waits in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// How many lines.
+    /// Lines that wait in memory.
     pub lines: u64,
     /// Bytes of their records, with the newlines.
     pub bytes: u64,

@@ -297,7 +297,7 @@ impl<W: CountLines> Reader<W> {
         Ok(Chunk::new::<W>(borrowed.bytes, state.in_memory))
     }
 
-    /// Moves past everything up to a place: so many lines.
+    /// Moves past everything up to `until`: how many lines that is.
     fn forget(&self, state: &mut State, until: Position) -> u64 {
         if until.is_in_memory() {
             let Some(overflow) = self.overflow.as_ref().filter(|_| until > state.in_memory) else { return 0 };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::segments;
 use crate::clock::unix_time;
+use crate::files;
 use crate::lock::Mutex;
 
 /// The file that is written, in the directory of the buffers.
@@ -29,13 +30,13 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How large a file becomes.
 const FILE_BYTES: u64 = 8 << 20;
 
-/// So much of a line is kept.
+/// The most bytes of a line that are kept.
 pub(super) const LINE_BYTES: usize = 64 << 10;
 
 /// Bytes of a line's name.
 const ID_BYTES: usize = 6;
 
-/// So many characters of a reason are kept.
+/// The most characters of a reason that are kept.
 const REASON_CHARACTERS: usize = 1000;
 
 /// Takes lines of every journal of the process; one is enough.
@@ -187,7 +188,7 @@ impl Rejected {
 
 fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
     let (one, other) = (file.metadata()?, fs::metadata(path));
-    Ok(other.is_ok_and(|other| (one.dev(), one.ino()) == (other.dev(), other.ino())))
+    Ok(other.is_ok_and(|other| files::identity(&one) == files::identity(&other)))
 }
 
 fn ends_in_newline(file: &fs::File) -> io::Result<bool> {

@@ -126,7 +126,7 @@ impl SegmentReader {
         std::mem::take(&mut self.missing)
     }
 
-    /// Whether records have grown by so many bytes, or about, since the last time that this was so.
+    /// Whether records have grown by `bytes`, or about, since the last time that this was so.
     pub(super) fn has_grown_by(&mut self, bytes: u64) -> bool {
         let has_grown = self.grown >= bytes;
         if has_grown {
@@ -135,7 +135,7 @@ impl SegmentReader {
         has_grown
     }
 
-    /// Everything up to here is done with: so many lines more than before. [`Self::settle`] writes the cursor.
+    /// Everything up to `position` is done with: how many lines more than before. [`Self::settle`] writes the cursor.
     pub(super) fn move_to(&mut self, position: Position) -> u64 {
         let lines = position.line.saturating_sub(self.position.line);
         self.pass(position);
@@ -149,7 +149,7 @@ impl SegmentReader {
         }
     }
 
-    /// The oldest records: as many whole ones as have at most so many bytes, or one that is larger.
+    /// The oldest records: as many whole ones as have at most `max_bytes`, or one that is larger.
     pub(super) fn peek<W: CountLines>(&mut self, max_bytes: usize) -> Outcome<Waiting> {
         let mut is_first = true;
         loop {
@@ -179,7 +179,7 @@ impl SegmentReader {
         let length = file.metadata()?.len();
         if length < self.position.offset {
             log::warn!("segment {} has become shorter: lines may be sent again", self.position.file);
-            self.position = beginning_of(self.position.file);
+            self.position = Position::beginning_of(self.position.file);
         }
         let left = length.saturating_sub(self.position.offset);
         let mut bytes = std::mem::take(&mut self.buffer);
@@ -254,7 +254,7 @@ impl SegmentReader {
         }
         let file = segments::open_for_reading(&segments::path(&self.directory, newest)).map_err(unreadable)?;
         if self.end.file != newest || self.end.offset > file.metadata().map_err(unreadable)?.len() {
-            self.end = beginning_of(newest);
+            self.end = Position::beginning_of(newest);
         }
         let mut walk = Walk::<W>::new(&file, self.end.offset);
         while let Some(record) = walk.whole_step().map_err(unreadable)? {
@@ -291,7 +291,7 @@ impl SegmentReader {
                     if let Some(&oldest) = self.numbers.first() {
                         // Another program has replaced the files. None of these was read.
                         log::warn!("the files of {} are not those that were there", self.directory.display());
-                        self.pass(beginning_of(oldest));
+                        self.pass(Position::beginning_of(oldest));
                         self.cursor = Cursor::new(&self.directory);
                     }
                     return Ok(());
@@ -305,7 +305,7 @@ impl SegmentReader {
     fn go_on(&mut self, next: u64) {
         let known = self.position.line.max(self.done_before);
         self.missing = self.missing.saturating_add(next.saturating_sub(known));
-        self.pass(beginning_of(next));
+        self.pass(Position::beginning_of(next));
     }
 
     /// Whether a segment that has another one behind it, and so no longer grows, holds nothing more.
@@ -336,9 +336,4 @@ fn size(directory: &Path, number: u64) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         found => Ok(found?.len()),
     }
-}
-
-/// A segment's beginning.
-pub(super) fn beginning_of(number: u64) -> Position {
-    Position { file: number, offset: 0, lines_done: 0, line: number }
 }

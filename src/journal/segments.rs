@@ -3,15 +3,16 @@
 //! Files are opened, read, written and renamed by the standard library, and not by `rustix`: its calls go past libc, where
 //! the tests of faults stand.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::JournalError;
 use crate::clock::unix_time;
+use crate::files::{self, our_user, with_suffix};
 pub(super) use crate::files::{open_unfollowed as open, trust_in};
 
 pub(super) const CURSOR: &str = "cursor";
@@ -127,14 +128,11 @@ pub(super) fn numbers_beside(directory: &Path, known: &[u64]) -> io::Result<Vec<
 ///
 /// One that another user could change is refused: its files could be that user's, and what we write could go elsewhere.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
-    if !directory.is_dir() {
+    if !directory.is_dir() && fs::symlink_metadata(directory).is_ok() {
         trust_in(directory.parent().unwrap_or(directory))?;
-        if fs::symlink_metadata(directory).is_ok() {
-            move_aside(directory, &"it is no directory")?;
-        }
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        move_aside(directory, &"it is no directory")?;
     }
-    trust_in(directory)
+    files::make_directory(directory)
 }
 
 /// Opens a file of ours. What is foreign and has its name is moved aside first.
@@ -153,18 +151,13 @@ pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
 /// Whether something has this name that we could not have made. Asked of what can't be opened; an error alone doesn't say:
 /// a disk can refuse for any reason, and lines must not be moved aside for that.
 pub(super) fn is_foreign(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| {
-        !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o600 != 0o600
-    })
+    fs::symlink_metadata(path)
+        .is_ok_and(|found| !found.is_file() || found.uid() != our_user() || found.mode() & 0o600 != 0o600)
 }
 
 /// Moves what has this name to `NAME.damaged-UNIXTIME`, and says so.
 pub(super) fn move_aside(path: &Path, reason: &dyn std::fmt::Display) -> io::Result<()> {
-    let name = |time: i64| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!("{ASIDE}{time}"));
-        PathBuf::from(name)
-    };
+    let name = |time: i64| with_suffix(path, &format!("{ASIDE}{time}"));
     // The clock may have gone back: what was moved aside before stays.
     let is_free = |time: &i64| fs::symlink_metadata(name(*time)).is_err();
     let aside = name((unix_time()..).find(is_free).unwrap_or_default());

@@ -11,10 +11,10 @@ use super::segments::{self, WRITER_LOCK};
 use super::walk::{Walk, lines_of};
 use super::{CountLines, JournalError, Position};
 
-/// So many left segments are remembered to be synced; the system writes older ones back by itself.
+/// The most segments that are left behind and still to be synced that are remembered; the system writes older ones back by itself.
 const MOST_UNSYNCED: usize = 16;
 
-/// An open journal, written.
+/// An open journal, as its writer has it.
 pub(super) struct Store {
     directory: PathBuf,
     segment_bytes: u64,
@@ -46,7 +46,7 @@ pub(super) struct Changes {
 /// A write that failed.
 pub(super) struct Refusal {
     pub(super) error: JournalError,
-    /// So many bytes are on disk for all that: whole records.
+    /// Bytes of whole records that are on disk for all that.
     pub(super) kept: usize,
 }
 
@@ -120,7 +120,7 @@ impl Store {
         self.segment.as_ref().is_some_and(is_gone)
     }
 
-    /// Writes records, each followed by a newline, which stand for so many lines.
+    /// Writes records, each followed by a newline, which stand for `lines`.
     pub(super) fn write<W: CountLines>(&mut self, bytes: &[u8], lines: u64) -> Result<(), Refusal> {
         let segment = match self.segment_with_room() {
             Ok(segment) => segment,
@@ -141,7 +141,7 @@ impl Store {
         }
     }
 
-    /// Makes a large record's file the newest segment. It stands for so many lines.
+    /// Makes a large record's file the newest segment. The record stands for `lines`.
     pub(super) fn adopt(&mut self, record: &Path, lines: u64) -> Result<(), JournalError> {
         let path = segments::path(&self.directory, self.next);
         // An empty segment has this name already, and gives way.
@@ -255,7 +255,7 @@ impl Segment {
         Ok((Some(Self { number, file, length, is_unsynced: false }), next))
     }
 
-    /// Cuts so many bytes off its end.
+    /// Cuts `bytes` off its end.
     fn shorten(&self, bytes: u64) -> io::Result<()> {
         if bytes == 0 {
             return Ok(());

@@ -19,7 +19,7 @@ use crate::lock::Mutex;
 use crate::spares::Spares;
 use crate::words::counted;
 
-/// So many bytes of records that come one by one are put together for one write, and what the last one has more.
+/// The bytes of records that come one by one that are put together for one write; the last one may make it more.
 const AT_ONCE: usize = 1 << 20;
 
 /// What tests want smaller.
@@ -323,7 +323,7 @@ impl<W: CountLines> Writer<W> {
         self.note_acceptance(state, written);
     }
 
-    /// Writes records to the disk, all of them or, when it refuses, so many bytes of whole ones.
+    /// Writes records to the disk, all of them. When the disk refuses, the error is how many bytes of whole ones it took.
     fn write(&self, state: &mut State, bytes: &[u8], lines: u64) -> Result<(), usize> {
         let refusal = match self.store(state) {
             Ok(store) => match store.write::<W>(bytes, lines) {
@@ -336,7 +336,7 @@ impl<W: CountLines> Writer<W> {
         Err(refusal.kept)
     }
 
-    /// The disk has taken lines, so many of them from memory.
+    /// The disk has taken lines, `from_memory` of them from memory.
     fn note_acceptance(&self, state: &mut State, from_memory: u64) {
         if state.refused_until.take().is_some() || from_memory > 0 {
             let lines = counted(from_memory, "line");

@@ -231,5 +231,5 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     };
     files::trust_in(directory)?;
     let readable = |file: &File| file.set_permissions(Permissions::from_mode(MODE));
-    files::replace(path, &files::with_suffix(path, ".new"), text.as_bytes(), readable)
+    files::replace(path, text.as_bytes(), readable)
 }

@@ -23,7 +23,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Linux's.
+    /// Where things are on Linux, as osquery's packages and ours have it.
     pub const LINUX: Self = Self {
         osquery_flagfile: "/etc/osquery/osquery.flags",
         own_flagfile: "/etc/osquery/remote_tls.flags",
@@ -35,7 +35,7 @@ impl Places {
         release: "/etc/os-release",
     };
 
-    /// macOS's.
+    /// Where things are on macOS, as osquery's package and ours have it.
     pub const MACOS: Self = Self {
         osquery_flagfile: "/var/osquery/osquery.flags",
         own_flagfile: "/var/osquery/remote_tls.flags",
@@ -47,7 +47,7 @@ impl Places {
         release: "/System/Library/CoreServices/SystemVersion.plist",
     };
 
-    /// This system's.
+    /// Where things are on the system that this was compiled for.
     pub const HERE: Self = if cfg!(target_os = "macos") { Self::MACOS } else { Self::LINUX };
 
     /// All of them, in one order.

@@ -11,7 +11,7 @@ pub enum Fit {
     NoProgram,
 }
 
-/// So many of a file's first bytes are looked at.
+/// How many of a file's first bytes are looked at.
 pub const HEAD: usize = 20;
 
 /// Of a Mach-O for one processor, with 64 bits; the processor follows.

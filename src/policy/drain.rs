@@ -62,7 +62,7 @@ impl Drain {
         self.credit
     }
 
-    /// So much of the credit is used.
+    /// Uses up this part of the credit.
     pub fn spent(&mut self, bytes: u64) {
         self.credit -= bytes as f64;
     }
@@ -104,7 +104,7 @@ impl IntakeRate {
     }
 
     /// This rate, or a quiet host's where that is more: a backlog of a few lines must not take days because it is old.
-    /// What counts are lines of so many bytes, or of 1.
+    /// A quiet host's lines have `line` bytes each; 1 where lines are counted and not bytes.
     #[must_use]
     pub fn at_least_a_quiet_host_s(self, line: u64) -> Self {
         Self(self.0.max(QUIET_LINES_PER_SECOND * line as f64))

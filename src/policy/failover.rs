@@ -115,7 +115,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const AFTER: Duration = Duration::from_secs(60);
 
-    /// A course among so many servers, and its clock.
+    /// A course among this many servers, and its clock.
     struct Trial {
         course: Failover,
         servers: usize,

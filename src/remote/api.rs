@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 pub use super::body::{Body, KeyPlace, LOG_OVERHEAD, LogType, Payload, body, enroll_body, object_body, with_member};
-use super::configuration;
+use super::configuration::{self, ConfigLimits};
 use super::endpoint::Endpoint;
 use super::node_key;
 use crate::members;
@@ -302,25 +302,6 @@ pub fn judge_enrollment(
         return Ok(Enrolled::Blank);
     }
     Err(AnswerError::NoNodeKey)
-}
-
-/// The most that osqueryd takes as a configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConfigLimits {
-    /// Bytes of the document.
-    pub bytes: usize,
-    /// Levels of values; the whole is the first.
-    pub depth: usize,
-}
-
-impl ConfigLimits {
-    /// osqueryd's limits by its version: 4 MiB from 5.24 on, 1 MiB before, and whenever the version isn't known.
-    #[must_use]
-    pub fn of_version(version: Option<&str>) -> Self {
-        let mut numbers = version.unwrap_or_default().split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        Self { bytes: if version >= (5, 24) { 4 << 20 } else { 1 << 20 }, depth: 32 }
-    }
 }
 
 /// The configuration in a judged answer, as osqueryd may have it: an object that isn't empty, and that it takes.

@@ -6,7 +6,24 @@
 
 use std::iter;
 
-use super::api::ConfigLimits;
+/// The most that osqueryd takes as a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigLimits {
+    /// Bytes of the document.
+    pub bytes: usize,
+    /// Levels of values; the whole is the first.
+    pub depth: usize,
+}
+
+impl ConfigLimits {
+    /// osqueryd's limits by its version: 4 MiB from 5.24 on, 1 MiB before, and whenever the version isn't known.
+    #[must_use]
+    pub fn of_version(version: Option<&str>) -> Self {
+        let mut numbers = version.unwrap_or_default().split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        Self { bytes: if version >= (5, 24) { 4 << 20 } else { 1 << 20 }, depth: 32 }
+    }
+}
 
 /// Why osqueryd would not take a text.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

@@ -40,7 +40,6 @@ pub use self::host::{Host, HostError};
 pub use self::node::{Node, RemoteError};
 pub use self::old_tls::old_version;
 pub use self::probe::{Look, look, server_date};
-pub use self::proxy::ProxyError;
 pub use self::request::{
     Applicant, Blame, Request, RequestError, Requests, SecretError, enroll_secret, key_place, shown_url,
 };
@@ -48,6 +47,6 @@ pub use self::servers::Servers;
 pub use self::stats::{EndpointStats, Stats};
 pub use self::tls::{Expiries, TlsError, Traffic, bundle, certificates, check_files};
 pub use self::transport::{Answer, Encoding, Method, Outgoing, Transport, retry_after};
-pub use self::transport_error::{HostNotFound, Step, TransportError};
+pub use self::transport_error::{HostNotFound, ProxyError, Step, TransportError};
 pub use self::trust::{NotPinned, ServerVerifier, TrustKind, explain};
 pub use self::url::{Url, same_host_redirect};

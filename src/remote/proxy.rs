@@ -12,30 +12,14 @@ use ureq::unversioned::transport::{ConnectionDetails, Connector, Either, Transpo
 
 use super::deadline::Deadline;
 use super::resolver;
-use super::transport_error::TransportError;
-use crate::settings::{HostPort, Proxy};
-
-type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+use super::transport_error::{BoxedError, ProxyError, TransportError};
+use crate::settings::Proxy;
 
 /// A proxy's answer to CONNECT has no more bytes than this.
 const MAX_HEAD: usize = 64 << 10;
 
 /// The most characters of a proxy's reason that are shown.
 const SHOWN_REASON: usize = 60;
-
-/// Why a proxy gave no connection.
-#[derive(Debug, thiserror::Error)]
-#[error("the proxy {address} gave no connection")]
-pub struct ProxyError {
-    address: HostPort,
-    source: BoxedError,
-}
-
-impl ProxyError {
-    pub(super) fn new(proxy: &Proxy, source: impl Into<BoxedError>) -> Self {
-        Self { address: proxy.address.clone(), source: source.into() }
-    }
-}
 
 /// What a proxy said in place of a connection.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{FromDer, X509Version};
 
+use crate::clock::date;
 use crate::settings::Pin;
 
 /// The authorities of a bundle.
@@ -121,8 +121,4 @@ pub(super) fn is_for_servers(certificate: &X509Certificate<'_>) -> bool {
 
 pub(super) fn seconds(time: UnixTime) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
-}
-
-fn date(timestamp: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(timestamp).map_or_else(|_| "?".to_owned(), |at| at.date().to_string())
 }

@@ -6,9 +6,8 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,6 +25,7 @@ use ureq::unversioned::transport::{
 use super::deadline::Deadline;
 use super::pem;
 use super::trust::{ServerVerifier, TrustKind, expiry, explain};
+use crate::files::FileLook;
 use crate::lock::Mutex;
 use crate::settings::{ClientIdentity, DEFAULT_SERVER_CERTS, Pin, SettingError, TlsSettings};
 
@@ -130,12 +130,12 @@ struct Loaded {
     config: Arc<ClientConfig>,
 }
 
-/// How a file looked: enough to notice that it was replaced or rewritten.
+/// A file, and how it looked.
 #[derive(PartialEq, Eq)]
 struct Stamp {
     path: PathBuf,
-    /// Inode, size, seconds and nanoseconds of the last change; `None` when it can't be looked at.
-    state: Option<(u64, u64, i64, i64)>,
+    /// `None` when it can't be looked at.
+    look: Option<FileLook>,
 }
 
 impl TlsConnector {
@@ -241,11 +241,10 @@ impl Files {
 
     fn stamp(&self) -> Vec<Stamp> {
         let client = self.client.iter().flat_map(|client| [client.cert.clone(), client.key.clone()]);
-        let state = |file: Metadata| (file.ino(), file.size(), file.mtime(), file.mtime_nsec());
         bundle_files(&self.server_certs)
             .into_iter()
             .chain(client)
-            .map(|path| Stamp { state: fs::metadata(&path).ok().map(state), path })
+            .map(|path| Stamp { look: FileLook::of(&path), path })
             .collect()
     }
 }

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::io;
 
-use super::proxy::ProxyError;
 use super::tls::TlsError;
-use crate::settings::SettingError;
+use crate::settings::{HostPort, Proxy, SettingError};
 
 /// Why no answer was got.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +82,20 @@ impl fmt::Display for Step {
     }
 }
 
+/// Why a proxy gave no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy {address} gave no connection")]
+pub struct ProxyError {
+    address: HostPort,
+    source: BoxedError,
+}
+
+impl ProxyError {
+    pub(super) fn new(proxy: &Proxy, source: impl Into<BoxedError>) -> Self {
+        Self { address: proxy.address.clone(), source: source.into() }
+    }
+}
+
 /// A name that has no address.
 #[derive(Debug, thiserror::Error)]
 #[error("the name {host} can't be resolved")]
@@ -91,6 +104,7 @@ pub struct HostNotFound {
     pub(super) source: BoxedError,
 }
 
+/// The cause of an error that comes through ureq.
 pub(super) type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 impl From<ureq::Error> for TransportError {

@@ -75,7 +75,7 @@ struct Inheritance {
 
 /// Why a worker no longer hears its front.
 enum Silence {
-    /// It was told to end so.
+    /// The front has told it to end, in this way.
     Ended(LastFlush),
     /// The front is gone.
     FrontGone,

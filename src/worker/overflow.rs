@@ -19,7 +19,7 @@ pub(super) struct FrontMemory {
 }
 
 impl FrontMemory {
-    /// The front behind this connection, which had counted so much when it started this worker.
+    /// The front behind this connection, with what it had counted when it started this worker.
     pub(super) fn new(front: Arc<ToOther>, before: Taken) -> Self {
         Self { front, before }
     }

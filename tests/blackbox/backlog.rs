@@ -9,7 +9,7 @@ use testkit::server::Answer;
 
 use crate::rig::{LIMIT, Rig, Setup, line, numbers};
 
-/// osqueryd and its server come back after an outage in which these lines have waited for so many seconds.
+/// osqueryd and its server come back after an outage of `seconds`, in which these lines have waited.
 fn after_an_outage(rig: &Rig, lines: impl Iterator<Item = String>, seconds: u64) {
     rig.config();
     rig.server.stop();

@@ -175,7 +175,7 @@ fn message(method: &str) -> Vec<u8> {
 /// half a millisecond of its `shutdown` call, here it takes a little longer.
 #[test]
 fn a_caller_gets_no_answer_between_the_shutdown_call_and_the_return_of_the_name() {
-    /// The answers wait for so long; a round that took longer shows nothing.
+    /// How long answers wait; a round that took longer shows nothing.
     const HELD: Duration = Duration::from_millis(40);
     const ROUNDS: u32 = 20;
     let rig = Rig::start();

@@ -23,7 +23,7 @@ const ALL: usize = usize::MAX;
 
 const UNLIMITED: Limits = Limits { lines: None, bytes: u64::MAX, free_bytes: 0 };
 
-/// So many lines, and no other limit.
+/// A limit on lines, and no other one.
 fn most(lines: u64) -> Limits {
     Limits { lines: Some(lines), ..UNLIMITED }
 }

@@ -78,7 +78,7 @@ fn the_journal_does_what_a_queue_in_memory_does() {
 enum Until {
     /// All of it.
     End,
-    /// So many hundredths of it; of a record with many lines perhaps a part.
+    /// This many hundredths of it; of a record with many lines perhaps a part.
     Percent(u64),
 }
 

@@ -14,8 +14,8 @@ use super::options::with_values;
 use crate::extension::registry::NAME;
 use crate::lock::{Mutex, MutexGuard};
 use crate::members;
-use crate::remote::api::ConfigLimits;
 use crate::remote::configuration;
+use crate::remote::configuration::ConfigLimits;
 use crate::settings::Options;
 
 /// osqueryd's flags that name plugins of registries in which we have one. The newest versions apply only the last one from a

@@ -12,7 +12,8 @@
 use std::sync::Arc;
 
 use crate::members;
-use crate::remote::api::{self, AnswerError, ConfigLimits};
+use crate::remote::api::{self, AnswerError};
+use crate::remote::configuration::ConfigLimits;
 use crate::remote::{Endpoint, key_place, shown_url};
 use crate::settings::Settings;
 

@@ -1,8 +1,7 @@
 //! The last good configuration, kept on disk for a start without the server. As the server gave it.
 
-use std::fs::{self, DirBuilder};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use log::Level;
@@ -53,7 +52,7 @@ impl Kept {
         kept(&self.path)
     }
 
-    /// Where that came from.
+    /// Where the kept configuration came from: the URL of the request.
     pub(super) fn origin(&self) -> Option<String> {
         kept(&self.origin)
     }
@@ -79,10 +78,7 @@ impl Kept {
             return Ok(());
         }
         if let Some(directory) = self.path.parent() {
-            files::trust_in(directory)?;
-            // Mode 0700, as the journals make it.
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            files::trust_in(directory)?;
+            files::make_directory(directory)?;
         }
         // Whatever happens in between, none is said to come from where it doesn't.
         files::remove(&self.origin)?;
@@ -92,5 +88,5 @@ impl Kept {
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    files::replace(path, &path.with_extension("new"), text.as_bytes(), fs::File::sync_all)
+    files::replace(path, text.as_bytes(), File::sync_all)
 }

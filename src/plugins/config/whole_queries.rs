@@ -14,8 +14,9 @@ use super::options::{option, with_option};
 use crate::extension::registry::NAME;
 use crate::lock::{Mutex, MutexGuard};
 use crate::members;
-use crate::remote::api::ConfigLimits;
 use crate::remote::configuration;
+use crate::remote::configuration::ConfigLimits;
+use crate::settings::own::TRUE;
 use crate::settings::{ExpandEvents, Options};
 
 /// osqueryd's flag, true by default: each row is a line, and a call, of its own.
@@ -33,10 +34,7 @@ enum LineFormat {
 impl LineFormat {
     /// What a flag's value, or an option's as text, means.
     fn of(value: &str) -> Self {
-        match value {
-            "true" | "1" | "t" | "yes" | "y" => Self::EventLines,
-            _ => Self::Batches,
-        }
+        if TRUE.contains(&value) { Self::EventLines } else { Self::Batches }
     }
 
     /// What the server says in a configuration.

@@ -170,14 +170,13 @@ impl Backlog {
     fn note_beginning(&self, age: Duration) {
         let began = unix_time().saturating_sub(age.as_secs().try_into().unwrap_or(i64::MAX));
         let path = self.directory.join(BEGAN);
-        let aside = files::with_suffix(&path, ".new");
-        if let Err(error) = files::replace(&path, &aside, format!("{began}\n").as_bytes(), File::sync_all) {
+        if let Err(error) = files::replace(&path, format!("{began}\n").as_bytes(), File::sync_all) {
             log::debug!("{} can't be written: {error}", path.display());
         }
     }
 }
 
-/// The first record that waits was sent in lines_done: so many of its lines.
+/// Passes over the first `sent` lines of the first record that waits: they are done with already.
 fn pass(journal: &Reader<LineCounter>, sent: u64) {
     if let Ok(Some(start)) = journal.peek(1).map(|waiting| waiting.start()) {
         journal.remove_uncounted(start.after_lines(sent));

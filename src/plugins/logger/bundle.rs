@@ -22,11 +22,11 @@ const BEGINNING: u64 = 64 << 10;
 /// What one request may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// Lines.
+    /// Lines in all.
     pub(crate) lines: usize,
     /// Bytes of them and the commas between them, unless the first alone has more.
     pub(crate) bytes: usize,
-    /// Bytes of one line.
+    /// Bytes that one line may have.
     pub(crate) line_bytes: usize,
     /// What becomes of batch records.
     pub(crate) batches: Batches,
@@ -345,7 +345,7 @@ impl<'r> Filling<'r> {
         true
     }
 
-    /// A line that ends here in the journal and stands for so many.
+    /// A line that ends at `position` in the journal and stands for `lines`.
     fn push(&mut self, line: &[u8], lines: u64, position: Position) {
         if line.len() > self.room.line_bytes {
             return self.leave_out(line, lines, Why::Unfit(too_long(self.room)));

@@ -49,7 +49,7 @@ pub const ROUND_LIMIT: Duration = Duration::from_secs(1);
 /// The largest answer to a decorator's query, in bytes.
 pub const LARGEST_FINDING: u64 = 1 << 20;
 
-/// So many bytes have the names and values of all decorations, at most.
+/// The most bytes that the names and values of all decorations have together.
 const MOST_FOUND: usize = 64 << 10;
 
 /// How long a decorator is left alone after its first failure, and at most.

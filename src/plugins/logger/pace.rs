@@ -25,7 +25,7 @@ struct Draining {
 }
 
 impl Pace {
-    /// A flush begins while so many lines wait, of which none were sent for `age`: how many may go with it; `None` is
+    /// A flush begins while `waiting` lines wait, of which none were sent for `age`: how many may go with it; `None` is
     /// all.
     pub(super) fn allows(&mut self, waiting: u64, age: Duration, period: Duration, now: Instant) -> Option<u64> {
         let is_sent = self.0.as_ref().is_some_and(|draining| draining.left == Some(0));
@@ -55,7 +55,7 @@ impl Pace {
         }
     }
 
-    /// The server has not.
+    /// The server has not taken what was sent.
     pub(super) fn failed(&mut self, now: Instant) {
         if let Some(draining) = &mut self.0 {
             draining.drain.failed(now);

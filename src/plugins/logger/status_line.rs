@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
 use crate::clock::calendar_time;
+use crate::members;
 use crate::settings::Placement;
 
 /// What decorators found, and where it stands in a line.
@@ -92,7 +93,7 @@ impl StatusLine {
 }
 
 fn number(value: &Value) -> i64 {
-    value.as_i64().or_else(|| value.as_str()?.trim().parse().ok()).unwrap_or(0)
+    members::number(value).unwrap_or(0)
 }
 
 #[cfg(test)]

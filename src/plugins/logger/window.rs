@@ -12,16 +12,16 @@ use crate::line_count::LineCounter;
 use crate::plugins::isolation::{Refusal, Search, Step, Then};
 use crate::remote::{Blame, RemoteError};
 
-/// So many requests' lines are looked at together, at most.
+/// The most requests whose lines are looked at together.
 const MOST_REQUESTS: usize = 3;
 
 /// A search and the lines that it is about.
 pub(crate) struct Window {
     bundle: Bundle,
     search: Search,
-    /// So many of the lines are gone from the journal.
+    /// How many of the lines are gone from the journal.
     gone: usize,
-    /// All of it is.
+    /// All of them are gone from it.
     is_gone: bool,
     /// Why a line is set aside, when it is: it was refused alone, or is given up.
     reasons: BTreeMap<usize, String>,

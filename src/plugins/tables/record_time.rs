@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::journal::inspect::Oldest;
+use crate::members;
 
 /// When the oldest record was made, in Unix seconds; 0 when it doesn't say. A batch says it at its end, behind its rows.
 pub(super) fn oldest_time(oldest: &Oldest) -> i64 {
@@ -33,9 +34,7 @@ fn line_time(line: &str) -> i64 {
     // serde takes an array for a struct, too.
     let is_object = line.trim_start().starts_with('{');
     let line = is_object.then(|| serde_json::from_str::<Line>(line).ok()).flatten().unwrap_or_default();
-    // Old versions write numbers as strings.
-    let number = |time: &Json| time.as_i64().or_else(|| time.as_str()?.trim().parse().ok());
-    number(&line.unix_time).unwrap_or(0)
+    members::number(&line.unix_time).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub trait Kind: Sync {
     }
 }
 
-/// Makes values of texts.
+/// A kind of flag whose texts become values.
 pub trait Parse: Kind {
     /// The type of the values that are made.
     type Value;

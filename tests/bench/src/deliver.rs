@@ -51,10 +51,10 @@ impl Encoding {
     }
 }
 
-/// One delivery.
+/// What one delivery came to.
 struct Delivery {
     counts: Counts,
-    /// The sender's own.
+    /// Processor time of the sender.
     cpu: Duration,
     sink_cpu: Duration,
 }

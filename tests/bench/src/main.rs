@@ -54,7 +54,7 @@ struct Cli {
 /// What this program is when it has started itself.
 #[derive(Subcommand)]
 enum Role {
-    /// The floor.
+    /// The extension that does the least that one can do (src/floor.rs).
     #[command(hide = true)]
     Floor { socket: PathBuf },
     /// The server that lines are delivered to.

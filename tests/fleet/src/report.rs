@@ -1,14 +1,14 @@
-//! The table.
+//! A run's figures as a row of a Markdown table.
 
 use crate::Run;
 use crate::measure::Figures;
 
-/// Its head.
+/// The table's first two lines.
 pub(crate) const HEAD: &str = "\
 | scenario | load | hosts' policies | peak bytes | peak requests | handshakes/s | overloaded, minutes | fresh, median | fresh, p99 | backlog gone | lines lost |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
 
-/// A run's row.
+/// The row of a run.
 pub(crate) fn row(run: &Run, figures: &Figures) -> String {
     let collapse = if figures.is_collapse() { ", **collapsed**" } else { "" };
     format!(

@@ -24,7 +24,7 @@ const IDLE: Tick = 120 * SECOND;
 /// A run ends when all has been as before for this many minutes.
 const CALM: usize = 20;
 
-/// A host.
+/// A host in virtual time: its lines, and when it does what.
 struct Host<B> {
     behaviour: B,
     lines: Lines,

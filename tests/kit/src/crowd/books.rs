@@ -13,7 +13,7 @@ use crate::soak::numbers::Numbers;
 /// Bytes of a line.
 const LINE_BYTES: usize = 600;
 
-/// What came more than so long ago and waits is a backlog; who has nothing unseen that is older is fresh.
+/// A line that came longer ago than this and waits is a backlog; a host that has no unseen line that old is fresh.
 const RECENT: Duration = Duration::from_secs(60);
 
 /// What a line of host 7 has for its host.

@@ -25,7 +25,7 @@ const SIGMA: f64 = 1.5;
 /// Between the starts of two hosts: 300 are spread over the minute in which each asks for its configuration once.
 const APART: Duration = Duration::from_millis(200);
 
-/// So many hosts start, and so many end, at the same time.
+/// The number of hosts that start, or end, at the same time.
 const AT_ONCE: usize = 4;
 
 /// A thread that logs needs little.
@@ -39,7 +39,7 @@ pub(super) struct Host {
     osqueryd: Osqueryd,
 }
 
-/// All of them.
+/// All hosts of a crowd.
 pub(super) struct Hosts {
     pub(super) all: Vec<Host>,
     /// Lines that an extension did not take.
@@ -57,7 +57,7 @@ pub(super) struct Asked {
 }
 
 impl Hosts {
-    /// Starts so many; each is up when this returns.
+    /// Starts `count` hosts; each is up when this returns.
     pub(super) fn start(
         count: usize,
         extension: &Path,

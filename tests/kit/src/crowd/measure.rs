@@ -57,10 +57,10 @@ pub(super) struct Figures {
     pub(super) gone: Option<Duration>,
 }
 
-/// Peaks are means over so many seconds.
+/// Peaks are means over this time, in seconds.
 const WINDOW: usize = 10;
 
-/// A server is overloaded in a minute in which a request took so long, or more than one in a hundred failed.
+/// A server is overloaded in a minute in which a request took this time, or more than one in a hundred failed.
 const LONG: Duration = Duration::from_secs(10);
 
 impl Record {

@@ -35,7 +35,7 @@ const OFTEN: f64 = 0.1;
 /// Between the start of the last host and what counts as usual.
 const SETTLING: Duration = Duration::from_secs(30);
 
-/// Between two looks at the lines that wait; the backlog is gone when so many of them find nothing.
+/// Between two looks at the lines that wait; the backlog is gone when this many looks in a row find nothing.
 const LOOK: Duration = Duration::from_secs(10);
 const CALM: usize = 6;
 
@@ -48,7 +48,7 @@ pub struct Plan {
     pub extension: PathBuf,
     /// How many hosts.
     pub hosts: usize,
-    /// For so long it is looked at what is usual.
+    /// How long the usual load is watched, before the outage.
     pub usual: Duration,
     /// How long no host reaches the server.
     pub outage: Duration,

@@ -37,9 +37,9 @@ struct State {
     exits: Vec<Exit>,
     /// How often the children were looked at.
     looks: u64,
-    /// Children are still started.
+    /// Whether children are still started.
     starts: bool,
-    /// The thread runs.
+    /// Whether the watcher's thread runs.
     runs: bool,
 }
 

@@ -8,7 +8,7 @@ use super::ledger::{Books, Circumstances, Fate, Promise};
 use super::schedule::Pace;
 use crate::osqueryd::Osqueryd;
 
-/// For so long after the front was killed osqueryd may not know the extension: the front may have been killed in the
+/// The time after the front was killed in which osqueryd may not know the extension: the front may have been killed in the
 /// middle of osqueryd's own ping, and the next one registers again.
 const AFTERMATH: Duration = Duration::from_secs(10);
 
@@ -99,7 +99,7 @@ impl Gate {
         self.state().osqueryd.clone()
     }
 
-    /// Waits until no call is under way, at most so long: whether none is.
+    /// Waits until no call is under way, for `limit` at most: whether none is.
     pub(super) fn wait_empty(&self, limit: Duration) -> bool {
         let waited = self.changed.wait_timeout_while(self.state(), limit, |state| state.inside > 0);
         waited.unwrap_or_else(PoisonError::into_inner).0.inside == 0

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::numbers::Numbers;
 use crate::osqueryd::CallOutcome;
 
-/// So many reasons of failed calls are kept.
+/// The most reasons of failed calls that are kept.
 const REASONS: usize = 10;
 
 /// What may become of a line when all goes well.

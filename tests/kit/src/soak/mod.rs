@@ -9,11 +9,11 @@ mod disturb;
 mod findings;
 mod gate;
 pub(crate) mod journals;
+mod least_pace;
 mod ledger;
 pub(crate) mod lines;
 mod load;
 pub(crate) mod numbers;
-mod patience;
 pub(crate) mod processes;
 mod report;
 mod schedule;
@@ -32,8 +32,8 @@ use tempfile::TempDir;
 
 use self::buffers::Buffers;
 use self::gate::Gate;
+use self::least_pace::LeastPace;
 use self::ledger::{Books, Ledger};
-use self::patience::Patience;
 use self::processes::Usage;
 use self::schedule::{Disturbance, Mood, Pace, Phase, Schedule};
 use self::verdict::QuietMoment;
@@ -78,7 +78,7 @@ const ENDPOINTS: [Endpoint; 5] =
 pub struct Plan {
     /// The extension's binary. It is copied: what becomes of the file later doesn't matter.
     pub extension: PathBuf,
-    /// For so long there are load and faults; the last backlog's delivery comes on top.
+    /// How long there are load and faults; the last backlog's delivery comes on top.
     pub length: Duration,
     /// The same seed draws the same phases. When they end depends on the machine.
     pub seed: u64,
@@ -265,7 +265,7 @@ impl<'a> Soak<'a> {
         self.heal();
     }
 
-    /// No load and no fault, until nothing is owed of the first `streams`, or for so long; then everything is measured.
+    /// No load and no fault, until nothing is owed of the first `streams`, or for `length` at most; then everything is measured.
     fn be_quiet(&mut self, name: &str, streams: usize, length: Duration) {
         name.clone_into(&mut self.phase);
         self.gate.set_pace(Pace::Off);
@@ -281,19 +281,19 @@ impl<'a> Soak<'a> {
     /// Waits for what is owed, as patiently as the extension's own pace asks for.
     fn wait_for_lines(&mut self, streams: usize, length: Duration) {
         let (began, owed) = (Instant::now(), self.owed());
-        let mut patience: [Patience; LOGGED] =
-            std::array::from_fn(|stream| Patience::new(owed[stream], began - self.paid[stream], began));
+        let mut least_pace: [LeastPace; LOGGED] =
+            std::array::from_fn(|stream| LeastPace::new(owed[stream], began - self.paid[stream], began));
         loop {
             let (now, owed) = (Instant::now(), self.owed());
-            for (stream, patience) in patience.iter_mut().enumerate() {
-                if let Some(wrong) = patience.look(owed[stream], now) {
+            for (stream, least_pace) in least_pace.iter_mut().enumerate() {
+                if let Some(wrong) = least_pace.look(owed[stream], now) {
                     return self.trouble(format!("{}: {wrong}", STREAMS[stream]));
                 }
             }
             if self.interrupted() || owed[..streams].iter().sum::<u64>() == 0 {
                 return;
             }
-            if now - began >= length && patience.iter().all(Patience::is_content) && owed[0] <= MOST_OWED {
+            if now - began >= length && least_pace.iter().all(LeastPace::is_content) && owed[0] <= MOST_OWED {
                 break;
             }
             self.tick();

@@ -12,7 +12,7 @@ use fastrand::Rng;
 /// Shorter runs have no parts.
 const LEAST_LENGTH: Duration = Duration::from_secs(240);
 
-/// Behind so many phases there is a quiet moment, and behind fewer when they have lasted so many units.
+/// The number of phases, and of units that they last, after which there is a quiet moment.
 const PHASES_BETWEEN_QUIET: u32 = 3;
 const UNITS_BETWEEN_QUIET: u32 = 4;
 
@@ -88,9 +88,9 @@ pub(super) enum Disturbance {
     KillWorker(u32),
     /// SIGHUP: a new worker takes over.
     Renew,
-    /// osqueryd's own worker is killed, and started again after so many milliseconds.
+    /// osqueryd's own worker is killed, and started again after this time, in milliseconds.
     KillOsquerydWorker(u64),
-    /// All of osqueryd ends cleanly, and is started again after so many milliseconds.
+    /// All of osqueryd ends cleanly, and is started again after this time, in milliseconds.
     RestartOsqueryd(u64),
 }
 
@@ -144,7 +144,7 @@ impl Schedule {
         self.unit
     }
 
-    /// The next phase, when the run has lasted so long.
+    /// The next phase of a run that has lasted for this time.
     pub(super) fn next(&mut self, elapsed: Duration) -> Phase {
         let (phases, lasted) = self.since_quiet;
         if phases == PHASES_BETWEEN_QUIET || lasted >= self.unit * UNITS_BETWEEN_QUIET {

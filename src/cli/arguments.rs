@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::cli::{flagfile_help, own_flagfile_help};
+use super::{flagfile_help, own_flagfile_help, seconds};
 
 /// Which osqueryd is meant: as for the doctor, so that one line of habit is enough for all commands.
 #[derive(Args, Debug, Default)]
@@ -66,7 +66,7 @@ pub struct TestFlags {
     pub target: Target,
 
     /// Seconds to wait for it [default: 30 more than logger_tls_period]
-    #[arg(long, value_name = "SECONDS", value_parser = crate::cli::seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
 }
 
