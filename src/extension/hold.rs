@@ -63,7 +63,7 @@ impl Hold {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, mpsc};
     use std::thread;
 
     use super::*;
@@ -76,10 +76,14 @@ mod tests {
         let (has_ended, waiting) = (Arc::<AtomicBool>::default(), Arc::clone(&hold));
         let seen = Arc::clone(&has_ended);
         let began = Instant::now();
+        let (waits, is_waiting) = mpsc::channel();
         let answer = thread::spawn(move || {
+            waits.send(()).unwrap();
             waiting.wait();
             (seen.load(Ordering::SeqCst), began.elapsed())
         });
+        is_waiting.recv().unwrap();
+        // A wait that lets go at once would be over by then.
         thread::sleep(LIMIT / 10);
         has_ended.store(true, Ordering::SeqCst);
         hold.end();

@@ -142,6 +142,7 @@ fn a_refused_line_is_found_among_old_and_new_ones() {
     });
 }
 
+/// From a review of issue 14: the search for a refused new line stopped the backlog.
 #[test]
 fn a_refused_new_line_holds_up_no_old_one() {
     let rig = Rig::start();

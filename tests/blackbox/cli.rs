@@ -53,6 +53,7 @@ fn the_help_has_commands_first_then_its_groups_and_examples() {
     assert!(!help.contains("--resume"), "{help}");
 }
 
+/// From a newcomer's report on issue 12: the help was as wide as its longest sentence.
 #[test]
 fn every_help_fits_a_terminal_of_80_columns() {
     for command in

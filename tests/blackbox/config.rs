@@ -426,6 +426,7 @@ fn the_command_refresh_fetches_the_configuration_and_says_what_came_of_it() {
     rig.osqueryd.wait("what came later", LIMIT, || (rig.osqueryd.schedule().len() == 3).then_some(()));
 }
 
+/// Issue 15: after a `Retry-After` of the year 9999, `refresh` did not ask the server for 1.5 hours.
 #[test]
 fn the_command_refresh_makes_its_request_although_the_server_asked_to_be_left_alone() {
     let rig = daemon_that_asks_once();

@@ -188,6 +188,7 @@ fn a_caller_gets_no_answer_between_the_shutdown_call_and_the_return_of_the_name(
         ender.write_all(&message("shutdown")).unwrap();
         assert!(ender.read(&mut answer).unwrap() > 0);
         caller.write_all(&message("ping")).unwrap();
+        // Mostly the ping is heard by then. If it isn't, it must wait for its answer all the same.
         std::thread::sleep(HELD / 8);
         std::fs::remove_file(&name).unwrap();
         let is_held = began.elapsed() < HELD;

@@ -308,8 +308,11 @@ fn an_osqueryd_that_hangs_does_not_delay_the_end() {
     rig.log(&line(0));
     let process = rig.pid();
     rig.osqueryd.hang(true);
-    // Long enough for a check of the registration to be under way.
-    pass(Duration::from_millis(1500));
+    rig.osqueryd.wait("a check of the registration that hangs", LIMIT, || {
+        let transcript = rig.osqueryd.transcript();
+        let (_, since) = transcript.rsplit_once("the manager hangs: true")?;
+        since.contains("manager: extensions").then_some(())
+    });
     let asked = Instant::now();
     signal(process, Signal::TERM);
     let exit =

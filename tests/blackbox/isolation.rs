@@ -184,7 +184,7 @@ fn in_an_outage_nothing_is_set_aside_whatever_is_answered() {
     assert!(rig.set_aside().is_empty() && !rig.stderr().contains("set aside"), "{}", rig.stderr());
 }
 
-/// From ../cases/poison-line: one line with a NUL in it, as osquery's bug 7150 has it.
+/// osquery#7150: one line with a NUL in it (samples/poison_line.jsonl).
 #[test]
 fn the_line_of_the_bug_report_is_set_aside_and_all_others_are_delivered() {
     let all: Vec<String> = include_str!("samples/poison_line.jsonl").lines().map(str::to_owned).collect();

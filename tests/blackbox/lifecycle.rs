@@ -229,6 +229,7 @@ fn wait_for_child(parent: u32, directory: &Path) -> u32 {
     }
 }
 
+/// Issue 12: with two lines in extensions.load, the second copy filled osqueryd's log with refusals.
 #[test]
 fn a_second_copy_says_so_once_and_leaves_the_first_alone() {
     let rig = Rig::start();

@@ -84,7 +84,7 @@ fn a_proxy_that_never_answers_is_given_up() {
     assert!(message.contains("timed out"), "{message}");
 }
 
-/// One that answered a byte now and then held a request 100 s at a limit of 10.
+/// Issue 15: a proxy that answered a byte now and then held a request 100 s at a limit of 10.
 #[test]
 fn a_proxy_that_answers_slowly_is_given_up_in_time() {
     let proxy = Proxy::start(Behaviour::Trickle(Duration::from_millis(300))).unwrap();

@@ -3,7 +3,7 @@
 use serde_json::json;
 use testkit::server::{Answer, Endpoint};
 
-use crate::rig::{LIMIT, SECRET, Setup, line};
+use crate::rig::{LIMIT, Rig, SECRET, Setup, line};
 use crate::tables::TABLES;
 
 /// What comes to the socket, until a packet says that it is over.
@@ -18,6 +18,54 @@ fn collect(socket: &std::os::unix::net::UnixDatagram) -> String {
         }
         packets.push('\n');
     }
+}
+
+/// What osqueryd is answered while the server repeats node keys and secrets in its errors, as servers do.
+fn repeating_secrets(rig: &Rig, key: &str) -> Vec<String> {
+    let mut messages = Vec::new();
+    for (endpoint, call) in [
+        (Endpoint::Config, ("config", vec![("action", "genConfig")])),
+        (Endpoint::DistributedRead, ("distributed", vec![("action", "getQueries")])),
+        (Endpoint::DistributedWrite, ("distributed", vec![("action", "writeResults"), ("results", "{}")])),
+    ] {
+        for answer in [
+            Answer::status(401, json!({"error": format!("unknown node key {key}, secret {SECRET}")}).to_string()),
+            Answer::status(200, format!("<p>{SECRET}</p>")),
+            // Cut in the middle of the key, and escaped in a way that is not ours.
+            Answer::status(200, format!("{}{key}", "x".repeat(30))),
+            Answer::status(200, json!({"node_key": key, "error": "no"}).to_string().replace('/', "\\/")),
+            Answer::drop_connection(),
+            Answer::status(401, json!({"node_invalid": true, "error": format!("unknown node key {key}")}).to_string()),
+        ] {
+            rig.server.always(endpoint, Some(answer));
+            messages.push(rig.call(call.0, &call.1).message);
+        }
+        // Or a later attempt's answer gives up the next key, too.
+        rig.server.always(endpoint, None);
+    }
+    messages
+}
+
+/// Nothing of what is shown is a secret or a node key, and their places are.
+fn shows_no_secret(shown: &str, key: &str, server: &str) {
+    let encoded = "node%2Fkey%2Bwith%20%22odd%22%20characters";
+    let escaped = "node/key+with \\\"odd\\\" characters";
+    for secret in [SECRET, key, encoded, escaped, "node/key+w", "node\\/key"] {
+        assert!(!shown.contains(secret), "{secret} is shown in\n{shown}");
+    }
+    // The tables have the same errors and URLs, masked.
+    let url = "/<node_key>/log?enroll_secret=<secret>&node_key=<node_key>";
+    for told in [
+        &format!("remote_tls_endpoints.url = https://{}{url}", server),
+        "remote_tls_endpoints.last_error = logger (https://",
+        "(HTTP 500): no node <hidden>",
+        "remote_tls_enrollment.enrolled = 1",
+    ] {
+        assert!(shown.contains(told), "{told} is missing in\n{shown}");
+    }
+    // It was dumped, but masked.
+    assert!(shown.contains("tls_dump: enroll request: {\"enroll_secret\":\"<hidden>\""), "{shown}");
+    assert!(shown.contains("unknown node key <hidden>, secret <hidden>"), "{shown}");
 }
 
 #[test]
@@ -40,30 +88,9 @@ fn nothing_shows_a_secret() {
         .start();
     rig.server.set_next_node_key(key);
     rig.server.always(Endpoint::Log, Some(Answer::status(500, json!({"error": format!("no node {key}")}).to_string())));
-    let mut messages = Vec::new();
     rig.config();
     assert_eq!(rig.stored_key().as_deref(), Some(key));
-    // Servers repeat keys and secrets in their errors.
-    for (endpoint, call) in [
-        (Endpoint::Config, ("config", vec![("action", "genConfig")])),
-        (Endpoint::DistributedRead, ("distributed", vec![("action", "getQueries")])),
-        (Endpoint::DistributedWrite, ("distributed", vec![("action", "writeResults"), ("results", "{}")])),
-    ] {
-        for answer in [
-            Answer::status(401, json!({"error": format!("unknown node key {key}, secret {SECRET}")}).to_string()),
-            Answer::status(200, format!("<p>{SECRET}</p>")),
-            // Cut in the middle of the key, and escaped in a way that is not ours.
-            Answer::status(200, format!("{}{key}", "x".repeat(30))),
-            Answer::status(200, json!({"node_key": key, "error": "no"}).to_string().replace('/', "\\/")),
-            Answer::drop_connection(),
-            Answer::status(401, json!({"node_invalid": true, "error": format!("unknown node key {key}")}).to_string()),
-        ] {
-            rig.server.always(endpoint, Some(answer));
-            messages.push(rig.call(call.0, &call.1).message);
-        }
-        // Or a later attempt's answer gives up the next key, too.
-        rig.server.always(endpoint, None);
-    }
+    let mut messages = repeating_secrets(&rig, key);
     // One that is set aside, with a secret where the beginning that is shown ends.
     rig.log(&format!("no JSON: {key}, {SECRET}, {}{key}", "x".repeat(130)));
     rig.osqueryd.wait("the line in the table", LIMIT, || {
@@ -89,24 +116,7 @@ fn nothing_shows_a_secret() {
     let kept = format!("{}\n{}", std::fs::read_to_string(&file).unwrap(), collector.join().unwrap());
     assert!(kept.contains("unknown node key <hidden>, secret <hidden>") && !kept.contains("tls_dump"), "{kept}");
     let shown = format!("{}\n{kept}\n{}", messages.join("\n"), rig.stderr());
-    let encoded = "node%2Fkey%2Bwith%20%22odd%22%20characters";
-    let escaped = "node/key+with \\\"odd\\\" characters";
-    for secret in [SECRET, key, encoded, escaped, "node/key+w", "node\\/key"] {
-        assert!(!shown.contains(secret), "{secret} is shown in\n{shown}");
-    }
-    // The tables have the same errors and URLs, masked.
-    let url = "/<node_key>/log?enroll_secret=<secret>&node_key=<node_key>";
-    for told in [
-        &format!("remote_tls_endpoints.url = https://{}{url}", rig.server.hostname()),
-        "remote_tls_endpoints.last_error = logger (https://",
-        "(HTTP 500): no node <hidden>",
-        "remote_tls_enrollment.enrolled = 1",
-    ] {
-        assert!(shown.contains(told), "{told} is missing in\n{shown}");
-    }
-    // It was dumped, but masked.
-    assert!(shown.contains("tls_dump: enroll request: {\"enroll_secret\":\"<hidden>\""), "{shown}");
-    assert!(shown.contains("unknown node key <hidden>, secret <hidden>"), "{shown}");
+    shows_no_secret(&shown, key, &rig.server.hostname());
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn a_connection_idle_for_too_long_is_not_used_again() {
     assert_ne!(of(0), of(1));
 }
 
+/// Issue 15: a connection that was always in use outlived `tls_session_timeout`.
 #[test]
 fn a_connection_that_is_never_idle_is_not_used_for_ever() {
     let rig = Setup::new().flag("tls_session_timeout", "1").start();
@@ -109,6 +110,7 @@ fn certificates_replaced_on_disk_are_used_at_once() {
     rig.said("the certificates read before go on being used");
 }
 
+/// Issue 15: a kept connection went on after its bundle had been replaced.
 #[test]
 fn a_kept_connection_ends_when_its_trust_is_withdrawn() {
     let setup = Setup::new().flag("config_tls_max_attempts", "1");
@@ -142,7 +144,7 @@ fn a_kept_connection_ends_when_the_client_certificate_or_its_key_changes() {
     assert_eq!(rig.server.connections(), 2);
 }
 
-/// Eleven redirects took 44 s at a limit of 6.
+/// Issue 15: eleven redirects took 44 s at a limit of 6.
 #[test]
 fn a_request_s_redirects_have_one_deadline_together() {
     let rig = Setup::new().flag("config_tls_max_attempts", "1").own_flag("--request_timeout=3").start();

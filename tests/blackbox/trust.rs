@@ -269,6 +269,7 @@ fn a_self_signed_certificate_is_trusted_as_itself_and_nothing_else() {
     assert!(refusal(&trusting(&expired.cert_pem.clone(), expired)).contains("expired"));
 }
 
+/// From a review of issue 14: a pin must not make an authority of a leaf.
 #[test]
 fn a_pinned_certificate_is_no_authority() {
     let mut params = CertificateParams::new(vec!["other.example".to_owned()]).unwrap();
@@ -436,6 +437,7 @@ fn a_certificate_that_is_not_meant_to_sign_is_no_authority() {
     trusting(&root.pem(), issued(&unfit, &[unfit.pem(), fit.pem()])).config();
 }
 
+/// The reports of issue 11: servers with such keys could not be reached, and the built-in plugins reach them.
 #[test]
 fn keys_on_p_521_and_keys_for_rsassa_pss_alone_are_known() {
     let p521 = || Identity {

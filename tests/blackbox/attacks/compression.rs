@@ -19,6 +19,7 @@ fn size_with(rig: &Rig, guess: &str) -> usize {
     })
 }
 
+/// Issue 15: with `logger_tls_compress` the right guess made 115 bytes, wrong ones 134.
 #[test]
 fn a_guess_of_the_node_key_makes_no_request_smaller() {
     let rig = Setup::new().flag("logger_tls_compress", "true").start();

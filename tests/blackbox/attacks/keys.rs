@@ -22,6 +22,7 @@ fn goes_on(rig: &Rig) {
     assert_eq!(rig.delivered(1), [7]);
 }
 
+/// Issue 15: a node key of any size was kept, sent and masked.
 #[test]
 fn a_key_of_more_than_four_kibibytes_is_a_failed_enrollment() {
     is_no_key(&"k".repeat(4097));
@@ -34,6 +35,7 @@ fn a_key_with_control_characters_is_a_failed_enrollment() {
     }
 }
 
+/// Issue 15: the node key "error" hid that word in every message.
 #[test]
 fn a_word_is_no_key_since_masking_would_hide_it_everywhere() {
     for word in ["error", "osqueryd", "the server", "://"] {
@@ -51,6 +53,7 @@ fn the_longest_key_works_wherever_it_is_sent() {
     }
 }
 
+/// Issue 15: a key that was put into the store kept the host from enrolling.
 #[test]
 fn a_stored_key_that_no_server_could_have_given_counts_as_none() {
     for key in ["k".repeat(5 << 20), "\u{1b}]0;title\u{7}".to_owned(), "a\nb".to_owned()] {

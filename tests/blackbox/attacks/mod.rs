@@ -1,5 +1,5 @@
 //! Attacks: what a server, a man in the middle, a proxy, another user of the host, or a file left for us may try. Each is
-//! a test that does it to the real binary; SECURITY.md says who is trusted with what.
+//! a test that does it to the real binary; docs/security.md says who is trusted with what.
 
 mod answers;
 mod clients;

@@ -205,6 +205,7 @@ fn a_flag_file_that_is_a_pipe_or_has_no_end_is_named_and_passed_over() {
     }
 }
 
+/// Issue 15: files of any size were read whole, here of 64 GiB.
 #[test]
 fn files_without_end_in_the_buffers_cost_no_memory() {
     let setup = Setup::new().flag("config_tls_max_attempts", "1");

@@ -15,6 +15,7 @@ fn is_plain(text: &str) {
     }
 }
 
+/// Issue 15: newlines and escape sequences of a server's error came into osqueryd's log as lines of its own.
 #[test]
 fn a_server_s_words_in_an_answer_to_osqueryd_stay_words() {
     let rig = Setup::new().flag("config_tls_max_attempts", "1").flag("distributed_tls_max_attempts", "1").start();
@@ -33,6 +34,7 @@ fn a_server_s_words_in_an_answer_to_osqueryd_stay_words() {
     is_plain(&message);
 }
 
+/// Issue 15, the same words in our own log.
 #[test]
 fn a_server_s_words_in_the_log_and_the_tables_stay_words() {
     let setup = Setup::new();
@@ -47,6 +49,7 @@ fn a_server_s_words_in_the_log_and_the_tables_stay_words() {
     is_plain(&std::fs::read_to_string(&file).unwrap());
 }
 
+/// Issue 15: a decorator made a log line of 900 KB.
 #[test]
 fn a_log_line_is_bounded_whatever_it_is_about() {
     let rig = Setup::new().start();
@@ -60,6 +63,7 @@ fn a_log_line_is_bounded_whatever_it_is_about() {
     assert!(longest < 20_000, "a line of {longest} bytes");
 }
 
+/// Issue 15: a dump made a log line of 48 MB.
 #[test]
 fn a_dump_is_bounded_and_shows_no_key() {
     let rig = Setup::new().flag("verbose", "true").flag("tls_dump", "true").start();

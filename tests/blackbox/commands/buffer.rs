@@ -77,6 +77,7 @@ fn what_is_discarded_is_never_sent_and_counted_and_what_comes_after_it_is_sent()
     rig.said("50 lines of the results journal dropped so far; the last because an operator discarded them");
 }
 
+/// From a review of issue 12: the journal `pending` was offered, and refused.
 #[test]
 fn a_journal_that_the_extension_can_not_discard_is_no_possible_value() {
     let rig = Rig::start();
