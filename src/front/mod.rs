@@ -14,6 +14,7 @@ pub mod intake;
 mod journals;
 pub mod relay;
 pub mod succession;
+mod supervision;
 mod worker_process;
 mod workers;
 
@@ -287,7 +288,7 @@ impl Front {
             AttachmentState::Away(_) => Instant::now() + LOOK_FOR_MANAGER,
             _ => Instant::now() + SHORT_LOOK,
         };
-        self.workers.next_deadline().into_iter().chain(self.resume_at).fold(look, Instant::min)
+        self.workers.supervision.next_deadline().into_iter().chain(self.resume_at).fold(look, Instant::min)
     }
 
     /// Looks at osqueryd, as far as that is due, and at what follows.
@@ -326,7 +327,7 @@ impl Front {
         self.next_check = self.last_check + self.cli.interval;
         self.server.end_idle();
         self.workers.check(self.settings.worker_max_memory);
-        if self.workers.has_new_binary {
+        if self.workers.supervision.has_new_binary {
             self.resume_at.get_or_insert(Instant::now());
         }
         if std::mem::take(&mut self.hung_up) {
@@ -400,7 +401,7 @@ impl Front {
             let error = self.exec(&worker);
             log::error!("the new binary can't be run: {error:#}; the present one goes on");
             self.resume_at = None;
-            self.workers.has_new_binary = false;
+            self.workers.supervision.has_new_binary = false;
         }
         if let Err(error) = self.server.resume() {
             log::error!("can't take connections again: {error}");
@@ -413,7 +414,7 @@ impl Front {
             private: self.socket.private().to_owned(),
             osqueryd: self.osqueryd.as_ref().map_or(0, |process| process.id()),
             worker: worker.id,
-            workers_started: self.workers.started,
+            workers_started: self.workers.supervision.started,
         };
         let listener = match self.socket.listener() {
             Ok(listener) => listener,
@@ -440,7 +441,7 @@ impl Front {
         self.server.drain();
         self.socket.remove();
         self.journals.close();
-        while self.workers.are_left() && Instant::now() < deadline {
+        while self.workers.supervision.are_left() && Instant::now() < deadline {
             match self.events.next(deadline) {
                 Ok(Event::Worker(number, event)) => self.workers.hear(number, event),
                 Ok(_) => {}

@@ -1,4 +1,4 @@
-//! Workers as processes: started, heard, pinged, replaced.
+//! Workers as processes: started, heard, ended.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,17 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
-use crate::control::{Descriptors, Order, Ready, Receiver, Report, ToOther, WORKER_NAME};
+use crate::control::{Descriptors, Ready, Receiver, Report, ToOther, WORKER_NAME};
 use crate::files::{FileLook, open_program};
-use crate::platform::{self, is_stopped};
-
-/// A worker that doesn't answer a ping for this long is replaced.
-pub(super) const HUNG_LIMIT: Duration = Duration::from_secs(5);
+use crate::platform;
 
 /// glibc's allocator keeps a heap for nearly each thread, and what was once needed for large buffers. A worker has many
 /// threads and few of them work at a time: two heaps, and large buffers given back at once, halve its memory under load.
@@ -109,12 +105,7 @@ pub(super) struct WorkerProcess {
     pub(super) number: u64,
     /// What it is told.
     pub(super) to: Arc<ToOther>,
-    /// What it has said of itself, once it takes calls.
-    pub(super) ready: Option<Ready>,
     pid: Pid,
-    pings: u64,
-    /// The ping on its way, and since when.
-    unanswered: Option<Instant>,
 }
 
 impl WorkerProcess {
@@ -141,8 +132,7 @@ impl WorkerProcess {
     /// A worker that this process has started when it ran another program.
     #[must_use]
     pub(super) fn adopt(number: u64, pid: Pid, stream: UnixStream) -> Self {
-        let to = Arc::new(ToOther::new(stream));
-        Self { number, to, ready: None, pid, pings: 0, unanswered: None }
+        Self { number, to: Arc::new(ToOther::new(stream)), pid }
     }
 
     /// Its process id.
@@ -176,29 +166,6 @@ impl WorkerProcess {
         Ok(())
     }
 
-    /// Whether it has not answered a ping for [`HUNG_LIMIT`]. It is pinged when there is reason to: a call waits for it,
-    /// or the process is stopped.
-    pub(super) fn is_hung(&mut self, has_calls: bool) -> bool {
-        match self.unanswered {
-            Some(since) => since.elapsed() >= HUNG_LIMIT,
-            None => {
-                if has_calls || is_stopped(self.id()) {
-                    self.pings += 1;
-                    self.to.tell(&Order::Ping { number: self.pings });
-                    self.unanswered = Some(Instant::now());
-                }
-                false
-            }
-        }
-    }
-
-    /// It has answered a ping.
-    pub(super) fn hear_pong(&mut self, number: u64) {
-        if number == self.pings {
-            self.unanswered = None;
-        }
-    }
-
     /// Ends it at once: how it ended.
     #[must_use]
     pub(super) fn end(self) -> String {
@@ -217,57 +184,5 @@ fn describe(status: WaitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => "it is stopped".to_owned(),
-    }
-}
-
-/// When the next worker is due after deaths: at once after the first, then n² times [`PAUSE_STEP`], at most
-/// [`LONGEST_PAUSE`], since calls wait. Pure.
-#[derive(Debug, Default)]
-pub(super) struct Deaths {
-    in_a_row: u32,
-}
-
-const PAUSE_STEP: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-/// A worker that has lived this long was not to blame for its predecessors' deaths.
-const LONG_LIFE: Duration = Duration::from_secs(5);
-
-impl Deaths {
-    /// A worker has died at this age, or could not be started: the pause before the next one.
-    pub(super) fn another(&mut self, age: Duration) -> Duration {
-        if age >= LONG_LIFE {
-            self.in_a_row = 0;
-        }
-        let pause = PAUSE_STEP.saturating_mul(self.in_a_row.saturating_mul(self.in_a_row)).min(LONGEST_PAUSE);
-        self.in_a_row = self.in_a_row.saturating_add(1);
-        pause
-    }
-
-    /// How many there were in a row.
-    #[must_use]
-    pub(super) fn in_a_row(&self) -> u32 {
-        self.in_a_row
-    }
-
-    /// Deaths in a row are said whenever their number has doubled.
-    #[must_use]
-    pub(super) fn level(&self) -> log::Level {
-        if self.in_a_row.is_power_of_two() { log::Level::Error } else { log::Level::Debug }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_with_deaths_in_a_row_and_a_long_life_ends_the_row() {
-        let mut deaths = Deaths::default();
-        let pauses: Vec<u128> = (0..12).map(|_| deaths.another(Duration::ZERO).as_millis()).collect();
-        assert_eq!(pauses, [0, 5, 20, 45, 80, 125, 180, 245, 320, 405, 500, 500]);
-        assert_eq!(deaths.in_a_row(), 12);
-        assert_eq!(deaths.another(LONG_LIFE), Duration::ZERO);
-        assert_eq!((deaths.in_a_row(), deaths.level()), (1, log::Level::Error));
     }
 }

@@ -221,6 +221,20 @@ fn a_binary_that_is_of_no_use_is_not_taken_into_use() {
     assert_eq!((rig.pid(), rig.worker_pid()), (front, worker));
 }
 
+/// From a review of the supervision: the second binary was seen while the first one's worker was tried, and never tried itself.
+#[test]
+fn a_binary_that_comes_while_another_one_is_tried_is_taken_into_use() {
+    let rig = Setup::new().flag("extensions_interval", "1").start();
+    rig.log(&line(0));
+    replace(&rig, b"#!/bin/sh\nsleep 5\n");
+    rig.said("another binary is there: starting a new worker");
+    replace(&rig, &fs::read(BINARY).unwrap());
+    rig.said("the new worker is of no use (it ended)");
+    rig.said("going on with the new binary");
+    rig.log(&line(1));
+    assert_eq!(rig.delivered(2), [0, 1]);
+}
+
 #[test]
 fn a_worker_that_hangs_is_replaced_and_its_calls_are_answered() {
     let rig = Setup::new().flag("extensions_interval", "1").start();
