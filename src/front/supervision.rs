@@ -435,7 +435,7 @@ mod tests {
     #[test]
     fn the_first_worker_gets_calls_once_it_is_ready() {
         let mut trial = Trial::new();
-        assert_eq!(trial.pass(SECOND), [], "nobody has asked for one");
+        assert_eq!(trial.pass(SECOND), [], "none was asked for");
         assert_eq!(trial.on(Event::Needed), [Action::Start { number: 1, beside: None }]);
         trial.started(1, None);
         assert_eq!((trial.workers.present(), trial.workers.alone(), trial.wait()), (Some(1), None, None));
@@ -555,7 +555,7 @@ mod tests {
     #[test]
     fn a_worker_that_does_not_answer_while_calls_wait_is_killed() {
         let mut trial = Trial::serving();
-        assert_eq!(trial.look(false), [], "nobody waits for it");
+        assert_eq!(trial.look(false), [], "no call waits for it");
         assert_eq!(trial.look(true), [Action::Ping { number: 1, ping: 1 }]);
         trial.now += HUNG_LIMIT - MS;
         assert_eq!(trial.look(true), []);

@@ -20,7 +20,7 @@ use time::{OffsetDateTime, UtcOffset};
 use tz::TimeZone;
 
 use self::file::LogFile;
-pub use self::streak::Streak;
+pub use self::streak::{Failed, Past, Streak};
 use self::syslog::Syslog;
 use crate::lock::{Mutex, MutexGuard};
 use crate::shown::shown;

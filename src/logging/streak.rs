@@ -51,7 +51,8 @@ impl Streak {
         self.failed_at(Instant::now(), level)
     }
 
-    fn failed_at(&self, now: Instant, level: Level) -> Failed {
+    /// [`Self::failed`], at this moment.
+    pub(crate) fn failed_at(&self, now: Instant, level: Level) -> Failed {
         let mut row = self.row();
         let Some(row) = row.as_mut() else {
             *row = Some(Row { failures: 1, began: now, remind_at: now + FIRST_REMINDER, silence: FIRST_REMINDER });
@@ -68,8 +69,13 @@ impl Streak {
 
     /// It works: the failures in a row before it, when there were any.
     pub fn succeeded(&self) -> Option<Past> {
+        self.succeeded_at(Instant::now())
+    }
+
+    /// [`Self::succeeded`], at this moment.
+    pub(crate) fn succeeded_at(&self, now: Instant) -> Option<Past> {
         let row = self.row().take()?;
-        Some(Past { failures: row.failures, lasted: row.began.elapsed() })
+        Some(Past { failures: row.failures, lasted: now.saturating_duration_since(row.began) })
     }
 
     fn row(&self) -> MutexGuard<'_, Option<Row>> {

@@ -1,7 +1,7 @@
 //! The remote TLS API: what is sent where, how the answer is judged, and who this node is.
 //!
 //! Pure: `endpoint`, `url` (with the customizations that change URLs), [`api`] (answers, and `body`, what requests carry) and
-//! [`configuration`] (what osqueryd takes for one). With a network: `trust` (of `roots` and `algorithms`) below `tls`
+//! [`configuration`] (what osqueryd takes for one), `outages` (when a server that is not well is asked). With a network: `trust` (of `roots` and `algorithms`) below `tls`
 //! (`pem` reads its files), `proxy` and `resolver`, each within a `deadline`, below `transport` (HTTP, with `gzip`) below `request` (built, sent,
 //! judged, noted in `stats`; an operator's `headers`) below `node` (with the node key, from one of the `servers`). `enroll` alone touches the node key; `host` asks osqueryd about this
 //! host. `probe` connects for the doctor's sake, and so does `old_tls`.
@@ -19,6 +19,7 @@ mod host;
 mod node;
 mod node_key;
 mod old_tls;
+mod outages;
 mod pem;
 mod probe;
 mod proxy;

@@ -1,24 +1,22 @@
 //! Requests as this node: with the node key, and once more after a re-enrollment when the server rejects it.
 
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use log::Level;
 
 use super::api::{self, AnswerError, Payload};
 use super::endpoint::Endpoint;
 use super::enroll::{EnrollError, Enrollment, Enrollments};
 use super::host::Host;
+use super::outages::{Noted, Outages, Unwell, is_made_again};
 use super::request::{Blame, Request, RequestError, Requests};
 use super::servers::{Servers, verdict};
 use super::transport::{Answer, Encoding};
 use crate::chain::chain;
 use crate::extension::manager::Manager;
-use crate::lock::{Mutex, MutexGuard};
-use crate::logging::Streak;
-use crate::policy::{Backoff, Breaker, Chance, Consequence, RetryAfter};
+use crate::lock::Mutex;
+use crate::policy::{Backoff, Chance, Consequence};
 use crate::secret::Secret;
 use crate::settings::Settings;
 use crate::settings::live::Flags;
@@ -118,7 +116,7 @@ pub struct Node {
     /// They keep the node key, or one for each server.
     pub enrollments: Enrollments,
     shutdown: Shutdown,
-    outages: Outages,
+    outages: Mutex<Outages>,
     /// Rung when an endpoint works again.
     recoveries: Mutex<Vec<Arc<Doorbell>>>,
     /// The servers that take no compressed log requests, whatever `logger_tls_compress` says.
@@ -141,7 +139,7 @@ impl Node {
             requests,
             servers,
             shutdown: shutdown.clone(),
-            outages: Outages::default(),
+            outages: Mutex::default(),
             recoveries: Mutex::default(),
             gzip_refused: Mutex::default(),
         })
@@ -155,8 +153,8 @@ impl Node {
     }
 
     /// Makes a request of those that osqueryd asks for at its intervals. Against a server that is not well there is one
-    /// attempt, and then none for a while ([`Breaker`]): that and all that follow until it is well again is
-    /// [`RemoteError::BackingOff`].
+    /// attempt, and then none for a while ([`Breaker`](crate::policy::Breaker)): that and all that follow until it is well
+    /// again is [`RemoteError::BackingOff`].
     ///
     /// `judge` has the last word on what the server meant as a success.
     pub fn ask<T>(
@@ -165,15 +163,14 @@ impl Node {
         payload: Payload<'_>,
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
-        if let Some(left) = self.outages.open_for(self.servers.number(), endpoint) {
+        if let Some(left) = self.left_alone_for(endpoint) {
             return Err(RemoteError::BackingOff { endpoint, left });
         }
-        let is_known = self.outages.is_unwell(self.servers.number(), endpoint);
-        self.attempts(endpoint, payload, judge, Unwell::Once).map_err(|error| {
-            match self.outages.open_for(self.servers.number(), endpoint) {
-                Some(left) if is_known => RemoteError::BackingOff { endpoint, left },
-                _ => error,
-            }
+        let server = self.servers.number();
+        let is_known = self.outages.lock().is_unwell(server, endpoint);
+        self.attempts(endpoint, payload, judge, Unwell::Once).map_err(|error| match self.left_alone_for(endpoint) {
+            Some(left) if is_known => RemoteError::BackingOff { endpoint, left },
+            _ => error,
         })
     }
 
@@ -186,7 +183,9 @@ impl Node {
         payload: Payload<'_>,
         judge: impl Fn(&Settings, String) -> Result<T, AnswerError>,
     ) -> Result<T, RemoteError> {
-        match self.outages.asked_for(self.servers.number(), endpoint) {
+        let (server, now) = (self.servers.number(), Instant::now());
+        let asked_for = self.outages.lock().asked_for(server, endpoint, now);
+        match asked_for {
             Some(left) => Err(RemoteError::BackingOff { endpoint, left }),
             None => self.attempts(endpoint, payload, judge, Unwell::AsOften),
         }
@@ -222,11 +221,8 @@ impl Node {
             };
             self.note(endpoint, &error);
             let wait = backoff.failed(&mut Chance::new());
-            let may_ask = error.retry_after().is_none_or(|asked| asked <= wait);
-            let more = backoff.failures() < endpoint.attempts(&self.flags.current());
-            let bears_it = unwell == Unwell::AsOften || !error.says_unwell();
-            let again = more && error.is_worth_another_attempt() && may_ask && bears_it;
-            if !again || self.shutdown.wait(wait) {
+            let most = endpoint.attempts(&self.flags.current());
+            if !is_made_again(&error, backoff.failures(), most, wait, unwell) || self.shutdown.wait(wait) {
                 return Err(error);
             }
         }
@@ -244,9 +240,18 @@ impl Node {
     }
 
     fn is_over(&self, endpoint: Endpoint) {
-        if self.outages.is_over(self.servers.number(), endpoint) {
+        let (server, now) = (self.servers.number(), Instant::now());
+        let past = self.outages.lock().is_over(server, endpoint, now);
+        if let Some(failures) = past {
+            log::info!("{endpoint}: works again, {failures}");
             self.ring();
         }
+    }
+
+    /// How long the server in use still is to be left alone, whether it asked for that or not.
+    fn left_alone_for(&self, endpoint: Endpoint) -> Option<Duration> {
+        let (server, now) = (self.servers.number(), Instant::now());
+        self.outages.lock().open_for(server, endpoint, now)
     }
 
     fn ring(&self) {
@@ -274,7 +279,10 @@ impl Node {
         if error.is_unusable_configuration() {
             return self.is_over(endpoint);
         }
-        if let Some(wait) = self.outages.note(self.servers.number(), endpoint, error) {
+        let (server, now) = (self.servers.number(), Instant::now());
+        let Noted { wait, failed } = self.outages.lock().note(server, endpoint, error, now, &mut Chance::new());
+        log::log!(failed.level, "requests fail: {}{failed}", chain(error));
+        if let Some(wait) = wait {
             self.back_off(endpoint, wait);
         }
     }
@@ -391,85 +399,4 @@ struct Target<'a> {
     /// The settings with this server in the first one's place.
     settings: &'a Settings,
     enrollment: &'a Enrollment,
-}
-
-/// How often a request is made of a server that is not well.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Unwell {
-    Once,
-    AsOften,
-}
-
-/// How servers are, by endpoint: failures in a row, so that a change is said and each failure isn't, and until when
-/// they are left alone.
-#[derive(Default)]
-struct Outages(Mutex<HashMap<(usize, Endpoint), Outage>>);
-
-#[derive(Default)]
-struct Outage {
-    failures: Streak,
-    breaker: Option<Breaker>,
-    /// The server asked to be left alone until then.
-    not_before: Option<Instant>,
-}
-
-impl Outages {
-    /// A request has succeeded: whether others had failed before it.
-    fn is_over(&self, server: usize, endpoint: Endpoint) -> bool {
-        let failures = self.lock().remove(&(server, endpoint)).and_then(|outage| outage.failures.succeeded());
-        if let Some(failures) = failures {
-            log::info!("{endpoint}: works again, {failures}");
-        }
-        failures.is_some()
-    }
-
-    /// A request has failed: until when no other one is to be made, if that follows.
-    fn note(&self, server: usize, endpoint: Endpoint, error: &RemoteError) -> Option<Duration> {
-        let (mut chance, now) = (Chance::new(), Instant::now());
-        let mut outages = self.lock();
-        let outage = outages.entry((server, endpoint)).or_default();
-        let asked = RetryAfter::spread(error.retry_after(), &mut chance);
-        outage.not_before = asked.map(|asked| now + asked);
-        let wait = match breaker_of(endpoint) {
-            Some(breaker) if error.says_unwell() => {
-                Some(outage.breaker.get_or_insert(breaker).failed(now, asked, &mut chance))
-            }
-            _ => asked,
-        };
-        let failed = outage.failures.failed(Level::Warn);
-        log::log!(failed.level, "requests fail: {}{failed}", chain(error));
-        wait
-    }
-
-    /// How long this server still asked to be left alone.
-    fn asked_for(&self, server: usize, endpoint: Endpoint) -> Option<Duration> {
-        let not_before = self.lock().get(&(server, endpoint))?.not_before?;
-        let left = not_before.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
-    }
-
-    /// How long it still is to be left alone, asked or not.
-    fn open_for(&self, server: usize, endpoint: Endpoint) -> Option<Duration> {
-        let left =
-            self.lock().get(&(server, endpoint)).and_then(|outage| outage.breaker.as_ref()?.left(Instant::now()));
-        left.max(self.asked_for(server, endpoint))
-    }
-
-    /// Whether the last request failed since the server is not well.
-    fn is_unwell(&self, server: usize, endpoint: Endpoint) -> bool {
-        self.lock().get(&(server, endpoint)).and_then(|outage| outage.breaker.as_ref()).is_some_and(Breaker::is_failing)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<(usize, Endpoint), Outage>> {
-        self.0.lock()
-    }
-}
-
-/// What keeps osqueryd's intervals from a server that is not well.
-fn breaker_of(endpoint: Endpoint) -> Option<Breaker> {
-    match endpoint {
-        Endpoint::DistributedRead => Some(Breaker::for_reads()),
-        Endpoint::Config => Some(Breaker::for_configurations()),
-        Endpoint::Enroll | Endpoint::Logger | Endpoint::DistributedWrite => None,
-    }
 }

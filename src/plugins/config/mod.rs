@@ -12,6 +12,7 @@ mod conditional;
 mod kept;
 mod operator;
 mod options;
+mod owed;
 mod whole_queries;
 
 use std::borrow::Cow;
@@ -25,19 +26,20 @@ pub use self::active_plugins::ActivePlugins;
 use self::conditional::{Received, condition, received};
 use self::kept::Kept;
 pub use self::kept::{FILE, kept};
+use self::owed::{Ask, Instead, Owed, Then, call_limit};
 pub use self::whole_queries::WholeQueries;
 use crate::chain::chain;
 use crate::extension::manager::Manager;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
 use crate::lock::{Mutex, MutexGuard};
 use crate::logging::Streak;
-use crate::policy::{Backoff, Chance};
+use crate::policy::Chance;
 use crate::remote::api::{self, Payload};
 use crate::remote::configuration::ConfigLimits;
 use crate::remote::{Endpoint, Node, RemoteError};
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
-use crate::single_flight::{Next, NotDone, SingleFlight, Taken, Ticket};
+use crate::single_flight::{Next, NotDone, SingleFlight, Ticket};
 use crate::words::Span;
 
 /// The name that the built-in plugin gives its one source; another one would be a second configuration.
@@ -53,10 +55,6 @@ pub const KEPT_LIMIT: Duration = Duration::from_secs(4);
 /// The longest that an operator's refresh waits: osqueryd stands between, and its answer is waited for 10 s.
 const REFRESH_LIMIT: Duration = Duration::from_secs(8);
 
-/// Waits between attempts that no call waits for.
-const RETRY_STEP: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_secs(300);
-
 /// Gives osqueryd its configuration.
 pub struct Config {
     node: Arc<Node>,
@@ -67,7 +65,8 @@ pub struct Config {
     kept: Kept,
     /// Requests for a configuration, made by [`Config::run`] for all calls that wait.
     fetching: Arc<SingleFlight<Fetched>>,
-    state: Mutex<State>,
+    /// Decides what follows from what happens.
+    owed: Mutex<Owed>,
     streaks: Streaks,
 }
 
@@ -83,16 +82,6 @@ struct Streaks {
     not_taken: Streak,
     /// Calls that got the last good configuration in place of the server's.
     stale: Streak,
-}
-
-#[derive(Default)]
-struct State {
-    /// The configuration of the server's that osqueryd has from this worker.
-    delivered: Option<Arc<str>>,
-    /// A genConfig was answered without one, or an operator wants it now: what comes later is pushed.
-    owed: bool,
-    /// An operator wants it now: the next request is made however the server is, and names no configuration that is here.
-    is_pressing: bool,
 }
 
 /// The server's document, or why there is none.
@@ -119,103 +108,84 @@ impl Config {
             announce,
             kept: Kept::new(directory),
             fetching: SingleFlight::new(shutdown),
-            state: Mutex::default(),
+            owed: Mutex::new(Owed::new(Chance::new())),
             streaks: Streaks::default(),
         })
     }
 
     /// osqueryd is gone: the next one may be given the last good configuration again.
     pub fn osqueryd_is_gone(&self) {
-        self.state().delivered = None;
+        self.owed().osqueryd_is_gone();
     }
 
     /// Fetches the configuration now, and pushes it.
     pub fn refresh(&self) {
-        *self.state() = State { delivered: None, owed: true, is_pressing: true };
+        self.owed().refresh();
         self.fetching.ask();
     }
 
     /// The fetching thread's work, until the end is asked for.
     pub fn run(&self) {
-        let mut backoff = Backoff::new(RETRY_STEP, RETRY_MAX);
-        let mut retry_at: Option<Instant> = None;
         let mut last = None;
         loop {
-            let owed = self.state().owed;
-            let ticket = match (self.fetching.next(retry_at.filter(|_| owed)), retry_at) {
-                (Next::End, _) => return,
-                (Next::Asked(ticket), _) => ticket,
-                (Next::Look, _) if !self.state().owed => continue,
-                (Next::Look, Some(at)) if Instant::now() >= at => self.fetching.last_ticket(),
-                (Next::Look, Some(_)) => continue,
-                // A call has just been answered without one.
-                (Next::Look, None) => {
-                    retry_at = Some(Instant::now() + backoff.failed(&mut Chance::new()));
-                    continue;
-                }
+            let retry_at = self.owed().retry_at();
+            let ticket = match self.fetching.next(retry_at) {
+                Next::End => return,
+                Next::Asked(ticket) => ticket,
+                Next::Look if self.owed().is_due(Instant::now()) => self.fetching.last_ticket(),
+                Next::Look => continue,
             };
-            retry_at = match self.fetch_for(ticket, &mut last) {
-                Owed::Nothing => {
-                    backoff.succeeded();
-                    None
-                }
-                Owed::Configuration => Some(Instant::now() + backoff.failed(&mut Chance::new())),
-            };
+            self.fetch_for(ticket, &mut last);
         }
     }
 
     /// Fetches for all up to this ticket, and pushes what no call waits for any longer. `last` is the last one that could
     /// be used.
-    fn fetch_for(&self, ticket: Ticket, last: &mut Option<Received>) -> Owed {
+    fn fetch_for(&self, ticket: Ticket, last: &mut Option<Received>) {
         let fetched = self.fetch(last).map(|received| {
             self.kept.keep(&received);
             Arc::clone(&last.insert(received).document)
         });
         let taken = self.fetching.done(ticket, fetched.clone());
-        match fetched {
-            _ if !self.state().owed => Owed::Nothing,
-            // The call that waited hands it on.
-            Ok(_) if taken == Taken::Claimed => Owed::Nothing,
-            Ok(document) if self.state().delivered.as_ref() == Some(&document) => {
-                self.state().owed = false;
-                log::debug!("the server gives the configuration that osqueryd has");
-                Owed::Nothing
+        let then = self.owed().fetched(fetched.ok(), taken, Instant::now());
+        match then {
+            Then::Wait => {}
+            Then::SayUnchanged => log::debug!("the server gives the configuration that osqueryd has"),
+            Then::Push(document) => {
+                let has_it = self.push(&document);
+                self.owed().pushed(has_it, Instant::now());
             }
-            Ok(document) => self.push(&document),
-            Err(_) => Owed::Configuration,
         }
     }
 
-    fn push(&self, document: &Arc<str>) -> Owed {
+    /// Gives osqueryd a configuration of the server's: whether it has it.
+    fn push(&self, document: &Arc<str>) -> bool {
         match self.manager.push_config(SOURCE, &self.for_osqueryd(document)) {
             Ok(()) => {
                 self.has(document);
                 log::info!("the configuration has come, and osqueryd has it");
-                Owed::Nothing
+                true
             }
             Err(error) => {
                 let failed = self.streaks.not_taken.failed(Level::Warn);
                 let error = chain(&error);
                 log::log!(failed.level, "the configuration has come, and osqueryd can't be given it: {error}{failed}");
-                Owed::Configuration
+                false
             }
         }
     }
 
     /// An operator wants the configuration fetched and pushed, and to know what came of it.
     fn refresh_now(&self) -> Reply {
-        {
-            let mut state = self.state();
-            (state.owed, state.is_pressing) = (true, true);
-        }
+        self.owed().wanted_now();
         let failed = |reason: String| {
             self.fetching.wake();
             Reply::failed(format!("{reason}; the extension goes on asking, and pushes what it gets"))
         };
         match self.fetching.wait(self.fetching.ask(), Instant::now() + REFRESH_LIMIT) {
             Ok(Ok(document)) => match self.push(&document) {
-                Owed::Nothing => Reply::row("outcome", "osqueryd has the configuration that the server gives now"),
-                Owed::Configuration => failed("osqueryd could not be given the configuration".to_owned()),
+                true => Reply::row("outcome", "osqueryd has the configuration that the server gives now"),
+                false => failed("osqueryd could not be given the configuration".to_owned()),
             },
             Ok(Err(error)) => failed(chain(&*error).to_string()),
             Err(NotDone::Late) => failed(format!("no configuration within {}", Span(REFRESH_LIMIT))),
@@ -224,25 +194,27 @@ impl Config {
     }
 
     fn gen_config(&self) -> Reply {
-        let kept = if self.state().delivered.is_some() { None } else { self.kept_configuration() };
-        let limit = if kept.is_some() { KEPT_LIMIT } else { CALL_LIMIT };
-        let error = match self.fetching.wait(self.fetching.ask(), Instant::now() + limit) {
+        let may_have_kept = self.owed().has_none();
+        let kept = if may_have_kept { self.kept_configuration() } else { None };
+        let limit = call_limit(kept.is_some());
+        let outcome = self.fetching.wait(self.fetching.ask(), Instant::now() + limit);
+        let is_left_alone = matches!(&outcome, Ok(Err(error)) if matches!(**error, RemoteError::BackingOff { .. }));
+        let error = match outcome {
             Ok(Ok(document)) => {
                 self.has(&document);
                 return self.reply(&document);
-            }
-            Ok(Err(error)) if self.is_delivered() && matches!(*error, RemoteError::BackingOff { .. }) => {
-                log::debug!("osqueryd keeps its configuration for now: {}", chain(&*error));
-                return Reply::rows(vec![StringMap::new()]);
             }
             Ok(Err(error)) => chain(&*error).to_string(),
             Err(NotDone::Late) => format!("config: no answer within {}; still asking", Span(limit)),
             Err(NotDone::Ending) => "config: the extension is ending".to_owned(),
         };
-        let has_one = self.now_owes();
+        let instead = self.owed().unanswered(is_left_alone);
+        if instead == Instead::NoNews {
+            log::debug!("osqueryd keeps its configuration for now: {error}");
+            return Reply::rows(vec![StringMap::new()]);
+        }
         self.fetching.wake();
-        // With code 1 the running schedule stays. Without one, the last good configuration is better.
-        let Some(document) = kept.filter(|_| !has_one) else { return Reply::failed(error) };
+        let Some(document) = kept.filter(|_| instead == Instead::LastGood) else { return Reply::failed(error) };
         let failed = self.streaks.stale.failed(Level::Warn);
         let level = failed.level;
         log::log!(level, "giving osqueryd the last good configuration, the server's comes later: {error}{failed}");
@@ -250,20 +222,9 @@ impl Config {
         self.reply(&document)
     }
 
-    fn is_delivered(&self) -> bool {
-        self.state().delivered.is_some()
-    }
-
-    /// A call is answered without the server's configuration, which is to be pushed: whether osqueryd has an older one.
-    fn now_owes(&self) -> bool {
-        let mut state = self.state();
-        state.owed = true;
-        state.delivered.is_some()
-    }
-
     /// osqueryd has this configuration of the server's now.
     fn has(&self, document: &Arc<str>) {
-        *self.state() = State { delivered: Some(Arc::clone(document)), ..State::default() };
+        self.owed().given(document);
         self.streaks.not_taken.succeeded();
         self.streaks.stale.succeeded();
         (self.announce)(document);
@@ -285,20 +246,15 @@ impl Config {
     }
 
     fn fetch(&self, last: &Option<Received>) -> Result<Received, Arc<RemoteError>> {
-        let is_pressing = std::mem::take(&mut self.state().is_pressing);
-        // An operator's is the way out where a server's etags are wrong.
-        let known = if is_pressing { None } else { last.clone().or_else(|| self.kept_received()) };
+        let ask = self.owed().ask();
+        let known = if ask == Ask::AtOnce { None } else { last.clone().or_else(|| self.kept_received()) };
         let condition = |settings: &Settings| condition(settings, known.as_ref());
         let payload = Payload::Made(&condition);
         let judge = |settings: &Settings, answer| received(settings, answer, self.limits(), known.as_ref());
-        // osqueryd's start waits for its first configuration, an operator for any; at its intervals osqueryd asks again
-        // anyway.
-        let answer = if is_pressing {
-            self.node.send_at_once(Endpoint::Config, payload, judge)
-        } else if self.is_delivered() {
-            self.node.ask(Endpoint::Config, payload, judge)
-        } else {
-            self.node.send_with_attempts(Endpoint::Config, payload, judge)
+        let answer = match ask {
+            Ask::AtOnce => self.node.send_at_once(Endpoint::Config, payload, judge),
+            Ask::AtInterval => self.node.ask(Endpoint::Config, payload, judge),
+            Ask::WithAttempts => self.node.send_with_attempts(Endpoint::Config, payload, judge),
         };
         match answer {
             Ok(received) => {
@@ -336,15 +292,9 @@ impl Config {
         Some(Received::new(self.kept_configuration()?, from))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    fn owed(&self) -> MutexGuard<'_, Owed> {
+        self.owed.lock()
     }
-}
-
-/// Whether osqueryd still waits for a configuration.
-enum Owed {
-    Nothing,
-    Configuration,
 }
 
 impl Plugin for Arc<Config> {

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -92,7 +92,7 @@ impl Backlog {
     /// Takes the lines of `live` over that should have been sent more than a minute ago.
     pub(super) fn take_over(&self, live: &mut Queue, backlog: &mut Queue, shutdown: &Shutdown) {
         // Lines in the middle of a search may be sent already.
-        if !live.is_old() || live.window.is_some() {
+        if !live.is_old(Instant::now()) || live.window.is_some() {
             return;
         }
         let was_empty = backlog.journal.is_empty();
@@ -123,7 +123,7 @@ impl Backlog {
         }
         if was_empty {
             backlog.begin_with_those_of(live);
-            self.note_beginning(live.age());
+            self.note_beginning(live.age(Instant::now()));
             log::info!(
                 "{} could not be sent for a minute: new ones go before them from now on",
                 counted(lines, "line")
@@ -131,7 +131,7 @@ impl Backlog {
         }
         let rest = live.journal.peek(1).ok().and_then(|waiting| waiting.start());
         if rest.is_none_or(|rest| rest >= goal) {
-            live.took_over();
+            live.took_over(Instant::now());
         }
     }
 
@@ -232,8 +232,8 @@ mod tests {
             let (old, into) = (reader(root.path(), "backlog"), Arc::new(writer(root.path(), "backlog")));
             let backlog = Backlog::new(root.path().join("backlog"), old, into);
             let step = Duration::from_secs(1);
-            let live = Queue::new(reader(root.path(), "results"), step);
-            let older = Queue::new(Arc::clone(&backlog.reader), step);
+            let live = Queue::new(reader(root.path(), "results"), step, Instant::now());
+            let older = Queue::new(Arc::clone(&backlog.reader), step, Instant::now());
             let writer = writer(root.path(), "results");
             Self { root, writer, live, backlog, older }
         }
@@ -268,7 +268,7 @@ mod tests {
         );
         // These are new.
         rig.writer.append_all(["3"]);
-        rig.live.failed();
+        rig.live.failed(Instant::now());
         rig.take_over();
         assert_eq!(waiting(&rig.live.journal).0, ["3"]);
         rig.live.resume(MINUTES);
@@ -310,7 +310,7 @@ mod tests {
         let blocked = rig.root.path().join("file");
         rig.backlog =
             Backlog::new(blocked.join("backlog"), reader(&blocked, "backlog"), Arc::new(writer(&blocked, "backlog")));
-        rig.older = Queue::new(Arc::clone(&rig.backlog.reader), MINUTES);
+        rig.older = Queue::new(Arc::clone(&rig.backlog.reader), MINUTES, Instant::now());
         rig.take_over();
         assert_eq!(waiting(&rig.live.journal).0, ["1", "2"]);
     }

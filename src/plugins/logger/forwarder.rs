@@ -15,7 +15,7 @@ use log::Level;
 
 use super::backlog::Backlog;
 use super::bundle::{Batches, Bundle, Room, Snapshots};
-use super::outcome::{FlushError, Searched, backoff_bounds, failed, wait_after_failure};
+use super::outcome::{FlushError, Searched, backoff_bounds, failed, wait_after, wait_goes_on};
 use super::pace::RECENT;
 use super::queue::{Next, Queue, Sending};
 use super::{Decorations, StatusLine};
@@ -25,7 +25,7 @@ use crate::line_count::LineCounter;
 use crate::logging::Streak;
 use crate::plugins::config::WholeQueries;
 use crate::plugins::isolation::Step;
-use crate::policy::{self, Backoff, Chance, WakeUp};
+use crate::policy::{self, Backoff, Chance};
 use crate::remote::api::{LOG_OVERHEAD, LogType, Payload};
 use crate::remote::{Blame, Endpoint, Node};
 use crate::secret::redact;
@@ -86,13 +86,14 @@ impl Forwarder {
         let logger = self.settings();
         let (step, max) = backoff_bounds(&logger);
         let mut backoff = Backoff::new(step, max);
+        let mut next_flush = Instant::now();
+        let queue = |journal: &Arc<_>| Queue::new(Arc::clone(journal), step, next_flush);
         let mut sending = Sending {
-            live: Queue::new(Arc::clone(&self.journal), step),
-            backlog: self.backlog.as_ref().map(|backlog| Queue::new(Arc::clone(&backlog.reader), step)),
+            live: queue(&self.journal),
+            backlog: self.backlog.as_ref().map(|backlog| queue(&backlog.reader)),
             has_taken: false,
             failures: Streak::default(),
         };
-        let mut next_flush = Instant::now();
         if self.resume(&mut sending) {
             // What a fleet has kept through an outage is not sent by all hosts at the same moment.
             next_flush += logger.period.mul_f64(fastrand::f64());
@@ -101,10 +102,10 @@ impl Forwarder {
             // In this order: a line that comes between the two looks lies behind the place that is told.
             let seen = self.journal.end().unwrap_or_default();
             if self.journal.is_empty() {
-                sending.live.is_empty_now();
+                sending.live.is_empty_now(Instant::now());
                 self.journal.take_back();
             }
-            match sending.next() {
+            match sending.next(Instant::now()) {
                 Next::Flush => {}
                 Next::Rest(until) => {
                     (self.ask_to_be_woken)(seen);
@@ -121,7 +122,7 @@ impl Forwarder {
             self.recovery.wait(Some(Instant::now()));
             let outcome = self.flush(&mut sending);
             if outcome.is_err() {
-                sending.queues().for_each(Queue::failed);
+                sending.queues().for_each(|queue| queue.failed(Instant::now()));
             }
             // Until the next flush nothing is on its way: what waits in memory may be written.
             sending.queues().for_each(|queue| queue.journal.take_back());
@@ -170,11 +171,7 @@ impl Forwarder {
         let mut at = next_flush;
         while !self.shutdown.requested() && Instant::now() < at {
             self.recovery.wait(Some(at));
-            let left = next_flush.saturating_duration_since(Instant::now());
-            // Once: of several endpoints that work again each would be another chance to be among the first.
-            if has_failed && at == next_flush {
-                at = Instant::now() + WakeUp.wait(left, &mut Chance::new());
-            }
+            at = wait_goes_on(at, next_flush, has_failed, Instant::now(), &mut Chance::new());
         }
     }
 
@@ -194,78 +191,49 @@ impl Forwarder {
         sending: &mut Sending,
     ) -> Duration {
         let name = self.log_type.as_str();
-        if std::mem::take(&mut sending.has_taken) && outcome.is_err() {
-            // Another row of failures.
-            backoff.succeeded();
+        let (has_taken, is_ending) = (std::mem::take(&mut sending.has_taken), self.shutdown.requested());
+        let wait = wait_after(&outcome, has_taken, is_ending, logger.period, backoff, &mut Chance::new());
+        if has_taken && outcome.is_err() {
             sending.failures.succeeded();
         }
         match outcome {
             Ok(()) => {
-                backoff.succeeded();
                 if let Some(failures) = sending.failures.succeeded() {
                     log::info!("{name} lines are delivered again, {failures}");
                 }
-                logger.period
             }
-            Err(_) if self.shutdown.requested() => Duration::ZERO,
-            // Not the server's fault.
-            Err(FlushError::Journal(error)) => {
-                log::debug!("{error}");
-                logger.period
-            }
+            Err(_) if is_ending => {}
+            Err(FlushError::Journal(error)) => log::debug!("{error}"),
             Err(error) => {
-                let wait = wait_after_failure(&error, backoff);
                 self.node.back_off(Endpoint::Logger, wait);
                 let failed = sending.failures.failed(Level::Warn);
                 let waiting = sending.queues().map(|queue| queue.journal.waiting_lines()).sum();
                 let (waiting, pause) = (counted(waiting, "line"), Span(wait));
                 let (error, then) = (chain(&error), format!("{waiting} waiting, next attempt after {pause}"));
                 log::log!(failed.level, "{name} lines can't be delivered and are kept: {error}{failed}; {then}");
-                wait
             }
         }
+        wait
     }
 
     /// Sends what waits now, as far as it may go, until a request fails.
     fn flush(&self, sending: &mut Sending) -> Result<(), FlushError> {
-        let Sending { live, backlog, has_taken, .. } = sending;
         let logger = self.settings();
-        let Some((backlog, lying)) = backlog.as_mut().zip(self.backlog.as_ref()) else {
-            self.journal.keep_within(&logger.limits());
-            live.begin(logger.period);
-            return self.flush_queue(live, None, has_taken, None);
-        };
-        lying.keep_within(&self.journal, &logger.limits());
-        if logger.new_lines_first {
-            lying.take_over(live, backlog, &self.shutdown);
-        }
-        backlog.begin(logger.period);
-        live.snapshots = self.for_snapshots(Some(backlog));
-        if !logger.new_lines_first && !backlog.journal.is_empty() {
-            match self.flush_queue(backlog, None, has_taken, None) {
-                Err(error @ FlushError::Remote(_)) => return Err(error),
-                // What can't be read holds up no other line.
-                Err(FlushError::Journal(error)) => log::debug!("{error}"),
-                Ok(()) if !backlog.journal.is_empty() && backlog.rests_until().is_none() => {
-                    live.hold();
-                    return Ok(());
+        let Sending { live, backlog, .. } = sending;
+        match backlog.as_mut().zip(self.backlog.as_ref()) {
+            None => drop(self.journal.keep_within(&logger.limits())),
+            Some((backlog, lying)) => {
+                lying.keep_within(&self.journal, &logger.limits());
+                if logger.new_lines_first {
+                    lying.take_over(live, backlog, &self.shutdown);
                 }
-                Ok(()) => {}
+                backlog.begin(logger.period, Instant::now());
+                live.snapshots = self.for_snapshots(Some(backlog));
             }
         }
-        live.begin(logger.period);
-        let (mut live_taken, mut backlog_taken) = (false, false);
-        let flushed = self.flush_queue(live, Some(backlog), &mut live_taken, None);
-        *has_taken |= live_taken;
-        // A line that is refused, and a file that can't be read, hold up no other journal's lines.
-        if flushed.as_ref().is_err_and(FlushError::is_an_outage) {
-            return flushed;
-        }
-        backlog.others_taken = live_taken;
-        let behind = self.flush_queue(backlog, None, &mut backlog_taken, None);
-        *has_taken |= backlog_taken;
-        (live.others_taken, backlog.others_taken) = (backlog_taken, false);
-        flushed.and(behind)
+        sending.in_order(logger.new_lines_first, logger.period, Instant::now, |queue, passengers, has_taken| {
+            self.flush_queue(queue, passengers, has_taken, None)
+        })
     }
 
     /// What becomes of new snapshots.
@@ -283,7 +251,7 @@ impl Forwarder {
         has_taken: &mut bool,
         deadline: Option<Instant>,
     ) -> Result<(), FlushError> {
-        if queue.rests_until().is_some() {
+        if queue.rests_until(Instant::now()).is_some() {
             return Ok(());
         }
         // What can't be read has no end that is known: what waits in memory goes all the same.
@@ -296,7 +264,7 @@ impl Forwarder {
                 let end = journal.end().unwrap_or_default();
                 match self.search(queue, &logger, has_taken)? {
                     Searched::Rests => {
-                        queue.begin_rest(end);
+                        queue.begin_rest(end, Instant::now(), &mut Chance::new());
                         return Ok(());
                     }
                     Searched::GoesOn if self.over(deadline) => break,
@@ -315,9 +283,10 @@ impl Forwarder {
             if let Some(bundle) = self.send_with(bundle, with, &logger, queue, has_taken)? {
                 self.send(bundle, &logger, queue, has_taken)?;
             }
-            queue.delivered(journal.counts().delivered.saturating_sub(before), began.elapsed());
+            let delivered = journal.counts().delivered.saturating_sub(before);
+            queue.delivered(delivered, began.elapsed(), Instant::now());
         }
-        queue.flushed();
+        queue.flushed(Instant::now());
         Ok(())
     }
 
@@ -342,7 +311,7 @@ impl Forwarder {
         has_taken: &mut bool,
     ) -> Result<Option<Bundle>, FlushError> {
         let Some(passengers) = passengers else { return Ok(Some(bundle)) };
-        if !passengers.may_ride() || queue.lines.is_some() {
+        if !passengers.may_ride(Instant::now()) || queue.lines.is_some() {
             return Ok(Some(bundle));
         }
         let mut room = self.room(logger, passengers);
@@ -364,14 +333,14 @@ impl Forwarder {
             Err(error) if error.retry_after().is_some() => return Err(error.into()),
             // Of which of the two it is, each tells alone.
             Err(_) => {
-                passengers.ride_refused();
+                passengers.ride_refused(Instant::now());
                 return Ok(Some(bundle));
             }
         }
         self.sent(bundle, queue);
         let lines = riding.ends.iter().map(|end| end.lines).sum();
         self.sent(riding, passengers);
-        passengers.delivered(lines, began.elapsed());
+        passengers.delivered(lines, began.elapsed(), Instant::now());
         Ok(None)
     }
 
