@@ -162,7 +162,7 @@ impl Queue {
         }
     }
 
-    /// Lines wait in it since before the start, for so long already.
+    /// Lines wait in it since before the start: for this time already.
     pub(super) fn resume(&mut self, age: Duration) {
         self.caught_up.before = age;
         self.is_paced = true;
