@@ -5,17 +5,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::extension_file::{self, osqueryd_user, writers};
+use super::extension_file::{self, DEFAULT_AUTOLOAD, USUAL_PLACE, osqueryd_user, writers};
 use super::subject::Subject;
 use super::{Check, Report};
 use crate::files;
-use crate::platform::Places;
-
-/// Where the extension is installed.
-pub(super) const USUAL_PLACE: &str = Places::HERE.extension;
-
-/// Where osqueryd looks unless told otherwise.
-pub(super) const DEFAULT_AUTOLOAD: &str = Places::HERE.autoload;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     if subject.knows_no_flag() {

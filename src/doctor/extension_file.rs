@@ -8,11 +8,17 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::autoload::{DEFAULT_AUTOLOAD, USUAL_PLACE};
 use super::subject::Subject;
 use super::{Check, Report};
 use crate::files::our_user;
+use crate::platform::Places;
 use crate::platform::{self, Fit, HEAD};
+
+/// Where the extension is installed.
+pub(super) const USUAL_PLACE: &str = Places::HERE.extension;
+
+/// Where osqueryd looks unless told otherwise.
+pub(super) const DEFAULT_AUTOLOAD: &str = Places::HERE.autoload;
 
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o002;

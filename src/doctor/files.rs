@@ -1,21 +1,17 @@
 //! The files that flags name: trust, client certificate and key, more headers. The enroll secret is in `secret_file`.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 
 use super::certificates::{ValidityState, describe};
+use super::secret_file::{self, warn_if_others_read};
 use super::subject::Subject;
-use super::{Check, Report, secret_file};
+use super::{Check, Report};
 use crate::chain::chain;
 use crate::remote::{Headers, HeadersError, TlsError, bundle, certificates, check_files};
 use crate::settings::{ClientIdentity, TlsSettings};
 use crate::words::counted;
-
-const OTHERS_READ: u32 = 0o004;
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     if subject.knows_no_flag() {
@@ -28,17 +24,6 @@ pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     trust(&subject.settings.tls, report);
     client(subject, report);
     headers(subject, report);
-}
-
-/// Secrets and keys are for their owner.
-pub(super) fn warn_if_others_read(check: Check, path: &Path, report: &mut Report<'_>) {
-    if fs::metadata(path).is_ok_and(|file| file.mode() & OTHERS_READ != 0) {
-        report.warn(
-            check,
-            format!("{} is readable by everybody on this host", path.display()),
-            format!("chmod o-r {}", path.display()),
-        );
-    }
 }
 
 fn trust(tls: &TlsSettings, report: &mut Report<'_>) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::encoding::Encoding;
 use super::osquery_flags::{self, Kind};
 use crate::platform::ProcessInfo;
+use crate::settings::Options;
 
 /// How deep flag files may name each other here; gflags itself knows no end.
 const DEPTH: usize = 8;
@@ -86,6 +87,16 @@ pub(super) struct Flagfile {
 }
 
 impl Flagfile {
+    /// The flags by the names and with the values that osqueryd lists; of several with one name the last.
+    pub(super) fn values(&self) -> Options {
+        let value = |given: &Given| {
+            let kind = osquery_flags::of(&given.name).map_or(Kind::Text, |(_, kind)| kind);
+            kind.normal(&given.value).unwrap_or_else(|| given.value.clone())
+        };
+        let pair = |given: &Given| (osquery_flags::real_name(&given.name).to_owned(), value(given));
+        self.given.iter().map(pair).collect()
+    }
+
     /// Reads a source and the files that it names. `is_known` knows more names than the table.
     pub(super) fn read(source: &Source, is_known: &dyn Fn(&str) -> bool) -> Self {
         let mut flagfile = Self::default();

@@ -6,26 +6,17 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 
+use super::answering::names;
 use super::fault;
-use super::flagfile::{Flagfile, Given, Location, Problem, Source};
-use super::osquery_flags::{self, Kind};
-use super::subject::{Subject, names};
+use super::flagfile::{Given, Location, Problem, Source};
+use super::osquery_flags;
+use super::subject::Subject;
 use super::{Check, Report};
 use crate::extension::registry::NAME;
 use crate::remote::Endpoint;
 use crate::settings::own;
-use crate::settings::{ExpandEvents, Options, REMOTE_PREFIX};
+use crate::settings::{ExpandEvents, REMOTE_PREFIX};
 use crate::words::counted;
-
-/// The flags of a file by the names and with the values that osqueryd lists; of several with one name the last.
-pub(super) fn values(flagfile: &Flagfile) -> Options {
-    let value = |given: &Given| {
-        let kind = osquery_flags::of(&given.name).map_or(Kind::Text, |(_, kind)| kind);
-        kind.normal(&given.value).unwrap_or_else(|| given.value.clone())
-    };
-    let pair = |given: &Given| (osquery_flags::real_name(&given.name).to_owned(), value(given));
-    flagfile.given.iter().map(pair).collect()
-}
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     file(subject, report);

@@ -12,6 +12,7 @@
 //! `subject` reads what is examined, `running` and `flagfile` say from where, `told` asks the extension; `fault` knows
 //! the remedies of answers, `handshake` those of TLS; the other files are the checks.
 
+pub(crate) mod answering;
 mod autoload;
 mod buffers;
 mod certificates;

@@ -2,9 +2,10 @@
 
 use std::io;
 
+use super::answering::{OSQUERYD_LIMIT, Running, names};
 use super::flagfile::Source;
 use super::osquery_flags::{self, Kind, Set};
-use super::subject::{OSQUERYD_LIMIT, Running, Subject};
+use super::subject::Subject;
 use super::{Check, Report};
 use crate::extension::manager::ManagerError;
 use crate::extension::registry::NAME;
@@ -113,7 +114,7 @@ fn unreachable(subject: &Subject, source: &io::Error, others: Vec<String>, repor
 fn compare(subject: &Subject, running: &Running, report: &mut Report<'_>) {
     let differs = |name: &str, value: &String| {
         // Whether a plugin of ours is in use is a check of its own.
-        if name.ends_with("_plugin") && super::subject::names(value).any(|plugin| plugin == NAME) {
+        if name.ends_with("_plugin") && names(value).any(|plugin| plugin == NAME) {
             return false;
         }
         let kind = osquery_flags::of(name).map_or(Kind::Text, |(_, kind)| kind);

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::subject::{Running, Subject};
+use super::answering::{Running, names};
+use super::subject::Subject;
 use super::{Check, Report};
 use crate::extension::registry::NAME;
 
@@ -89,7 +90,7 @@ impl State<'_> {
     /// Where the extension is meant to be active, and isn't: what is wrong, and what to do.
     fn problem(&self) -> Option<(String, String)> {
         let Self { registry, now, .. } = self;
-        let names_ours = super::subject::names(now).any(|name| name == NAME);
+        let names_ours = names(now).any(|name| name == NAME);
         if self.active.contains(NAME) {
             return None;
         }

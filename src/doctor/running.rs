@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::flagfile::{Flagfile, Source};
-use super::flags;
 use crate::cli::{DEFAULT_SOCKET, OSQUERY_FLAGFILE};
 use crate::platform::{self, ProcessInfo};
 
@@ -54,7 +53,7 @@ fn of_these(mut processes: Vec<ProcessInfo>) -> Vec<Osqueryd> {
 
 fn osqueryd(process: ProcessInfo) -> Osqueryd {
     let read = Flagfile::read(&Source::CommandLine(process.clone()), &|_| false);
-    let socket = flags::values(&read).remove("extensions_socket").unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
+    let socket = read.values().remove("extensions_socket").unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
     Osqueryd { socket: process.directory.join(socket), flagfiles: read.named, process }
 }
 

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::encoding::Encoding;
-use super::files::warn_if_others_read;
 use super::subject::Subject;
 use super::{Check, Report};
 use crate::chain::chain;
@@ -13,6 +14,19 @@ use crate::secret::Secret;
 use crate::settings::SecretSource;
 
 const CHECK: Check = Check::EnrollSecret;
+
+const OTHERS_READ: u32 = 0o004;
+
+/// Secrets and keys are for their owner.
+pub(super) fn warn_if_others_read(check: Check, path: &Path, report: &mut Report<'_>) {
+    if fs::metadata(path).is_ok_and(|file| file.mode() & OTHERS_READ != 0) {
+        report.warn(
+            check,
+            format!("{} is readable by everybody on this host", path.display()),
+            format!("chmod o-r {}", path.display()),
+        );
+    }
+}
 
 pub(super) fn check(subject: &Subject, report: &mut Report<'_>) {
     let enroll = &subject.settings.enroll;

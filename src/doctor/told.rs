@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Occasion;
-use super::subject::Running;
+use super::answering::Running;
 use crate::chain::chain;
 use crate::extension::registry::StringMap;
 use crate::extension::socket::public_path;

@@ -4,7 +4,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::subject::{Running, Subject};
+use super::answering::Running;
+use super::subject::Subject;
 use super::told;
 use super::{Check, Report};
 use crate::control::WORKER_NAME;

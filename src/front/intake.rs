@@ -139,7 +139,7 @@ impl Intake {
 
     fn sink(&self, registry: &[u8], item: &[u8], name: &[u8]) -> Option<Box<dyn Sink + '_>> {
         let kind = Kind::of(registry, item, name)?;
-        let mut incoming = self.results.incoming();
+        let mut incoming = Incoming::begin(&self.results);
         if kind == Kind::Batch {
             incoming.write(BATCH_HEAD);
         }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::writer::{Writer, blank_newlines};
-use super::{CountLines, JournalError, chain, segments};
+use super::{CountLines, chain, segments};
 
 /// What is written at a time.
 const BLOCK: usize = 128 << 10;
@@ -29,9 +29,13 @@ struct Aside {
 }
 
 impl<'a, W: CountLines> Incoming<'a, W> {
-    pub(super) fn begin(writer: &'a Writer<W>, path: Result<PathBuf, JournalError>) -> Self {
-        let file =
-            path.map_err(|error| chain(&error)).and_then(|path| Aside::create(path).map_err(|error| error.to_string()));
+    /// A record that may be too large for memory begins, to be written in pieces.
+    #[must_use]
+    pub fn begin(writer: &'a Writer<W>) -> Self {
+        let file = writer
+            .path_aside()
+            .map_err(|error| chain(&error))
+            .and_then(|path| Aside::create(path).map_err(|error| error.to_string()));
         Self { writer, file, block: Vec::new(), counter: W::default(), length: 0 }
     }
 

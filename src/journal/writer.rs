@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backstop::Backstop;
-use super::incoming::Incoming;
 use super::memory::Memory;
 use super::segments::{self, PREDECESSOR_LIMIT};
 use super::store::{Refusal, Store};
@@ -193,15 +192,12 @@ impl<W: CountLines> Writer<W> {
         written
     }
 
-    /// A record that may be too large for memory, to be written in pieces.
-    pub fn incoming(&self) -> Incoming<'_, W> {
-        let file = {
-            let mut state = self.state.lock();
-            let opened = self.store(&mut state).map(|_| ());
-            state.incoming += 1;
-            opened.map(|()| segments::incoming_path(&self.directory, state.incoming))
-        };
-        Incoming::begin(self, file)
+    /// The file that a large record is to be written into, piece by piece.
+    pub(super) fn path_aside(&self) -> Result<PathBuf, JournalError> {
+        let mut state = self.state.lock();
+        let opened = self.store(&mut state).map(|_| ());
+        state.incoming += 1;
+        opened.map(|()| segments::incoming_path(&self.directory, state.incoming))
     }
 
     /// Counts lines that came and can't be kept, for the reason given.

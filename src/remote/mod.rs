@@ -13,6 +13,7 @@ pub mod configuration;
 mod deadline;
 mod endpoint;
 mod enroll;
+mod error;
 mod gzip;
 mod headers;
 mod host;
@@ -36,9 +37,10 @@ mod url;
 
 pub use self::endpoint::Endpoint;
 pub use self::enroll::{EnrollError, Enrollment, EnrollmentStatus, Enrollments, mask_stored_keys, stored_key};
+pub use self::error::RemoteError;
 pub use self::headers::{Headers, HeadersError};
 pub use self::host::{Host, HostError};
-pub use self::node::{Node, RemoteError};
+pub use self::node::Node;
 pub use self::old_tls::old_version;
 pub use self::probe::{Look, look, server_date};
 pub use self::request::{

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::endpoint::Endpoint;
-use super::node::RemoteError;
+use super::error::RemoteError;
 use crate::logging::{Failed, Past, Streak};
 use crate::policy::{Breaker, Chance, RetryAfter};
 

@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
-use super::enroll::EnrollError;
-use super::node::RemoteError;
+use super::enroll::error::EnrollError;
+use super::error::RemoteError;
 use super::request::RequestError;
 use super::transport_error::TransportError;
 use crate::lock::Mutex;

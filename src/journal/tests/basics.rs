@@ -200,7 +200,7 @@ fn a_large_record_comes_in_pieces_and_becomes_a_segment_of_its_own() {
     let rig = Rig::new();
     rig.append(&lines(0..2));
     let large = batch(50_000);
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     for piece in large.as_bytes().chunks(777) {
         incoming.write(piece);
     }
@@ -219,12 +219,12 @@ fn a_large_record_comes_in_pieces_and_becomes_a_segment_of_its_own() {
 #[test]
 fn a_large_record_alone_does_not_stay_on_disk() {
     let rig = Rig::new();
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     incoming.write(b"first line\nsecond line");
     incoming.commit();
     assert_eq!(rig.take_all(), ["first line second line"]);
     assert_eq!(rig.segments(), [1]);
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     incoming.write(b"another one");
     incoming.commit();
     assert_eq!(rig.segments(), [1, 2], "it takes the place of an empty segment");
@@ -235,7 +235,7 @@ fn a_large_record_alone_does_not_stay_on_disk() {
 #[test]
 fn a_large_record_without_an_end_leaves_nothing() {
     let rig = Rig::new();
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     incoming.write("x".repeat(1_000_000).as_bytes());
     assert!(rig.files().contains(&"incoming-1".to_owned()));
     drop(incoming);
@@ -247,7 +247,7 @@ fn a_large_record_without_an_end_leaves_nothing() {
 fn large_records_of_a_dead_process_are_deleted() {
     let rig = Rig::new();
     rig.append(&lines(0..1));
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     incoming.write("x".repeat(1_000_000).as_bytes());
     std::mem::forget(incoming);
     let rig = rig.restart();
@@ -269,7 +269,7 @@ fn callers_append_at_once_while_a_reader_delivers() {
             scope.spawn(move || {
                 for n in 0..EACH {
                     if n % 100 == 0 {
-                        let mut incoming = writer.incoming();
+                        let mut incoming = Incoming::begin(writer);
                         incoming.write(format!("{caller} {n}").as_bytes());
                         incoming.commit();
                     } else {
@@ -306,7 +306,7 @@ fn whoever_wants_to_know_is_told_of_appends() {
     writer.append(b"one");
     writer.append_all([b"two", b"tri"]);
     writer.append_all(Vec::<Vec<u8>>::new());
-    writer.incoming().commit();
+    Incoming::begin(&writer).commit();
     assert_eq!(bell.0.load(Ordering::Relaxed), 3);
 }
 

@@ -42,7 +42,7 @@ fn a_look_tells_what_waits_and_changes_nothing() {
 fn of_a_long_record_both_ends_are_shown() {
     let rig = Rig::new();
     let long = format!("begins {} ends", "x".repeat(1 << 20));
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     incoming.write(long.as_bytes());
     incoming.commit();
     let oldest = look_at(&rig).oldest.unwrap();

@@ -125,7 +125,7 @@ fn memory_that_is_full_is_written_before_more_is_dropped() {
 #[test]
 fn a_large_record_that_the_disk_refuses_is_dropped_counted_and_said() {
     let rig = Rig::blocked();
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     batch(3000).as_bytes().chunks(1000).for_each(|piece| incoming.write(piece));
     incoming.commit();
     assert_eq!(rig.writer.counts(), Counts { accepted: 3000, dropped: 3000, ..Counts::default() });
@@ -286,7 +286,7 @@ fn a_foreign_thing_that_has_the_next_segment_s_name_is_moved_aside() {
     assert!(!rig.writer.waits_for_disk());
     let large = |number: u64| {
         fs::create_dir_all(rig.segment(number).join("inside")).unwrap();
-        let mut incoming = rig.writer.incoming();
+        let mut incoming = Incoming::begin(&rig.writer);
         incoming.write(b"a large one");
         incoming.commit();
     };
@@ -406,7 +406,7 @@ fn a_large_record_on_a_disk_that_becomes_full_is_dropped_and_leaves_no_file() {
     let Some(tmpfs) = Tmpfs::mount(512 << 10) else { return };
     let rig = tmpfs.rig(RETRIED_AT_ONCE);
     rig.append(&lines(0..1));
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     let record = batch(100_000);
     record.as_bytes().chunks(10_000).for_each(|piece| incoming.write(piece));
     assert!(!rig.files().contains(&"incoming-1".to_owned()));

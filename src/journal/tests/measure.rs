@@ -109,7 +109,7 @@ fn a_large_record_is_taken_as_fast_as_the_disk_goes() {
     let rig = Rig::new();
     let record = batch_of_long_rows(500_000);
     let began = Instant::now();
-    let mut incoming = rig.writer.incoming();
+    let mut incoming = Incoming::begin(&rig.writer);
     record.as_bytes().chunks(64 << 10).for_each(|piece| incoming.write(piece));
     incoming.commit();
     let seconds = began.elapsed().as_secs_f64();

@@ -141,7 +141,7 @@ impl Run {
         let record = self.new_record();
         let dropped = self.rig.writer.counts().dropped;
         let writer = Arc::clone(&self.rig.writer);
-        let mut incoming = writer.incoming();
+        let mut incoming = Incoming::begin(&writer);
         let piece = 1 + self.random.below(1_000) as usize;
         record.text.as_bytes().chunks(piece).for_each(|piece| incoming.write(piece));
         if self.random.below(5) == 0 {

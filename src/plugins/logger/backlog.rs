@@ -9,12 +9,10 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::Level;
 
-use super::bundle::Snapshots;
-use super::queue::Queue;
 use crate::chain::chain;
 use crate::clock::unix_time;
 use crate::files;
@@ -23,7 +21,6 @@ use crate::line_count::LineCounter;
 use crate::lock::Mutex;
 use crate::logging::Streak;
 use crate::shutdown::Shutdown;
-use crate::words::counted;
 
 /// Bytes of records that are taken over at once.
 const AT_ONCE: usize = 1 << 20;
@@ -36,6 +33,17 @@ const BEGAN: &str = "began";
 
 /// No time has more digits, and a newline.
 const LONGEST_TIME: u64 = 21;
+
+/// What becomes of a query's snapshot: of two, a server may take the one that comes last for the newer one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    /// It goes with the lines around it.
+    Send,
+    /// It goes behind the backlog, where an older one of the same query may wait.
+    Defer,
+    /// It would go behind the backlog, whose journal can't be written: it waits, with all lines behind it.
+    Wait,
+}
 
 /// The journal of the backlog.
 pub struct Backlog {
@@ -89,20 +97,15 @@ impl Backlog {
         self.note(self.writer.take_over(records).map_err(|(_, error)| error))
     }
 
-    /// Takes the lines of `live` over that should have been sent more than a minute ago.
-    pub(super) fn take_over(&self, live: &mut Queue, backlog: &mut Queue, shutdown: &Shutdown) {
-        // Lines in the middle of a search may be sent already.
-        if !live.is_old(Instant::now()) || live.window.is_some() {
-            return;
-        }
-        let was_empty = backlog.journal.is_empty();
+    /// Takes the records of `live` over that lie before `goal`, as far as the disk and `shutdown` let it: how many lines.
+    pub(super) fn take_over(&self, live: &Reader<LineCounter>, goal: Position, shutdown: &Shutdown) -> u64 {
+        let was_empty = self.reader.is_empty();
         let mut lines = 0;
-        // What comes meanwhile is new.
-        let Ok(goal) = live.journal.end() else { return };
         while !shutdown.requested() {
             let _moving = self.moving.lock();
-            let Some(chunk) = next(&live.journal).filter(|chunk| chunk.start() < goal) else { break };
+            let Some(chunk) = next(live).filter(|chunk| chunk.start() < goal) else { break };
             let sent = chunk.start().lines_done;
+            // Behind others there is no place to say that a part of a record is sent.
             if sent > 0 && !(was_empty && lines == 0) {
                 break;
             }
@@ -111,28 +114,14 @@ impl Backlog {
                 if sent > 0 {
                     pass(&self.reader, sent);
                 }
-                live.journal.remove_uncounted(kept);
+                live.remove_uncounted(kept);
                 lines += kept.line.saturating_sub(chunk.start().line);
             }
             if !self.note(written) {
                 break;
             }
         }
-        if lines == 0 {
-            return;
-        }
-        if was_empty {
-            backlog.begin_with_those_of(live);
-            self.note_beginning(live.age(Instant::now()));
-            log::info!(
-                "{} could not be sent for a minute: new ones go before them from now on",
-                counted(lines, "line")
-            );
-        }
-        let rest = live.journal.peek(1).ok().and_then(|waiting| waiting.start());
-        if rest.is_none_or(|rest| rest >= goal) {
-            live.took_over(Instant::now());
-        }
+        lines
     }
 
     /// Keeps a chunk: up to where it is kept, and why not all of it.
@@ -167,7 +156,8 @@ impl Backlog {
         written.is_ok()
     }
 
-    fn note_beginning(&self, age: Duration) {
+    /// Its first lines have waited for `age`: kept for the next worker.
+    pub(super) fn note_beginning(&self, age: Duration) {
         let began = unix_time().saturating_sub(age.as_secs().try_into().unwrap_or(i64::MAX));
         let path = self.directory.join(BEGAN);
         if let Err(error) = files::replace(&path, format!("{began}\n").as_bytes(), File::sync_all) {
@@ -200,9 +190,12 @@ fn next(journal: &Reader<LineCounter>) -> Option<Chunk> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use std::path::Path;
 
     use super::super::bundle::{Batches, Bundler, Room};
+    use super::super::queue::Queue;
     use super::super::window::Window;
     use super::*;
     use crate::journal::Rejected;
@@ -239,7 +232,7 @@ mod tests {
         }
 
         fn take_over(&mut self) {
-            self.backlog.take_over(&mut self.live, &mut self.older, &Shutdown::default());
+            self.live.put_behind(&mut self.older, &self.backlog, &Shutdown::default());
         }
     }
 

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::io::{self, Cursor, Read, Seek};
 
-use super::backlog::Backlog;
+use super::backlog::{Backlog, Snapshots};
 use super::batch::{self, LinePosition, Outline};
 use crate::journal::{JournalError, LargeRecord, Position, Reader, Record, Waiting};
 use crate::line_count::LineCounter;
@@ -41,17 +41,6 @@ pub(crate) enum Batches {
     Expand,
     /// It is a line like any other.
     Keep,
-}
-
-/// What becomes of a query's snapshot: of two, a server may take the one that comes last for the newer one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Snapshots {
-    /// It goes with the lines around it.
-    Send,
-    /// It goes behind the backlog, where an older one of the same query may wait.
-    Defer,
-    /// It would go behind the backlog, whose journal can't be written: it waits, with all lines behind it.
-    Wait,
 }
 
 /// One request's lines.

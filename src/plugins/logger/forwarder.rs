@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 
-use super::backlog::Backlog;
-use super::bundle::{Batches, Bundle, Room, Snapshots};
+use super::backlog::{Backlog, Snapshots};
+use super::bundle::{Batches, Bundle, Room};
 use super::outcome::{FlushError, Searched, backoff_bounds, failed, wait_after, wait_goes_on};
 use super::pace::RECENT;
 use super::queue::{Next, Queue, Sending};
@@ -225,7 +225,7 @@ impl Forwarder {
             Some((backlog, lying)) => {
                 lying.keep_within(&self.journal, &logger.limits());
                 if logger.new_lines_first {
-                    lying.take_over(live, backlog, &self.shutdown);
+                    live.put_behind(backlog, lying, &self.shutdown);
                 }
                 backlog.begin(logger.period, Instant::now());
                 live.snapshots = self.for_snapshots(Some(backlog));

@@ -20,7 +20,8 @@ mod window;
 use std::sync::Arc;
 
 pub use self::backlog::Backlog;
-pub(crate) use self::bundle::{Batches, Bundler, Room, Snapshots};
+pub(crate) use self::backlog::Snapshots;
+pub(crate) use self::bundle::{Batches, Bundler, Room};
 pub use self::decorations::{Decorations, LARGEST_FINDING, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
 pub use self::keeping::{Keeping, RETRIED};

@@ -95,7 +95,8 @@ pub(super) fn wait_goes_on(
 mod tests {
     use std::sync::Arc;
 
-    use super::super::bundle::{Batches, Bundler, Room, Snapshots};
+    use super::super::backlog::Snapshots;
+    use super::super::bundle::{Batches, Bundler, Room};
     use super::*;
     use crate::journal::{Reader, Rejected, Writer};
     use crate::line_count::LineCounter;

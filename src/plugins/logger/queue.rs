@@ -1,10 +1,11 @@
 //! A journal whose lines are sent, and what was learnt on the way: what of it may go when, and in which order two of them go.
-//! It has no clock: its caller says what time it is.
+//! It has no clock but while lines are moved, which takes its time: else its caller says what time it is.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bundle::{Bundle, Bundler, Snapshots};
+use super::backlog::{Backlog, Snapshots};
+use super::bundle::{Bundle, Bundler};
 use super::outcome::FlushError;
 use super::pace::{Pace, RECENT};
 use super::window::Window;
@@ -12,6 +13,8 @@ use crate::journal::{Position, Reader};
 use crate::line_count::LineCounter;
 use crate::logging::Streak;
 use crate::policy::{Backoff, Chance};
+use crate::shutdown::Shutdown;
+use crate::words::counted;
 
 /// Lines that are refused alone, with nothing to compare them with, are sent again after waits that grow up to this.
 const REST_MAX: Duration = Duration::from_secs(3600);
@@ -166,6 +169,33 @@ impl Queue {
     pub(super) fn resume(&mut self, age: Duration) {
         self.caught_up.before = age;
         self.is_paced = true;
+    }
+
+    /// Puts the lines that should have been sent more than a minute ago into the backlog, whose queue is `behind`.
+    pub(super) fn put_behind(&mut self, behind: &mut Self, backlog: &Backlog, shutdown: &Shutdown) {
+        // Lines in the middle of a search may be sent already.
+        if !self.is_old(Instant::now()) || self.window.is_some() {
+            return;
+        }
+        let was_empty = behind.journal.is_empty();
+        // What comes meanwhile is new.
+        let Ok(goal) = self.journal.end() else { return };
+        let lines = backlog.take_over(&self.journal, goal, shutdown);
+        if lines == 0 {
+            return;
+        }
+        if was_empty {
+            behind.begin_with_those_of(self);
+            backlog.note_beginning(self.age(Instant::now()));
+            log::info!(
+                "{} could not be sent for a minute: new ones go before them from now on",
+                counted(lines, "line")
+            );
+        }
+        let rest = self.journal.peek(1).ok().and_then(|waiting| waiting.start());
+        if rest.is_none_or(|rest| rest >= goal) {
+            self.took_over(Instant::now());
+        }
     }
 
     /// The lines of another queue come into this one, which is empty.

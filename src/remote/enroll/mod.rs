@@ -11,7 +11,7 @@
 //!
 //! [`state`] decides what is to be done; this file does it, with the thread, the locks, osqueryd's store and the log.
 
-mod error;
+pub(super) mod error;
 mod state;
 
 use std::borrow::Cow;
