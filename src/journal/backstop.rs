@@ -49,7 +49,7 @@ impl Backstop {
         if before.checked_ilog2() != now.checked_ilog2() {
             let lines = counted(now, "line");
             log::error!(
-                "files with {lines} of the {name} journal, which no worker has read, were deleted so far: too little disk is left"
+                "files with {lines} of the {name} journal, which no worker has read, were deleted so far: the journal is far beyond its limits"
             );
         }
         *before = now;

@@ -36,8 +36,9 @@
 //! * **Acknowledge** moves the cursor by one `pwrite`, and deletes segments that lie before it. A segment with a newer one
 //!   behind it is over; the newest one stays. A cursor that can't be read, or points to no record's beginning, goes back
 //!   to the beginning of its segment, or to the oldest one: lines come twice rather than not at all.
-//! * **Limits**: the reader drops the oldest lines that exceed them, by moving the cursor. While no worker reads, the
-//!   writer's backstop deletes the oldest segments. The reader finds them missing, and counts their lines as dropped.
+//! * **Limits**: the reader drops the oldest lines that exceed them, by moving the cursor. The writer's backstop bounds bytes
+//!   and the disk's free space, coarsely, also while no worker reads: it deletes the oldest segments, and the reader finds
+//!   them missing, and counts their lines as dropped. It knows no limit of lines.
 //! * **A power cut** can shorten the newest files, leave garbage or NULs in them, and undo renames and deletions of the
 //!   last moments. Nothing of that stops writer or reader: a half record is cut off, garbage is handed out, a cursor that
 //!   points beyond the end goes back. A writer that finds the cursor beyond what is there begins a new segment, so that
@@ -169,7 +170,7 @@ impl Limits {
 }
 
 /// What became of lines, counted since the process began. The writer counts `accepted` and `dropped`, the reader
-/// `delivered`, `set_aside` and `dropped`; the sum of both is the journal's.
+/// `delivered`, `set_aside`, `dropped` and `discarded`; the sum of both is the journal's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Lines taken from osqueryd.

@@ -224,7 +224,7 @@ pub struct LoggerSettings {
     pub period: Duration,
     /// `logger_tls_max_lines`: a request's, at least 1.
     pub max_lines: usize,
-    /// `logger_tls_max_linesize`: longer lines are dropped with a warning.
+    /// `logger_tls_max_linesize`: longer lines are set aside.
     pub max_line_bytes: usize,
     /// `logger_tls_backoff_max`; `None` (0) means that a failed flush is tried again after the period.
     pub backoff_max: Option<Duration>,
@@ -503,12 +503,16 @@ mod tests {
 
     /// A value that is not the default.
     fn another(flag: &AnyFlag) -> String {
+        // A flag of none of these values needs one here.
         let candidates = flag.kind.range().map_or_else(
             || ["error", "true", "false", "each", "/elsewhere", &Pin::of(b"").to_string()].map(str::to_owned).to_vec(),
             |range| vec![(range.start() + 2).to_string()],
         );
         let is_another = |text: &String| flag.kind.accepts(text) && flag.kind.default_text().as_ref() != Some(text);
-        candidates.into_iter().find(is_another).unwrap()
+        candidates
+            .into_iter()
+            .find(is_another)
+            .unwrap_or_else(|| panic!("no candidate is another value of {}", flag.name))
     }
 
     #[test]

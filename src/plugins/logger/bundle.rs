@@ -200,7 +200,7 @@ impl Bundler {
                     }
                 }
                 self.taken = if filling.bundle.is_full { filling.bundle.data.len() } else { 0 };
-                // What didn't fit into the look at the journal is more; so is the next segment.
+                // More waits where what was read is nearly full, or another segment follows.
                 filling.bundle.is_full |= chunk.bytes().len() >= most - most / 4 || chunk.is_followed();
                 let bundle = filling.bundle;
                 if bundle.end == bundle.start {

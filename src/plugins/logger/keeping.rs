@@ -15,7 +15,7 @@ const DISCARD: &str = "discard";
 const FORGET: &str = "forget";
 const RETAKE: &str = "retake";
 
-/// What has become of lines that are forgotten: the logger has them again.
+/// Why lines are forgotten: the logger has been given them again.
 pub const RETRIED: &str = "retried";
 
 /// The journals and the lines that were set aside, as this worker has them.
@@ -54,8 +54,9 @@ impl Keeping {
         }
     }
 
-    /// `since` says what has become of them where that is not their end.
-    fn forget(&self, ids: &str, since: &str) -> Reply {
+    /// Forgets lines that were set aside. `because` is [`RETRIED`] where the logger has been given them again: then the log says
+    /// that, and not that they are gone.
+    fn forget(&self, ids: &str, because: &str) -> Reply {
         let which = match ids {
             "all" => Which::All,
             ids => Which::These(ids.split(',').map(str::to_owned).collect()),
@@ -63,7 +64,7 @@ impl Keeping {
         match self.rejected.forget(&which) {
             Ok(lines) => {
                 let count = counted(lines, "line");
-                match since {
+                match because {
                     RETRIED => {
                         log::info!("given to the logger again, as an operator asked: {count} that had been set aside")
                     }

@@ -25,8 +25,8 @@ struct Draining {
 }
 
 impl Pace {
-    /// A flush begins while `waiting` lines wait, of which none were sent for `age`: how many may go with it; `None` is
-    /// all.
+    /// How many of the `waiting` lines may go with the flush that begins; `None` is all. `age` is the time since nothing was
+    /// left to send.
     pub(super) fn allows(&mut self, waiting: u64, age: Duration, period: Duration, now: Instant) -> Option<u64> {
         let is_sent = self.0.as_ref().is_some_and(|draining| draining.left == Some(0));
         if age < RECENT || waiting == 0 || is_sent {

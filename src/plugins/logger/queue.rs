@@ -1,5 +1,6 @@
 //! A journal whose lines are sent, and what was learnt on the way: what of it may go when, and in which order two of them go.
-//! It has no clock but while lines are moved, which takes its time: else its caller says what time it is.
+//! Callers say
+//! what time it is. Only [`Queue::put_behind`] looks at the clock itself, since to move lines takes a while.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

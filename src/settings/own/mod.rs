@@ -119,7 +119,7 @@ table! {
     BUFFER_MAX_BYTES: Number = Flag {
         name: "buffer_max_bytes",
         setter: Setter::Server,
-        help: "Bytes of lines that may wait in each buffer (results, statuses); the oldest go first",
+        help: "Bytes of lines that may wait in each buffer (results with their backlog, statuses, distributed); the oldest go first",
         more: "",
         kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 1 << 30 },
     };
@@ -168,7 +168,7 @@ table! {
         name: "new_lines_first",
         setter: Setter::Host,
         help: "Whether new result lines go before those that could not be sent for a minute",
-        more: "What waits counts as such when a flush has failed and nothing was sent for a minute. The older ones go behind them, at their pace ([fleet.md](fleet.md)), and so do new snapshots while older ones \
+        more: "What waits counts as such when a flush has failed and for a minute not everything could be sent. The older ones go behind them, at their pace ([fleet.md](fleet.md)), and so do new snapshots while older ones \
                may wait. `false`: all lines go in the order in which they came.",
         kind: Words { placeholder: "BOOL", words: &[(TRUE, true), (FALSE, false)], default: true },
     };
