@@ -89,10 +89,12 @@ impl<'a, F: FnMut(&'a str)> Visitor<'a> for Items<F> {
     }
 }
 
-/// A number, also one that is written as a string, as old versions of osquery do.
+/// The whole number that a value is, also one that is written as a string, as old versions of osquery do. Whatever the value is,
+/// no tree is made of it.
 #[must_use]
-pub fn number(value: &serde_json::Value) -> Option<i64> {
-    value.as_i64().or_else(|| value.as_str()?.trim().parse().ok())
+pub fn number(written: &str) -> Option<i64> {
+    let text = string(written, usize::MAX);
+    text.as_deref().map_or(written, str::trim).parse().ok()
 }
 
 #[cfg(test)]

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use targets::answers::NODE_KEY;
+use targets::answers::{AS_IT_CAME, LIMITED, NODE_KEY, PACKED};
 use targets::certificates::HOST;
 use targets::der::{AUTHORITY, Attribute, Certificate, Constraints, Signer, Usage, authority_name, tag};
+use targets::inflated;
 use targets::settings::{PASSWORD, SEPARATOR};
+use targets::thrift::{CONVERSATION, LENGTH, TIMES};
 use targets::wire::{self, REPLY, kind};
 
 const NAME: &[u8] = b"remote_tls";
@@ -23,6 +25,9 @@ fn main() -> io::Result<()> {
     settings()?;
     certificates()
 }
+
+/// Of an inflated input: head, piece and tail.
+type Parts = [&'static [u8]; 3];
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -95,7 +100,58 @@ fn thrift() -> io::Result<()> {
         let result = wire::structure(&[wire::field(kind, 0, result)]);
         write("thrift", &format!("answer_{method}"), &wire::message(REPLY, method.as_bytes(), 1, &result))?;
     }
+    large_calls()?;
+    large_messages()
+}
+
+/// The forms are those of `thrift::VALUES`.
+fn large_calls() -> io::Result<()> {
+    let status = br#"{"s":1,"f":"f","i":1,"m":"m"},"#;
+    let calls: [(&str, u8, Parts); 9] = [
+        ("no_lines", 8, [b"", b"x", b""]),
+        ("string", 1, [b"{\"a\":\"", b"a line ", b"\"}"]),
+        ("string_of_no_text", 1, [b"", b"\xff", b""]),
+        ("batch", 2, [b"[", b"{},", b"{}]"]),
+        ("statuses", 3, [b"[", status, br#"{"s":1,"i":1}]"#]),
+        ("init", 4, [b"[", b"{},", b"{}]"]),
+        ("results", 5, [b"{\"queries\":{\"q\":[", b"{},", b"{}]}}"]),
+        ("action", 6, [b"", b"\xc3\xa9", b""]),
+        ("pack", 7, [b"", b"name", b""]),
+    ];
+    for (name, form, [head, piece, tail]) in calls {
+        let times = if name.starts_with("string") { u16::MAX } else { 1000 };
+        write("thrift", &format!("large_{name}"), &inflated::input(form, times, head, piece, tail))?;
+    }
     Ok(())
+}
+
+fn large_messages() -> io::Result<()> {
+    let reply = |kind: u8, id: u8, content: &[u8]| {
+        [&wire::message(REPLY, b"query", 1, &[])[..], &[kind, 0, id], content].concat()
+    };
+    let rows = [kind::LIST, 0, 2, kind::MAP];
+    let row = wire::string_map(&[("a", "")]);
+    let option = [&wire::string(b"o")[..], &wire::structure(&[])].concat();
+    let options = [kind::STRING, kind::STRUCT];
+    let ping = wire::message(wire::CALL, b"ping", 0, &wire::structure(&[]));
+    let call = wire::call(b"logger", NAME, &[("", "")], 1);
+    // What comes behind the request's only entry, whose value is empty.
+    let (head, stop) = call.split_at(call.len() - 5);
+    for (name, head, piece, tail) in [
+        ("rows", [&reply(kind::STRUCT, 0, &rows)[..], &TIMES].concat(), row, vec![0, 0]),
+        (
+            "empty_rows",
+            [&reply(kind::STRUCT, 0, &rows)[..], &TIMES].concat(),
+            wire::string_map::<&str, &str>(&[]),
+            vec![0, 0],
+        ),
+        ("options", [&reply(kind::MAP, 0, &options)[..], &TIMES].concat(), option, vec![0]),
+        ("entries", [&call[..call.len() - 13], &TIMES].concat(), vec![0; 8], vec![0]),
+        ("value", [head, &LENGTH].concat(), b"x".to_vec(), stop[4..].to_vec()),
+    ] {
+        write("thrift", &format!("large_message_{name}"), &inflated::input(CONVERSATION, 500, &head, &piece, &tail))?;
+    }
+    write("thrift", "many_pings", &inflated::input(CONVERSATION, 20, &ping, &ping, b""))
 }
 
 fn answers() -> io::Result<()> {
@@ -143,7 +199,44 @@ fn answers() -> io::Result<()> {
     write("answers", "enroll_with_a_number_too_large", &seed(0, 200, "", large))?;
     let repeated = serde_json::json!({ "error": format!("unknown key {NODE_KEY}"), "node_invalid": true });
     write("answers", "error_with_the_key", &seed(2, 401, "", repeated.to_string().as_bytes()))?;
-    write("answers", "garbage_with_the_key", &seed(2, 200, "", format!("[\"{NODE_KEY}\"]").as_bytes()))
+    write("answers", "garbage_with_the_key", &seed(2, 200, "", format!("[\"{NODE_KEY}\"]").as_bytes()))?;
+    large_bodies()
+}
+
+/// What costs much for its size: where a tree is made of it, where it is repaired, where it is shown.
+fn large_bodies() -> io::Result<()> {
+    let bodies: [(&str, u8, u16, Parts); 13] = [
+        ("members", 2, 200, [br#"{"a":1"#, br#","a":{}"#, b"}"]),
+        ("error", 2, 401, [br#"{"error":["#, b"[],", b"1]}"]),
+        ("error_text", 3, 200, [br#"{"error":""#, br"\u00e9", br#""}"#]),
+        ("status", 4, 200, [br#"{"status":["#, b"[],", b"1]}"]),
+        ("node_invalid", 4, 200, [br#"{"node_invalid":{"a":["#, b"{},", b"1]}}"]),
+        ("node_key", 0, 200, [br#"{"node_key":["#, b"{},", b"1]}"]),
+        ("key_text", 0, 200, [br#"{"node_key":""#, b"key", br#""}"#]),
+        ("queries", 3, 200, [br#"{"queries":{"#, br#""a":"","#, br#""b":"SELECT 1"}}"#]),
+        ("configuration", 1, 200, [br#"{"schedule":{"#, br#""a":{"query":"","interval":1},"#, br#""b":{}}}"#]),
+        ("decorators", 1, 200, [br#"{"decorators":{"load":["#, br#"{},"SELECT 1","#, b"1]}}"]),
+        ("options", 1, 200, [br#"{"options":{"#, br#""a":[],"#, br#""b":1}}"#]),
+        ("wrapped", 1 | 8, 200, [br#"{"config":"{\"packs\":["#, br"{},", br#"1]}"}"#]),
+        ("no_text", 2, 500, [b"<html>", b"\xff", b""]),
+    ];
+    for (name, asked, status, [head, piece, tail]) in bodies {
+        let head = [&[asked][..], &status.to_be_bytes(), head].concat();
+        let input = |form: u8, times: u16| inflated::input(form, times, &head, piece, tail);
+        write("answers", &format!("large_{name}"), &input(0, 400))?;
+        write("answers", &format!("large_{name}_packed"), &input(PACKED, 400))?;
+    }
+    let head = [2, 0, 200, b'{'];
+    write("answers", "larger_than_is_read", &inflated::input(LIMITED, 1000, &head, b"        ", b"}"))?;
+    write(
+        "answers",
+        "larger_than_is_read_packed",
+        &inflated::input(LIMITED | PACKED, u16::MAX, &head, b"        ", b"}"),
+    )?;
+    // What must not be in a part of such an input, a gzip member has only by chance.
+    let head = inflated::input(PACKED, 0, b"{\"a\":1}", b"", b"");
+    let member = inflated::Inflated::of(&head, 1).expect("an input of that form").packed();
+    write("answers", "packed_by_others", &inflated::input(AS_IT_CAME, 0, &[&[2, 0, 200], &*member].concat(), b"", b""))
 }
 
 fn settings() -> io::Result<()> {
@@ -184,6 +277,17 @@ fn settings() -> io::Result<()> {
     ];
     for (name, seed) in &seeds {
         write("settings", name, seed.as_bytes())?;
+    }
+    let options = format!("{SEPARATOR}\n");
+    for (name, head, piece, tail) in [
+        ("large_flagfile", "# ours\n", "--request_timeout=30\n", "--return_timeout=90\n"),
+        ("large_flagfile_of_bad_lines", "", "x\n", ""),
+        ("large_value", "--buffer_path=/", "a/", "\n"),
+        ("large_option", &format!("{options}tls_hostname="), "a.", "b\n"),
+        ("many_servers", &format!("{options}tls_hostname=a"), ",a", "\n"),
+        ("many_options", &options, "a=b\n", "verbose=true\n"),
+    ] {
+        write("settings", name, &inflated::input(0, 200, head.as_bytes(), piece.as_bytes(), tail.as_bytes()))?;
     }
     Ok(())
 }

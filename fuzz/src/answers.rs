@@ -2,21 +2,30 @@
 //!
 //! The input is a byte that says what was asked ([`Asked`]), two of the status, a header's value up to the end of the
 //! line, and the body.
+//!
+//! [`Inflated`] input is a body as it comes in, compressed or not ([`PACKED`] and the like); the first three bytes of its
+//! head are what was asked and the status.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use osquery_remote_tls::plugins::logger::{Decoration, StatusLine};
-use osquery_remote_tls::remote::api::{
-    self, AnswerError, ClientCertificate, ConfigLimits, Enrolled, KeyPlace, LogType, Payload,
+use osquery_remote_tls::remote::api::{self, AnswerError, ClientCertificate, Enrolled, KeyPlace, LogType, Payload};
+use osquery_remote_tls::remote::configuration::ConfigLimits;
+use osquery_remote_tls::remote::{
+    Encoding, Endpoint, TransportError, configuration, read_body, retry_after, same_host_redirect,
 };
-use osquery_remote_tls::remote::{Endpoint, configuration, retry_after, same_host_redirect};
 use osquery_remote_tls::secret::{MASK, Secret, redact};
 use osquery_remote_tls::settings::Server;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
+
+use crate::inflated::{Inflated, scaled};
+use crate::memory::{Bound, within};
+use crate::thrift::Extension;
 
 /// The node key, which no error may show.
 pub const NODE_KEY: &str = "fuzz/n0de+\"key";
@@ -26,6 +35,38 @@ const LONGEST_ERROR: usize = 1500;
 
 /// The deepest answer that is taken.
 const DEEPEST: usize = 100;
+
+/// A form of inflated input: the body is compressed.
+pub const PACKED: u8 = 1;
+
+/// A form of inflated input: the body is said to be compressed, and stands there as it came in.
+pub const AS_IT_CAME: u8 = 2;
+
+/// A form of inflated input: a quarter of [`LARGEST`] is read, so that more is too large.
+pub const LIMITED: u8 = 4;
+
+/// The largest body that is read, of the 16 MiB that the product reads.
+const LARGEST: usize = scaled(256 << 10);
+
+/// The largest body that is there.
+const MOST: usize = 2 * LARGEST;
+
+/// The most bytes of input that are judged by another parser, too, which makes trees.
+const SMALL: usize = 4096;
+
+/// The body, in a buffer that doubles when it is full and is there twice meanwhile; what decompresses it.
+const READING: Bound = Bound { each: 3, always: 64 << 10 };
+
+/// The answer's text, and a string that stands in it or the configuration without its comments, in a buffer that grows;
+/// where it is shown, ten times the first 130 KiB of it, to find what is to be masked. A tree was seen to take 21 to 60 times
+/// its size.
+const JUDGING: Bound = Bound { each: 16, always: 64 << 10 };
+
+/// The configuration as it is read and as it is changed, and what is judged of that, in buffers that grow.
+const HANDING_ON: Bound = Bound { each: 6, always: 64 << 10 };
+
+/// A host that is without its server.
+static HOST: LazyLock<Extension> = LazyLock::new(Extension::new);
 
 const SERVERS: [&str; 4] = ["fleet.example.com", "fleet.example.com:8443", "[::1]:8443", "10.0.0.1"];
 
@@ -61,19 +102,96 @@ impl Asked {
 
 /// Tries one input.
 pub fn run(input: &[u8]) {
+    if let Some(inflated) = Inflated::of(input, MOST) {
+        return receive(&inflated);
+    }
     let Some((&[asked, high, low], rest)) = input.split_first_chunk() else { return };
     let (asked, status) = (Asked::new(asked), u16::from_be_bytes([high, low]));
     let end = rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len());
     let (header, body) = (String::from_utf8_lossy(&rest[..end]), rest.get(end + 1..).unwrap_or_default());
-    let node_key = Secret::new(NODE_KEY);
     check_redirect(&asked.server, &header);
-    let wait = check_retry_after(&header);
-    check_judgement(&asked, status, wait, body);
-    check_enrollment(&asked, status, wait, body);
+    check(&asked, status, check_retry_after(&header), body);
+}
+
+fn check(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) {
+    let node_key = Secret::new(NODE_KEY);
+    check_judgement(asked, status, wait, body);
+    check_enrollment(asked, status, wait, body);
     let text = String::from_utf8_lossy(body);
     check_configuration(&text, asked.place, asked.limits);
     check_requests(&text, &node_key);
     check_status_lines(&text);
+}
+
+/// A body comes in, is read within its limit and judged, and none of that takes more memory than such a body may.
+fn receive(input: &Inflated<'_>) {
+    let Some((&[asked, high, low], head)) = input.head.split_first_chunk() else { return };
+    let (asked, status) = (Asked::new(asked), u16::from_be_bytes([high, low]));
+    let is = |form: u8| input.form & form != 0;
+    let inflated = Inflated { head, ..*input };
+    let whole = inflated.whole();
+    let largest = if is(LIMITED) { LARGEST / 4 } else { LARGEST };
+    let encoding = if is(PACKED | AS_IT_CAME) { Encoding::Gzip } else { Encoding::Plain };
+    let packed = (is(PACKED) && !is(AS_IT_CAME)).then(|| inflated.packed());
+    // What was compressed by a fuzzer can become anything.
+    let weight = if is(AS_IT_CAME) { largest } else { whole.len().min(largest) };
+    let wire = packed.as_deref().unwrap_or(&whole);
+    let read = within(READING, weight, "reading", || read_body(wire, encoding, largest as u64));
+    let body = match read {
+        Ok(body) => {
+            assert!(body.len() <= largest, "{} bytes are read of {largest}", body.len());
+            assert!(is(AS_IT_CAME) || body == whole, "another body is read");
+            body
+        }
+        Err(error) => {
+            let is_too_large = matches!(error, TransportError::TooLarge(most) if most == largest as u64);
+            assert!(is(AS_IT_CAME) || (is_too_large && whole.len() > largest), "{} bytes: {error}", whole.len());
+            return;
+        }
+    };
+    if body.len() <= SMALL {
+        return check(&asked, status, None, &body);
+    }
+    let answer = judged(&asked, status, None, &body);
+    match &answer {
+        Ok(answer) if answer == "{}" => {}
+        Ok(answer) => assert!(str::from_utf8(&body).is_ok_and(|text| text.trim() == answer), "another answer"),
+        Err(error) => check_error(error, status, None),
+    }
+    if let Err(error) = enrolled(&asked, status, None, &body) {
+        check_error(&error, status, None);
+    }
+    let Ok(answer) = answer else { return };
+    if let Ok(document) = configured(&answer, asked.place, asked.limits) {
+        check_handing_on(&document);
+    }
+}
+
+fn judged(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) -> Result<String, AnswerError> {
+    within(JUDGING, repaired(body), "judging", || api::judge(asked.endpoint, status, wait, body))
+}
+
+fn enrolled(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) -> Result<Enrolled, AnswerError> {
+    within(JUDGING, repaired(body), "enrolling", || api::judge_enrollment(status, wait, body, asked.certificate))
+}
+
+fn configured(answer: &str, place: KeyPlace, limits: ConfigLimits) -> Result<String, AnswerError> {
+    within(JUDGING, answer.len(), "configuring", || api::configuration(answer.to_owned(), place, limits))
+}
+
+/// How long the text is that these bytes are read as: each that is no UTF-8 becomes U+FFFD.
+fn repaired(bytes: &[u8]) -> usize {
+    bytes.utf8_chunks().map(|chunk| chunk.valid().len() + if chunk.invalid().is_empty() { 0 } else { 3 }).sum()
+}
+
+/// A configuration goes on to osqueryd, and what in it is for ourselves is read. It is kept as the last one that the server
+/// gave, which goes the same way.
+fn check_handing_on(document: &str) {
+    HOST.keep(document);
+    let reply = within(HANDING_ON, document.len(), "handing on", || HOST.gen_config());
+    assert_eq!(reply.code, 0, "{}", reply.message);
+    let given = reply.rows.first().and_then(|row| row.values().next()).expect("a configuration");
+    assert!(configuration::judge(given, ConfigLimits::of_version(None)).is_ok(), "{given}");
 }
 
 /// A redirect that is followed leads to the same host and port, by https, as the HTTP client reads the URL.
@@ -103,7 +221,7 @@ fn check_judgement(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u
     // What stands around an answer is not part of it.
     let text = text.trim();
     let members = Members::of(text);
-    match api::judge(asked.endpoint, status, wait, body) {
+    match judged(asked, status, wait, body) {
         Ok(answer) => {
             assert!(success, "HTTP {status} is no success");
             assert_eq!(answer, if text.is_empty() { "{}" } else { text });
@@ -138,7 +256,7 @@ fn check_error(error: &AnswerError, status: u16, wait: Option<Duration>) {
 
 fn check_enrollment(asked: &Asked, status: u16, wait: Option<Duration>, body: &[u8]) {
     let text = String::from_utf8_lossy(body);
-    match api::judge_enrollment(status, wait, body, asked.certificate) {
+    match enrolled(asked, status, wait, body) {
         Ok(Enrolled::Key(key)) => {
             assert!((200..300).contains(&status));
             assert!(!key.expose().trim().is_empty());
@@ -179,7 +297,7 @@ fn check_configuration(answer: &str, place: KeyPlace, limits: ConfigLimits) {
     if let Some(document) = &document {
         check_bounds(document, good, limits);
     }
-    match api::configuration(answer.to_owned(), place, limits) {
+    match configured(answer, place, limits) {
         Ok(given) => {
             assert!(good, "{given} is given to osqueryd");
             assert_eq!(Some(given), document);

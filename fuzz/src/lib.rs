@@ -5,6 +5,8 @@
 pub mod answers;
 pub mod certificates;
 pub mod der;
+pub mod inflated;
+pub mod memory;
 pub mod settings;
 pub mod thrift;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! Our flag file and osqueryd's options.
 //!
 //! The input is a flag file's text; after a line that is [`SEPARATOR`], osqueryd's options follow, `name=value` a
-//! line.
+//! line. [`Inflated`] input is the same text.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,17 +11,30 @@ use osquery_remote_tls::cli::Cli;
 use osquery_remote_tls::remote::Url;
 use osquery_remote_tls::settings::{FrontSettings, Options, OwnFlags, REMOTE_PREFIX, Server, Settings, own};
 
+use crate::inflated::{Inflated, scaled};
+use crate::memory::{Bound, within};
+
 /// Between the flag file and the options.
 pub const SEPARATOR: &str = "----";
 
 /// A proxy's password, which no message may show.
 pub const PASSWORD: &str = "Zq7-fuzz-passw0rd";
 
+/// The largest inflated input.
+const MOST: usize = scaled(64 << 10);
+
+/// Each line that is none has an error, and a line is two bytes. The file is the operator's, and a megabyte at most.
+const FLAGFILE: Bound = Bound { each: 130, always: 64 << 10 };
+
+/// Copies of the values.
+const SETTINGS: Bound = Bound { each: 8, always: 64 << 10 };
+
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Tries one input.
 pub fn run(input: &[u8]) {
-    let text = String::from_utf8_lossy(input);
+    let inflated = Inflated::of(input, MOST).map(|inflated| inflated.whole());
+    let text = String::from_utf8_lossy(inflated.as_deref().unwrap_or(input));
     let (flags, options) = text.split_once(&format!("{SEPARATOR}\n")).unwrap_or((&text, ""));
     let own = check_flagfile(flags);
     let pairs = options.lines().filter_map(|line| line.split_once('='));
@@ -40,7 +53,7 @@ fn has_password(proxy: &str) -> bool {
 
 fn check_flagfile(text: &str) -> OwnFlags {
     let path = Path::new("/etc/f");
-    let (own, errors) = OwnFlags::parse(path, text);
+    let (own, errors) = within(FLAGFILE, text.len(), "the flag file", || OwnFlags::parse(path, text));
     let again = OwnFlags::parse(path, text);
     assert_eq!((&own, &errors), (&again.0, &again.1), "the same file, the same flags");
     assert!(errors.len() <= text.lines().count());
@@ -60,7 +73,8 @@ fn check_flagfile(text: &str) -> OwnFlags {
 }
 
 fn check_settings(options: &Options, own: &OwnFlags) {
-    let (settings, errors) = Settings::new(options, own);
+    let weight = options.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let (settings, errors) = within(SETTINGS, weight, "the settings", || Settings::new(options, own));
     assert_eq!(Settings::new(options, own), (settings.clone(), errors.clone()), "the same flags, the same settings");
     check_ranges(&settings);
     let front = FrontSettings::from(&settings);

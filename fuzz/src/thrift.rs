@@ -5,9 +5,13 @@
 //! calls, whose answers are checked against a model. Either way exactly the lines that were brought must be in the
 //! journals.
 //!
+//! [`Inflated`] input is either: a conversation ([`CONVERSATION`]), in whose head [`TIMES`] and [`LENGTH`] stand for what a
+//! list's or a string's length has to say, or a valid call with a large value ([`VALUES`]).
+//!
 //! The plugins have no osqueryd and no server behind them, and the end has been asked for, so that no call waits.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
@@ -21,7 +25,7 @@ use osquery_remote_tls::extension::osquery::{
     ExtensionManagerSyncClient, ExtensionResponse, TExtensionManagerSyncClient, TExtensionSyncClient,
 };
 use osquery_remote_tls::extension::protocol::LossyInput;
-use osquery_remote_tls::extension::registry::{NAME, StringMap, routes};
+use osquery_remote_tls::extension::registry::{NAME, Reply, StringMap, routes};
 use osquery_remote_tls::extension::service::Service;
 use osquery_remote_tls::extension::wire::{Conversation, Message, Method};
 use osquery_remote_tls::front::intake::Intake;
@@ -29,6 +33,7 @@ use osquery_remote_tls::front::relay::{Elsewhere, Unanswered};
 use osquery_remote_tls::journal::{Position, Reader, Rejected, Waiting, Writer};
 use osquery_remote_tls::line_count::LineCounter;
 use osquery_remote_tls::logging::Verbosity;
+use osquery_remote_tls::plugins::config;
 use osquery_remote_tls::plugins::logger::{LastFlush, StatusLine};
 use osquery_remote_tls::plugins::tables::tables;
 use osquery_remote_tls::remote::api::{is_json, is_object};
@@ -37,6 +42,8 @@ use osquery_remote_tls::settings::{Options, OwnFlags, own};
 use osquery_remote_tls::worker::assembly::{Assembly, Setup};
 use thrift::protocol::{TBinaryOutputProtocol, TInputProtocol, TMessageType, TSerializable, TType};
 
+use crate::inflated::{Inflated, scaled};
+use crate::memory::{Bound, within};
 use crate::{many, wire};
 
 /// What no answer may show.
@@ -48,8 +55,69 @@ const MOST_ANSWERED: usize = 16;
 /// More than any input leaves in a journal.
 const MANY_BYTES: usize = 16 << 20;
 
+/// The form of inflated input that is a conversation. Others are those of [`VALUES`].
+pub const CONVERSATION: u8 = 0;
+
+/// In the head of a conversation: how often the piece is repeated, in four bytes.
+pub const TIMES: [u8; 4] = [0xfd; 4];
+
+/// In the head of a conversation: how long all of the pieces are, in four bytes.
+pub const LENGTH: [u8; 4] = [0xfc; 4];
+
+/// A large value of a call: whom the call is for, what its request has before the value, and the value's name.
+type Large = (Plugin, &'static [(&'static str, &'static str)], &'static str);
+
+/// Those of inflated input, by its form.
+static VALUES: [Large; 8] = [
+    (Plugin::Logger, &[("action", "features")], "no such"),
+    (Plugin::Logger, &[], "string"),
+    (Plugin::Logger, &[], "string_batch"),
+    (Plugin::Logger, &[("status", "true")], "log"),
+    (Plugin::Logger, &[("init", NAME)], "log"),
+    (Plugin::Distributed, &[("action", "writeResults")], "results"),
+    (Plugin::Distributed, &[], "action"),
+    (Plugin::Config, &[("action", "genPack")], "name"),
+];
+
+/// The largest inflated input.
+const MOST: usize = scaled(256 << 10);
+
+/// The largest that is a result line: the front keeps a megabyte of one in memory, and more is written aside.
+const MOST_OF_A_LINE: usize = scaled(5 << 18);
+
+/// The largest that is status lines, of which the shortest has three bytes and becomes one of more than a hundred.
+const MOST_OF_STATUSES: usize = if cfg!(fuzzing) { 1 << 10 } else { 64 << 10 };
+
+/// The most bytes of input that are tried byte by byte, too.
+const SMALL: usize = 4096;
+
+/// What the front has of a conversation: the message, and where the entries of its request lie, which takes 32 bytes for
+/// eight. Both grow.
+const HEARING: Bound = Bound { each: 16, always: 256 << 10 };
+
+/// What front and worker need for an answer: the request, which is a map for the worker, and where the lines of it begin,
+/// which takes 16 bytes for three. All of it grows.
+const ANSWERING: Bound = Bound { each: 24, always: 256 << 10 };
+
+/// The same, and the records of status lines, a megabyte at a time, which grows.
+const LOGGING: Bound = Bound { each: 24, always: 4 << 20 };
+
+/// What osqueryd answers to us is a list of maps. The smallest that isn't empty has 14 bytes, and takes 568, since a map has
+/// room for eleven entries. For as many rows as are claimed, 65,536 at most, 24 bytes each are reserved. Only osqueryd is
+/// asked, for a row or a few.
+const ASKING: Bound = Bound { each: 48, always: (64 << 10) * 25 };
+
 /// Tries one input.
 pub fn run(input: &[u8]) {
+    let most = match input.get(1).map(|&form| (form, VALUES[usize::from(form) % VALUES.len()].2)) {
+        Some((CONVERSATION, _)) | None => MOST,
+        Some((_, "string" | "string_batch")) => MOST_OF_A_LINE,
+        Some((_, "log")) => MOST_OF_STATUSES,
+        Some(_) => MOST,
+    };
+    if let Some(inflated) = Inflated::of(input, most) {
+        return run_inflated(&inflated);
+    }
     match input.first() {
         Some(0x80..) => {
             converse(input);
@@ -61,14 +129,40 @@ pub fn run(input: &[u8]) {
     }
 }
 
+fn run_inflated(inflated: &Inflated<'_>) {
+    if inflated.form == CONVERSATION {
+        let length = inflated.piece.len() * inflated.times;
+        let head = replaced(inflated.head, TIMES, inflated.times);
+        let head = replaced(&head, LENGTH, length);
+        let input = Inflated { head: &head, ..*inflated }.whole();
+        converse(&input);
+        hear_answers(&input);
+        return;
+    }
+    let (plugin, before, name) = &VALUES[usize::from(inflated.form) % VALUES.len()];
+    let word = |text: &str| Word::Bytes(text.as_bytes().to_vec());
+    let mut request: Vec<_> = before.iter().map(|(name, value)| (word(name), word(value))).collect();
+    request.push((word(name), Word::Bytes(inflated.whole())));
+    check(&[Call { plugin: plugin.clone(), request, sequence: 1 }]);
+}
+
+/// With a length in place of the first of these marks.
+fn replaced(text: &[u8], mark: [u8; 4], length: usize) -> Vec<u8> {
+    let mut text = text.to_vec();
+    if let Some(at) = text.windows(4).position(|four| four == mark) {
+        text[at..at + 4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    }
+    text
+}
+
 /// Front and worker as they are built, but for the sockets and the threads.
-struct Extension {
+pub(crate) struct Extension {
     intake: Intake,
     service: Arc<Service>,
     results: Reader<LineCounter>,
     statuses: Reader<LineCounter>,
     kept: Reader<LineCounter>,
-    _worker: Assembly,
+    worker: Assembly,
     _secret: Secret,
 }
 
@@ -84,7 +178,7 @@ impl Elsewhere for Behind {
 }
 
 impl Extension {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // The script that runs this sets TMPDIR, and clears it: a fuzzer ends in no orderly way.
         let directory = tempfile::tempdir().unwrap().keep();
         let worker = Assembly::new(Setup {
@@ -112,21 +206,38 @@ impl Extension {
             on_shutdown: Box::new(|| {}),
         };
         let [results, statuses, kept] = ["results", "statuses", "distributed"].map(|name| reader(&directory, name));
-        Self { intake, service, results, statuses, kept, _worker: worker, _secret: Secret::new(SECRET) }
+        Self { intake, service, results, statuses, kept, worker, _secret: Secret::new(SECRET) }
     }
 
-    /// Everything that is answered to this conversation, and the result lines that it brought.
-    fn answer(&self, conversation: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    /// Puts a configuration where the last one that the server gave lies.
+    pub(crate) fn keep(&self, document: &str) {
+        fs::write(self.worker.directory.join(config::FILE), document).expect("the disk is there");
+    }
+
+    /// What osqueryd gets for its configuration.
+    pub(crate) fn gen_config(&self) -> Reply {
+        let request = StringMap::from([("action".to_owned(), "genConfig".to_owned())]);
+        self.worker.registry.call("config", NAME, request)
+    }
+
+    /// Everything that is answered to this conversation, and the result lines that it brought; `None` for one that was
+    /// written aside as it came.
+    fn answer(&self, conversation: &[u8]) -> (Vec<u8>, Vec<Option<Vec<u8>>>) {
+        let weight = conversation.len();
         let (mut answers, mut brought, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
         let mut conversation = Conversation::new(conversation, &mut buffer);
         // An error is the connection's end, as good as any.
-        while let Ok(Some(message)) = self.intake.hear(&mut conversation) {
-            answers.extend(self.intake.answer(&conversation, &message));
+        while let Ok(Some(message)) = within(HEARING, weight, "hearing", || self.intake.hear(&mut conversation)) {
+            let is_logger = conversation.bytes(&message.call.registry) == b"logger";
+            let bound = if is_logger { LOGGING } else { ANSWERING };
+            answers.extend(within(bound, weight, "answering", || self.intake.answer(&conversation, &message)));
             let text = |range: &Range<usize>| conversation.bytes(range).to_vec();
             let call = &message.call;
             let entries: Vec<_> = call.entries.iter().map(|(name, value)| (text(name), text(value))).collect();
-            if message.method == Method::Call {
-                brought.extend(record(&text(&call.registry), &text(&call.item), &entries));
+            if call.streamed {
+                brought.push(None);
+            } else if message.method == Method::Call {
+                brought.extend(record(&text(&call.registry), &text(&call.item), &entries).map(Some));
             }
         }
         (answers, brought)
@@ -157,6 +268,15 @@ fn on_one_line(mut text: Vec<u8>) -> Vec<u8> {
     text
 }
 
+/// What was brought is what is kept, as far as it is known.
+fn assert_kept(brought: Vec<Option<Vec<u8>>>, kept: &[Vec<u8>]) {
+    assert_eq!(brought.len(), kept.len());
+    for (brought, kept) in brought.iter().zip(kept) {
+        let text = String::from_utf8_lossy;
+        assert!(brought.as_ref().is_none_or(|brought| brought == kept), "{brought:?} is kept as {}", text(kept));
+    }
+}
+
 fn converse(input: &[u8]) {
     let (answers, brought) = EXTENSION.answer(input);
     assert!(answers.len() <= MOST_ANSWERED * input.len() + 1024, "{} bytes answer {}", answers.len(), input.len());
@@ -167,13 +287,15 @@ fn converse(input: &[u8]) {
         assert!(matches!(message.message_type, TMessageType::Reply | TMessageType::Exception));
         answer.skip(TType::Struct).expect("answers are whole");
     }
-    assert_eq!(take(&EXTENSION.results), brought);
+    assert_kept(brought, &take(&EXTENSION.results));
     // The front hands on only what it could read itself; the worker's own reader must stand anything, too.
-    let _ = EXTENSION.service.answer(input);
+    let _ = within(LOGGING, input.len(), "the worker", || EXTENSION.service.answer(input));
     for journal in [&EXTENSION.statuses, &EXTENSION.kept] {
         take(journal);
     }
-    check_pieces(input);
+    if input.len() <= SMALL {
+        check_pieces(input);
+    }
 }
 
 /// However the bytes come in, the same messages are read.
@@ -204,13 +326,16 @@ fn hear_answers(input: &[u8]) {
     type Client<'a> = ExtensionManagerSyncClient<LossyInput<&'a [u8]>, TBinaryOutputProtocol<io::Sink>>;
     let client = || Client::new(LossyInput::new(input).unwrap(), TBinaryOutputProtocol::new(io::sink(), true));
     // Errors are right answers to this input; it is the reading that is tried.
-    let _ = client().options();
-    let _ = client().extensions();
-    let _ = client().query(String::new());
-    let _ = client().call(String::new(), String::new(), StringMap::new());
-    let _ = client().register_extension(Default::default(), routes(tables()));
-    let _ = client().deregister_extension(1);
-    let _ = client().ping();
+    fn ask<T>(input: &[u8], method: &str, read: impl FnOnce() -> thrift::Result<T>) {
+        let _ = within(ASKING, input.len(), method, read);
+    }
+    ask(input, "options", || client().options());
+    ask(input, "extensions", || client().extensions());
+    ask(input, "query", || client().query(String::new()));
+    ask(input, "call", || client().call(String::new(), String::new(), StringMap::new()));
+    ask(input, "register", || client().register_extension(Default::default(), routes(tables())));
+    ask(input, "deregister", || client().deregister_extension(1));
+    ask(input, "ping", || client().ping());
 }
 
 /// A valid call.
@@ -222,7 +347,7 @@ struct Call {
 }
 
 /// Whom a call is for.
-#[derive(Arbitrary, Debug)]
+#[derive(Arbitrary, Clone, Debug)]
 enum Plugin {
     Logger,
     Distributed,
@@ -244,7 +369,7 @@ impl Plugin {
 }
 
 /// A string of a call: mostly one that means something.
-#[derive(Arbitrary, Debug)]
+#[derive(Arbitrary, Clone, Debug)]
 enum Word {
     Known(u8),
     Lines(Vec<String>),
@@ -346,7 +471,7 @@ impl Model {
 
 fn check(calls: &[Call]) {
     let mut model = Model::default();
-    let conversation: Vec<u8> = calls.iter().flat_map(Call::wire).collect();
+    let conversation = calls.iter().map(Call::wire).collect::<Vec<_>>().concat();
     let (answers, brought) = EXTENSION.answer(&conversation);
     let mut left = answers.as_slice();
     for call in calls {
@@ -359,8 +484,8 @@ fn check(calls: &[Call]) {
         assert_eq!(response.response, Some(Vec::new()), "no answer of these has rows");
     }
     assert!(left.is_empty(), "{} bytes follow the last answer", left.len());
-    assert_eq!(brought, model.results);
-    assert_eq!(take(&EXTENSION.results), model.results);
+    assert_kept(brought, &model.results);
+    assert_kept(model.results.into_iter().map(Some).collect(), &take(&EXTENSION.results));
     let text = |line: Vec<u8>| String::from_utf8(line).expect("what the worker keeps is UTF-8");
     let statuses: Vec<String> = take(&EXTENSION.statuses).into_iter().map(text).collect();
     assert_eq!(statuses.len(), model.statuses);

@@ -49,7 +49,7 @@ pub use self::request::{
 pub use self::servers::Servers;
 pub use self::stats::{EndpointStats, Stats};
 pub use self::tls::{Expiries, TlsError, Traffic, bundle, certificates, check_files};
-pub use self::transport::{Answer, Encoding, Method, Outgoing, Transport, retry_after};
+pub use self::transport::{Answer, Encoding, Method, Outgoing, Transport, read_body, retry_after};
 pub use self::transport_error::{HostNotFound, ProxyError, Step, TransportError};
 pub use self::trust::{NotPinned, ServerVerifier, TrustKind, explain};
 pub use self::url::{Url, same_host_redirect};

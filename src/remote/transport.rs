@@ -345,7 +345,16 @@ fn read(mut response: Response<ureq::Body>, accept_gzip: bool, largest: u64) -> 
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
     let date = response.headers().get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
     let encoding = content_encoding(response.headers(), accept_gzip)?;
-    let mut wire = BufReader::new(response.body_mut().as_reader());
+    let body = read_body(response.body_mut().as_reader(), encoding, largest)?;
+    Ok(Answer { status, retry_after, date, body })
+}
+
+/// An answer's body as it comes in, read to its end and decompressed, where that makes no more than `largest` bytes.
+///
+/// # Errors
+/// It is larger, is not compressed as `encoding` says, or can't be read.
+pub fn read_body(wire: impl Read, encoding: Encoding, largest: u64) -> Result<Vec<u8>, TransportError> {
+    let mut wire = BufReader::new(wire);
     let broken = |error| TransportError::from(ureq::Error::Io(error));
     let mut body = Vec::new();
     // An answer without a body has none that is compressed.
@@ -363,7 +372,7 @@ fn read(mut response: Response<ureq::Body>, accept_gzip: bool, largest: u64) -> 
     if body.len() as u64 > largest {
         return Err(TransportError::TooLarge(largest));
     }
-    Ok(Answer { status, retry_after, date, body })
+    Ok(body)
 }
 
 /// How a body is encoded, where that is as it was asked for.

@@ -26,6 +26,7 @@ pub use self::decorations::{Decorations, LARGEST_FINDING, ROUND_LIMIT};
 pub use self::forwarder::{AskToBeWoken, Forwarder, LastFlush};
 pub use self::keeping::{Keeping, RETRIED};
 pub use self::pending::Pending;
+use self::status_line::StatusLines;
 pub use self::status_line::{Decoration, StatusLine};
 pub(crate) use self::window::Window;
 use crate::extension::registry::{Plugin, RegistryName, Reply, StringMap};
@@ -62,9 +63,9 @@ impl Logger {
     /// Keeps the status lines of a call, as osqueryd hands them over.
     pub fn keep_statuses(&self, log: &str) {
         let logger = self.flags.current().logger.clone();
-        let lines = serde_json::from_str::<Vec<StatusLine>>(log);
-        if let Some(line) = lines.iter().flatten().next_back() {
-            self.host.saw_identifier(line.host_identifier());
+        let lines = StatusLines::of(log);
+        if let Some(identifier) = lines.iter().find_map(|lines| lines.host_identifier.as_deref()) {
+            self.host.saw_identifier(identifier);
         }
         if logger.status_disabled {
             return;
@@ -72,9 +73,8 @@ impl Logger {
         match lines {
             Ok(lines) => {
                 let version = self.host.version().unwrap_or_default();
-                let newest = lines.iter().map(StatusLine::unix_time).max().unwrap_or_default();
-                let decoration = self.decorations.decoration(newest, logger.decorations);
-                let lines = lines.into_iter().map(|line| line.into_log_line(&version, &decoration));
+                let decoration = self.decorations.decoration(lines.newest, logger.decorations);
+                let lines = lines.each().map(|line| line.into_log_line(&version, &decoration));
                 self.statuses.append_all(lines);
             }
             Err(error) => {

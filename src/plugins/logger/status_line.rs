@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
@@ -20,23 +21,51 @@ pub struct Decoration {
     pub placement: Placement,
 }
 
+/// The status lines of a call, as they are written: each is read when its turn comes, since one without a word takes fifty
+/// times its size.
+pub(super) struct StatusLines<'a> {
+    written: Vec<&'a RawValue>,
+    /// When the youngest was written, in Unix seconds; 0 when none says so.
+    pub(super) newest: i64,
+    /// What the last one has.
+    pub(super) host_identifier: Option<String>,
+}
+
+impl<'a> StatusLines<'a> {
+    /// Those of an array in which each item is one.
+    pub(super) fn of(log: &'a str) -> serde_json::Result<Self> {
+        let written: Vec<&RawValue> = serde_json::from_str(log)?;
+        let (mut newest, mut host_identifier) = (None, None);
+        for line in &written {
+            let line: StatusLine = serde_json::from_str(line.get())?;
+            newest = newest.max(Some(line.unix_time()));
+            host_identifier = Some(line.h);
+        }
+        Ok(Self { written, newest: newest.unwrap_or_default(), host_identifier })
+    }
+
+    pub(super) fn each(self) -> impl Iterator<Item = StatusLine> {
+        self.written.into_iter().filter_map(|line| serde_json::from_str(line.get()).ok())
+    }
+}
+
 /// A status line as osqueryd hands it over. Numbers may come as strings, from old versions.
 #[derive(Deserialize)]
 pub struct StatusLine {
-    #[serde(default)]
-    s: Value,
+    #[serde(default, deserialize_with = "number")]
+    s: i64,
     #[serde(default)]
     f: String,
-    #[serde(default)]
-    i: Value,
+    #[serde(default, deserialize_with = "number")]
+    i: i64,
     #[serde(default)]
     m: String,
     #[serde(default)]
     h: String,
     #[serde(default)]
     c: String,
-    #[serde(default)]
-    u: Value,
+    #[serde(default, deserialize_with = "number")]
+    u: i64,
 }
 
 impl StatusLine {
@@ -45,26 +74,20 @@ impl StatusLine {
     pub fn own_error(host_identifier: &str, message: &str) -> Self {
         let now = OffsetDateTime::now_utc();
         Self {
-            s: 2.into(),
+            s: 2,
             f: "remote_tls".to_owned(),
-            i: 0.into(),
+            i: 0,
             m: message.to_owned(),
             h: host_identifier.to_owned(),
             c: calendar_time(now),
-            u: now.unix_timestamp().into(),
+            u: now.unix_timestamp(),
         }
-    }
-
-    /// The host identifier that osqueryd has put into it.
-    #[must_use]
-    pub fn host_identifier(&self) -> &str {
-        &self.h
     }
 
     /// When it was written, in Unix seconds; 0 when it doesn't say.
     #[must_use]
     pub fn unix_time(&self) -> i64 {
-        number(&self.u)
+        self.u
     }
 
     /// The line as the server gets it: severity, line and unixTime are numbers, always, unless a decoration at the
@@ -74,10 +97,10 @@ impl StatusLine {
         let members = [
             ("hostIdentifier", Value::from(self.h)),
             ("calendarTime", self.c.into()),
-            ("unixTime", number(&self.u).into()),
-            ("severity", number(&self.s).into()),
+            ("unixTime", self.u.into()),
+            ("severity", self.s.into()),
             ("filename", self.f.into()),
-            ("line", number(&self.i).into()),
+            ("line", self.i.into()),
             ("message", self.m.into()),
             ("version", version.into()),
         ];
@@ -92,8 +115,9 @@ impl StatusLine {
     }
 }
 
-fn number(value: &Value) -> i64 {
-    members::number(value).unwrap_or(0)
+/// 0 for what is none. Whatever stands there, no tree is made of it.
+fn number<'a, D: Deserializer<'a>>(deserializer: D) -> Result<i64, D::Error> {
+    Ok(members::number(<&RawValue>::deserialize(deserializer)?.get()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -111,6 +135,42 @@ mod tests {
         let strings = r#"{"s":"1","f":"scheduler.cpp","i":"117","m":"a\nb","h":"h","c":"Mon","u":"1795407125"}"#;
         assert_eq!(line(numbers), expected);
         assert_eq!(line(strings), expected);
+    }
+
+    #[test]
+    fn what_is_no_number_is_0() {
+        for (written, number) in [
+            ("-7", -7),
+            (r#"" 7\n""#, 7),
+            (r#""\u0037""#, 7),
+            ("9223372036854775807", i64::MAX),
+            ("9223372036854775808", 0),
+            ("7.0", 0),
+            ("7e0", 0),
+            ("-0", 0),
+            ("null", 0),
+            ("true", 0),
+            (r#""seven""#, 0),
+            ("[7]", 0),
+            ("{}", 0),
+        ] {
+            let line: StatusLine = serde_json::from_str(&format!(r#"{{"u": {written} }}"#)).unwrap();
+            assert_eq!(line.u, number, "{written}");
+        }
+    }
+
+    #[test]
+    fn the_lines_of_a_call_are_all_of_them_or_none() {
+        let log = r#"[{"u":7,"h":"a","m":"1"}, {"u":9,"m":"2"},{"u":"8","h":"c","m":"3"}]"#;
+        let lines = StatusLines::of(log).unwrap();
+        assert_eq!((lines.newest, lines.host_identifier.as_deref()), (9, Some("c")));
+        assert_eq!(lines.each().map(|line| line.m).collect::<Vec<_>>(), ["1", "2", "3"]);
+        assert_eq!(StatusLines::of(r#"[{"u":-7}]"#).unwrap().newest, -7);
+        let none = StatusLines::of("[]").unwrap();
+        assert_eq!((none.newest, none.host_identifier, none.written.len()), (0, None, 0));
+        for log in ["", "{}", "[{}", r#"[{"m":"1"},7]"#, r#"[{"m":7}]"#] {
+            assert!(StatusLines::of(log).is_err(), "{log}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! When a record of a journal was made, as it says itself.
 
 use serde::Deserialize;
-use serde_json::Value as Json;
+use serde_json::value::RawValue;
 
 use crate::journal::inspect::Oldest;
 use crate::members;
@@ -27,14 +27,14 @@ fn time_at_end(ending: &str) -> i64 {
 fn line_time(line: &str) -> i64 {
     #[derive(Default, Deserialize)]
     #[serde(default)]
-    struct Line {
-        #[serde(rename = "unixTime")]
-        unix_time: Json,
+    struct Line<'a> {
+        #[serde(borrow, rename = "unixTime")]
+        unix_time: Option<&'a RawValue>,
     }
     // serde takes an array for a struct, too.
     let is_object = line.trim_start().starts_with('{');
-    let line = is_object.then(|| serde_json::from_str::<Line>(line).ok()).flatten().unwrap_or_default();
-    members::number(&line.unix_time).unwrap_or(0)
+    let line = is_object.then(|| serde_json::from_str::<Line<'_>>(line).ok()).flatten().unwrap_or_default();
+    line.unix_time.and_then(|time| members::number(time.get())).unwrap_or(0)
 }
 
 #[cfg(test)]
