@@ -142,10 +142,18 @@ impl Front {
         let flags = lifecycle.manager.options().map_err(LifecycleError::Refused)?;
         let settings = settings_of(&cli, &flags);
         let resumed = inherited.is_some();
-        let inherited = inherited.or_else(|| succession::knock(&cli.socket));
-        // Before anything is opened: another copy may have it open.
-        if inherited.is_none() && !lifecycle.wait_for_name(|pause| events.has_end_within(pause))? {
-            return Ok(None);
+        let mut inherited = inherited.or_else(|| succession::knock(&cli.socket));
+        // Before anything is opened: another copy may have it open. What has our name may also be a worker that has not noticed
+        // yet that its front is gone.
+        if inherited.is_none() {
+            let is_free = lifecycle.wait_for_name(|pause| {
+                let ends = events.has_end_within(pause);
+                inherited = if ends { None } else { succession::knock(&cli.socket) };
+                ends || inherited.is_some()
+            })?;
+            if !is_free && inherited.is_none() {
+                return Ok(None);
+            }
         }
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());

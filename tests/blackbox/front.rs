@@ -221,6 +221,27 @@ fn a_binary_that_is_of_no_use_is_not_taken_into_use() {
     assert_eq!((rig.pid(), rig.worker_pid()), (front, worker));
 }
 
+/// From the soak beside six busy loops: the next front had knocked before the worker stood in, and then waited for it to go.
+#[test]
+fn a_front_takes_over_from_a_worker_that_notices_late_that_its_own_is_gone() {
+    let rig = Rig::start();
+    rig.log(&line(0));
+    let (front, worker) = (rig.pid(), rig.worker_pid());
+    signal(worker, Signal::STOP);
+    signal(front, Signal::KILL);
+    let before = rig.osqueryd.transcript().len();
+    rig.osqueryd.wait("the next front, which has found no worker to take over from", LIMIT, || {
+        rig.osqueryd.transcript().get(before..)?.contains("manager: extensions").then_some(())
+    });
+    signal(worker, Signal::CONT);
+    rig.said("another front has taken over");
+    rig.said("as which osqueryd has registered this extension");
+    assert_eq!(rig.osqueryd.registrations().len(), 1);
+    rig.log(&line(1));
+    assert_eq!(rig.delivered(2), [0, 1]);
+    assert_ne!(rig.pid(), front);
+}
+
 /// From a review of the supervision: the second binary was seen while the first one's worker was tried, and never tried itself.
 #[test]
 fn a_binary_that_comes_while_another_one_is_tried_is_taken_into_use() {
