@@ -36,6 +36,9 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// Calls that this worker is at when the next front knocks get this long.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(2);
 
+/// Calls that are broken off then get this long for their answers.
+const LAST_ANSWERS_LIMIT: Duration = Duration::from_secs(1);
+
 /// Who has connected and says nothing is not waited for longer.
 const KNOCK_LIMIT: Duration = Duration::from_secs(1);
 
@@ -166,7 +169,12 @@ impl StandIn {
 
     fn hand_over(self, assembly: &Assembly, front: &UnixStream) -> LastFlush {
         if !self.server.stop(HANDOVER_LIMIT) {
-            log::warn!("a call could not be finished before the next front took over");
+            // An answer that says so is better than none: what waits for the server is not waited for any longer.
+            assembly.request_end(LastFlush::Skip);
+            assembly.break_off();
+            if !self.server.stop(LAST_ANSWERS_LIMIT) {
+                log::warn!("a call could not be finished before the next front took over");
+            }
         }
         let intake = self.server.conversing();
         let overflow = intake.results.waits_for_disk();

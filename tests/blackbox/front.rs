@@ -13,6 +13,7 @@ use osquery_remote_tls::control::{self, Order};
 use osquery_remote_tls::extension::registry::{Plugin, Registry, RegistryName, Reply, StringMap};
 use osquery_remote_tls::extension::service::Service;
 use rustix::process::Signal;
+use testkit::server::{Answer, Endpoint};
 
 use serde_json::json;
 
@@ -240,6 +241,29 @@ fn a_front_takes_over_from_a_worker_that_notices_late_that_its_own_is_gone() {
     rig.log(&line(1));
     assert_eq!(rig.delivered(2), [0, 1]);
     assert_ne!(rig.pid(), front);
+}
+
+/// From the soak beside two busy loops: a call that a stand-in was at with the server was cut off, with no answer.
+#[test]
+fn a_call_that_a_stand_in_is_at_is_answered_when_the_next_front_takes_over() {
+    let rig = Setup::new().osqueryd(|options| options.watch_interval = Duration::from_secs(4)).start();
+    rig.config();
+    let first = rig.pid();
+    signal(first, Signal::KILL);
+    // osqueryd's watcher has just looked: it looks again after four seconds.
+    rig.said("as which osqueryd has registered this extension");
+    // Its worker answers.
+    rig.config();
+    rig.server.always(Endpoint::DistributedRead, Some(Answer::hang()));
+    let second = rig.pid();
+    assert_ne!(first, second);
+    signal(second, Signal::KILL);
+    let stand_ins = || rig.stderr().matches("this worker answers osqueryd until there is another one").count();
+    rig.osqueryd.wait("another stand-in", LIMIT, || (stand_ins() == 2).then_some(()));
+    let outcome = rig.call("distributed", &[("action", "getQueries")]);
+    assert!(!outcome.message.contains("Extension call failed"), "{outcome:?}");
+    let successors = || rig.stderr().matches("another front has taken over").count();
+    rig.osqueryd.wait("the third front", LIMIT, || (successors() == 2).then_some(()));
 }
 
 /// From a review of the supervision: the second binary was seen while the first one's worker was tried, and never tried itself.
