@@ -2,7 +2,7 @@
 //! reads what lies on the disk; what changes anything is done by the extension itself, so that it is safe while
 //! everything runs.
 //!
-//! `arguments` is their part of the command line, `table` shows rows on a terminal; the other files are a command each.
+//! Their part of the command line is `cli::arguments`. `table` shows rows on a terminal; the other files are a command each.
 //! Which osqueryd is meant is found as the doctor finds it.
 
 pub mod buffer;

@@ -33,7 +33,7 @@ use self::events::{Event, Events};
 use self::intake::Intake;
 use self::journals::Journals;
 use self::relay::Relay;
-use self::succession::{Estate, Inherited};
+use self::succession::{Estate, Inherited, Predecessor};
 use self::workers::Workers;
 use crate::cli::Cli;
 use crate::control::{Attached, Order};
@@ -142,19 +142,12 @@ impl Front {
         let flags = lifecycle.manager.options().map_err(LifecycleError::Refused)?;
         let settings = settings_of(&cli, &flags);
         let resumed = inherited.is_some();
-        let mut inherited = inherited.or_else(|| succession::knock(&cli.socket));
-        // Before anything is opened: another copy may have it open. What has our name may also be a worker that has not noticed
-        // yet that its front is gone.
-        if inherited.is_none() {
-            let is_free = lifecycle.wait_for_name(|pause| {
-                let ends = events.has_end_within(pause);
-                inherited = if ends { None } else { succession::knock(&cli.socket) };
-                ends || inherited.is_some()
-            })?;
-            if !is_free && inherited.is_none() {
-                return Ok(None);
-            }
-        }
+        let look = || succession::predecessor(&cli.socket, &lifecycle, &mut events);
+        let inherited = match inherited.map_or_else(look, |left| Ok(Predecessor::Left(left)))? {
+            Predecessor::Left(left) => Some(left),
+            Predecessor::None => None,
+            Predecessor::EndFirst => return Ok(None),
+        };
         let journals = Journals::new(&settings, cli.verbosity())?;
         let relay = Arc::new(Relay::default());
         let intake = intake(&journals, &relay, sender.clone(), Arc::clone(&hold));

@@ -2,7 +2,7 @@
 //! call refused: connections wait in the listener's backlog meanwhile.
 //!
 //! * [`exec`]: a new binary takes the front's place in the same process, which stays osqueryd's child.
-//! * [`knock`]: a front that osqueryd's watcher has started finds the worker of its dead predecessor, which stands in
+//! * `predecessor`: a front that osqueryd's watcher has started finds the worker of its dead predecessor, which stands in
 //!   for it, and takes over from it.
 
 use std::ffi::OsString;
@@ -14,10 +14,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use log::Level;
 use serde::{Deserialize, Serialize};
 
+use super::events::Events;
 use crate::control::{self, Receiver};
+use crate::extension::lifecycle::{Lifecycle, LifecycleError};
 use crate::extension::socket::{PRIVATE, connect_at_once};
+use crate::logging::Streak;
 use crate::platform::is_ours;
 
 /// The socket of a worker that stands in for its front, beside osqueryd's own: `rtls.osquery.em`.
@@ -57,27 +61,65 @@ pub struct Inherited {
     pub worker: Option<UnixStream>,
 }
 
-/// Asks a worker that stands in for a dead front for what it has; `None` when there is none, or it can't give it.
-#[must_use]
-pub fn knock(manager: &Path) -> Option<Inherited> {
-    // A process of another user's would be given all that osqueryd says.
-    let stream = connect_at_once(&door(manager)).ok().filter(is_ours)?;
-    let take = || -> io::Result<Option<Inherited>> {
-        stream.set_read_timeout(Some(HANDOVER_LIMIT))?;
-        control::send(&stream, &Knock {}, &[])?;
-        inherited(&mut Receiver::new(stream.try_clone()?))
+/// What is found of an earlier front.
+pub(super) enum Predecessor {
+    /// Its worker stood in for it, and has handed over.
+    Left(Inherited),
+    /// osqueryd knows no extension of our name.
+    None,
+    /// The end was asked for before one of these.
+    EndFirst,
+}
+
+/// Takes over from a worker that stands in for an earlier front, or waits until osqueryd knows none of our name: before anything
+/// is opened, since another copy may have it open. A worker may notice late that its front is gone, so it is asked again.
+pub(super) fn predecessor(
+    manager: &Path,
+    lifecycle: &Lifecycle,
+    events: &mut Events,
+) -> Result<Predecessor, LifecycleError> {
+    let failures = Streak::default();
+    let ask = || {
+        knock(manager).unwrap_or_else(|error| {
+            let failed = failures.failed(Level::Warn);
+            log::log!(
+                failed.level,
+                "a worker stands in for a front that is gone, and can't hand over: {error}{failed}"
+            );
+            None
+        })
     };
-    take().unwrap_or_else(|error| {
-        log::warn!("a worker stands in for a front that is gone, and can't hand over: {error}");
-        None
+    let mut left = ask();
+    let is_free = left.is_some()
+        || lifecycle.wait_for_name(|pause| {
+            let ends = events.has_end_within(pause);
+            left = if ends { None } else { ask() };
+            ends || left.is_some()
+        })?;
+    Ok(match left {
+        Some(left) => Predecessor::Left(left),
+        None if is_free => Predecessor::None,
+        None => Predecessor::EndFirst,
     })
+}
+
+/// Asks a worker that stands in for a dead front for what it has; `None` when there is none.
+///
+/// # Errors
+/// There is one, and it can't give it.
+fn knock(manager: &Path) -> io::Result<Option<Inherited>> {
+    // A process of another user's would be given all that osqueryd says.
+    let Some(stream) = connect_at_once(&door(manager)).ok().filter(is_ours) else { return Ok(None) };
+    stream.set_read_timeout(Some(HANDOVER_LIMIT))?;
+    control::send(&stream, &Knock {}, &[])?;
+    inherited(&mut Receiver::new(stream.try_clone()?))
 }
 
 /// A front that has come asks for what the stand-in has.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Knock {}
 
-/// Hands over to a front that has [knocked](knock).
+/// Hands over to a front that has sent a [`Knock`].
 ///
 /// # Errors
 /// It is gone again.
@@ -134,7 +176,7 @@ mod tests {
     fn what_a_stand_in_has_passes_to_the_front_that_knocks() {
         let directory = tempfile::tempdir().unwrap();
         let manager = directory.path().join("osquery.em");
-        assert!(knock(&manager).is_none());
+        assert!(knock(&manager).unwrap().is_none());
         let stand_in = UnixListener::bind(door(&manager)).unwrap();
         let served = UnixListener::bind(directory.path().join("served")).unwrap();
         let estate = Estate { uuid: 7, private: "/p".into(), osqueryd: 9, ..Estate::default() };
@@ -144,7 +186,7 @@ mod tests {
                 assert!(Receiver::new(stream.try_clone().unwrap()).receive::<Knock>().unwrap().is_some());
                 hand_over(&stream, &estate, &served).unwrap();
             });
-            let inherited = knock(&manager).unwrap();
+            let inherited = knock(&manager).unwrap().unwrap();
             assert_eq!(inherited.estate, estate);
             let waiting = UnixStream::connect(directory.path().join("served")).unwrap();
             inherited.listener.accept().unwrap();

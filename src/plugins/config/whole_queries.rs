@@ -12,7 +12,7 @@ use super::kept::kept;
 use super::operator::{FlagSources, Unread};
 use super::options::{option, with_option};
 use crate::extension::registry::NAME;
-use crate::lock::{Mutex, MutexGuard};
+use crate::lock::Mutex;
 use crate::members;
 use crate::remote::configuration;
 use crate::remote::configuration::ConfigLimits;
@@ -74,15 +74,15 @@ impl WholeQueries {
     /// Another osqueryd runs now, with these flags.
     pub fn osqueryd_was_replaced(&self, options: &Options, command_line: Option<&[String]>) {
         let osqueryd = Osqueryd::of(options, command_line);
-        *lock(&self.osqueryd) = osqueryd;
-        *lock(&self.said) = None;
+        *self.osqueryd.lock() = osqueryd;
+        *self.said.lock() = None;
     }
 
     /// A configuration of the server's as osqueryd is to have it; it stays as it is where osqueryd would not take it
     /// then.
     pub(super) fn hand_on<'a>(&self, document: &'a str, expand: ExpandEvents, limits: ConfigLimits) -> Cow<'a, str> {
-        let osqueryd = lock(&self.osqueryd).clone();
-        *lock(&self.said) = Some(osqueryd.format_asked_for(document));
+        let osqueryd = self.osqueryd.lock().clone();
+        *self.said.lock() = Some(osqueryd.format_asked_for(document));
         osqueryd.hand_on(document, expand, limits)
     }
 
@@ -97,8 +97,8 @@ impl WholeQueries {
     }
 
     fn said(&self) -> Option<LineFormat> {
-        let osqueryd = lock(&self.osqueryd).clone();
-        *lock(&self.said).get_or_insert_with(|| {
+        let osqueryd = self.osqueryd.lock().clone();
+        *self.said.lock().get_or_insert_with(|| {
             // Without a kept configuration osqueryd has none either, as far as is known here.
             osqueryd.format_asked_for(&kept(&self.kept).unwrap_or_default())
         })
@@ -134,10 +134,6 @@ impl Osqueryd {
     fn has_only_ours(&self) -> bool {
         self.loggers.trim() == NAME
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! A journal whose lines are sent, and what was learnt on the way: what of it may go when, and in which order two of them go.
-//! Callers say
-//! what time it is. Only [`Queue::put_behind`] looks at the clock itself, since to move lines takes a while.
+//! Callers say what time it is. Only [`Queue::put_behind`] looks at the clock itself, since to move lines takes a while.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::lock;
 use super::measure::Second;
+use crate::lock;
 use crate::server::{Recorded, Taken};
 use crate::soak::lines;
 use crate::soak::numbers::Numbers;

@@ -11,8 +11,8 @@ mod measure;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use self::books::{Books, Sums};
 use self::hosts::{Asked, Hosts};
 use self::measure::{Figures, Record};
+use crate::lock;
 use crate::server::{self, Server};
 use crate::soak::journals;
 use crate::trial::Outcome;
@@ -327,9 +328,4 @@ fn server_options(books: &Arc<Books>) -> server::Options {
         drain: Some(Arc::new(move |taken| lines.receive(taken))),
         ..server::Options::default()
     }
-}
-
-/// The contents, also when a thread panicked while it had them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
