@@ -117,8 +117,8 @@ fn a_clean_stop_sweeps_the_names_away_and_goes_on_logging() {
     assert_eq!(report.sockets_left, Vec::<std::path::PathBuf>::new());
 }
 
-#[test]
-fn an_extension_that_keeps_its_name_loses_few_lines_in_a_stop() {
+/// How many lines are lost in a stop in which a thread puts the name back.
+fn lost_with_the_name_kept() -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, fake) = in_mid_logging(dir.path(), |_| ());
     let kept = dir.path().join("kept");
@@ -136,10 +136,18 @@ fn an_extension_that_keeps_its_name_loses_few_lines_in_a_stop() {
         report
     });
     assert_eq!(daemon.lines_logged(), LINES as u64 + 1);
-    // Without the thread, more than half of them are (above). How few it is with it depends on how soon a processor is free for it.
-    assert!(daemon.lines_lost() < LINES as u64 / 4, "{} lines are lost", daemon.lines_lost());
     // What is left behind is told.
     assert_eq!(report.sockets_left, [fake.socket]);
+    daemon.lines_lost()
+}
+
+#[test]
+fn an_extension_that_keeps_its_name_loses_next_to_nothing_in_a_stop() {
+    // On a busy machine that thread may be without a processor just then; hardly in three stops.
+    let lost: Vec<u64> = (0..3).map(|_| lost_with_the_name_kept()).collect();
+    assert!(lost.iter().any(|lost| *lost < LINES as u64 / 20), "{lost:?} lines are lost");
+    // Without the thread, more than half of them are (above).
+    assert!(lost.iter().all(|lost| *lost < LINES as u64 / 2), "{lost:?} lines are lost");
 }
 
 #[test]

@@ -25,12 +25,20 @@ fn bare() -> (TempDir, Osqueryd) {
 
 #[test]
 fn every_call_is_two_connections() {
-    let (_dir, daemon) = bare();
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Osqueryd::start_bare(Options::new(dir.path()).flag("extensions_interval", "3600"));
     let fake = Fake::start(&daemon.socket(), usual(CONFIG)).unwrap();
-    let before = fake.connections();
-    assert!(daemon.log_string("{}").is_ok());
-    assert_eq!(fake.connections() - before, 2);
-    assert_eq!(fake.calls(), ["logger string"]);
+    let mut made: Vec<usize> = (0..3)
+        .map(|_| {
+            let before = fake.connections();
+            assert!(daemon.log_string("{}").is_ok());
+            fake.connections() - before
+        })
+        .collect();
+    // The manager's own first ping may come late, and in between: once.
+    made.sort_unstable();
+    assert!(made[..2] == [2, 2] && made[2] <= 3, "{made:?}");
+    assert_eq!(fake.calls(), ["logger string"; 3]);
     assert!(daemon.log_status(&[StatusLine::new(2, "a.cpp", 1, "m")]).is_ok());
     let status: Value = serde_json::from_str(&fake.values("log")[0]).unwrap();
     assert_eq!(status[0]["m"], "m");
