@@ -14,6 +14,15 @@ const LONGEST_SECRET: usize = 64 << 10;
 /// Characters of an answer's message to osqueryd, which writes it into its log.
 pub const MESSAGE: usize = 2000;
 
+/// Characters of a caller's word that a message repeats: the name of an action, a plugin or a stream.
+const WORD: usize = 100;
+
+/// A caller's word, in quotation marks, as a message may repeat it.
+#[must_use]
+pub fn quoted(word: &str) -> String {
+    format!("\"{}\"", shown(word, WORD))
+}
+
 /// `text` as it may be shown, with at most `most` characters of it.
 #[must_use]
 pub fn shown(text: &str, most: usize) -> String {

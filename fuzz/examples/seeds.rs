@@ -107,7 +107,7 @@ fn thrift() -> io::Result<()> {
 /// The forms are those of `thrift::VALUES`.
 fn large_calls() -> io::Result<()> {
     let status = br#"{"s":1,"f":"f","i":1,"m":"m"},"#;
-    let calls: [(&str, u8, Parts); 9] = [
+    let calls: [(&str, u8, Parts); 10] = [
         ("no_lines", 8, [b"", b"x", b""]),
         ("string", 1, [b"{\"a\":\"", b"a line ", b"\"}"]),
         ("string_of_no_text", 1, [b"", b"\xff", b""]),
@@ -116,6 +116,7 @@ fn large_calls() -> io::Result<()> {
         ("init", 4, [b"[", b"{},", b"{}]"]),
         ("results", 5, [b"{\"queries\":{\"q\":[", b"{},", b"{}]}}"]),
         ("action", 6, [b"", b"\xc3\xa9", b""]),
+        ("action_of_controls", 6, [b"", b"\x1b\xa9", b""]),
         ("pack", 7, [b"", b"name", b""]),
     ];
     for (name, form, [head, piece, tail]) in calls {

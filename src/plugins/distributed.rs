@@ -244,7 +244,7 @@ impl Plugin for Arc<Distributed> {
             (Some("getQueries"), _) => self.get_queries(),
             (Some("writeResults"), Some(results)) => self.write_results(results),
             (Some("writeResults"), None) => Reply::failed("writeResults needs results"),
-            (other, _) => Reply::failed(format!("the distributed plugin has no action {other:?}")),
+            (other, _) => Reply::no_such_action("the distributed plugin", other),
         }
     }
 }

@@ -38,6 +38,7 @@ use crate::remote::api::{self, Payload};
 use crate::remote::configuration::ConfigLimits;
 use crate::remote::{Endpoint, Node, RemoteError};
 use crate::settings::Settings;
+use crate::shown::quoted;
 use crate::shutdown::Shutdown;
 use crate::single_flight::{Next, NotDone, SingleFlight, Ticket};
 use crate::words::Span;
@@ -310,10 +311,11 @@ impl Plugin for Arc<Config> {
             Some("genPack") => {
                 let name = request.get("name").map_or("", String::as_str);
                 Reply::failed(format!(
-                    "the pack {name} is only named in the configuration: the remote API has no packs to fetch, give it inline"
+                    "the pack {} is only named in the configuration: the remote API has no packs to fetch, give it inline",
+                    quoted(name)
                 ))
             }
-            other => Reply::failed(format!("the config plugin has no action {other:?}")),
+            other => Reply::no_such_action("the config plugin", other),
         }
     }
 }

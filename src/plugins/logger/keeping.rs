@@ -7,6 +7,7 @@ use crate::chain::chain;
 use crate::extension::registry::{Reply, StringMap};
 use crate::journal::{Reader, Rejected, Which, Writer};
 use crate::line_count::LineCounter;
+use crate::shown::quoted;
 use crate::words::counted;
 
 /// Throw away what waits in a journal, forget lines that were set aside, take one of them again.
@@ -43,7 +44,7 @@ impl Keeping {
     fn discard(&self, stream: &str) -> Reply {
         let mut journals = self.journals.iter().filter(|journal| journal.name() == stream).peekable();
         if journals.peek().is_none() {
-            return Reply::failed(format!("there is no journal {stream:?} that is read here"));
+            return Reply::failed(format!("there is no journal {} that is read here", quoted(stream)));
         }
         match journals.map(|journal| journal.drop_all()).sum::<Result<u64, _>>() {
             Ok(lines) => {
@@ -82,7 +83,7 @@ impl Keeping {
                 writer.append(line.as_bytes());
                 Reply::ok()
             }
-            None => Reply::failed(format!("the journal {stream:?} takes no lines again")),
+            None => Reply::failed(format!("the journal {} takes no lines again", quoted(stream))),
         }
     }
 }

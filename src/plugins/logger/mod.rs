@@ -111,7 +111,7 @@ impl Plugin for Arc<Logger> {
                 self.flags.refresh();
                 self.keeping.call(&request)
             }
-            (_, action) => Reply::failed(format!("the logger plugin has no action {action:?}")),
+            (_, action) => Reply::no_such_action("the logger plugin", action),
         }
     }
 }

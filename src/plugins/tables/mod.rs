@@ -107,7 +107,7 @@ impl Plugin for TablePlugin {
             Some("columns") => Reply::rows(self.table.route()),
             // osqueryd's word for a table that can't be written to.
             Some("insert" | "update" | "delete") => Reply::row("status", "readonly"),
-            other => Reply::failed(format!("the table {} has no action {other:?}", self.table.name)),
+            other => Reply::no_such_action(&format!("the table {}", self.table.name), other),
         }
     }
 }
