@@ -42,7 +42,7 @@ fn list(flags: &ListFlags) -> ExitCode {
     if flags.json {
         let row = |(stream, look): &(Stream, Look)| {
             json!({
-                "stream": name(*stream), "waiting_lines": look.waiting_lines, "waiting_bytes": look.waiting_bytes,
+                "stream": name(*stream), "waiting_lines": look.waiting.lines, "waiting_bytes": look.waiting.bytes,
                 "files": look.segments, "file_bytes": look.file_bytes, "damaged": look.damaged, "problems": look.problems,
             })
         };
@@ -57,7 +57,7 @@ fn list(flags: &ListFlags) -> ExitCode {
     ];
     let row = |(stream, look): &(Stream, Look)| {
         let [lines, bytes, file_bytes] =
-            [look.waiting_lines, look.waiting_bytes, look.file_bytes].map(|n| n.to_string());
+            [look.waiting.lines, look.waiting.bytes, look.file_bytes].map(|n| n.to_string());
         [name(*stream), lines, bytes, look.segments.to_string(), file_bytes]
     };
     let rows: Vec<[String; 5]> = looks.iter().map(row).collect();

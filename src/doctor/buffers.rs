@@ -104,15 +104,15 @@ fn stream(path: &Path, [one, more]: [&str; 2], subject: &Subject, report: &mut R
         report.fail(CHECK, problem.clone(), "run the doctor as root; look at the disk's health");
     }
     say_damaged(&look, path, report);
-    let limit = subject.settings.logger.max_kept.filter(|_| !path.ends_with("distributed"));
-    if limit.is_some_and(|limit| look.waiting_lines.saturating_mul(2) > limit) {
+    let limit = subject.settings.logger.limits.max_lines.filter(|_| !path.ends_with("distributed"));
+    if limit.is_some_and(|limit| look.waiting.lines.saturating_mul(2) > limit) {
         report.warn(
             CHECK,
-            format!("{} {more}: more than half of --buffered_log_max, beyond which the oldest go", look.waiting_lines),
+            format!("{} {more}: more than half of --buffered_log_max, beyond which the oldest go", look.waiting.lines),
             "see why they are not delivered (the checks above), or raise --buffered_log_max",
         );
     }
-    match look.waiting_lines {
+    match look.waiting.lines {
         0 => None,
         1 => Some(format!("1 {one}")),
         lines => Some(format!("{lines} {more}")),
@@ -176,7 +176,7 @@ fn names_in(directory: &Path) -> impl Iterator<Item = String> {
 }
 
 fn free_space(directory: &Path, subject: &Subject, report: &mut Report<'_>) {
-    let least = subject.settings.logger.buffer_min_free_bytes;
+    let least = subject.settings.logger.limits.min_free_bytes;
     let Ok(disk) = statvfs(directory) else { return };
     let (free, shown) = (disk.f_bavail.saturating_mul(disk.f_frsize), directory.display());
     if disk.f_flag.contains(StatVfsMountFlags::RDONLY) {

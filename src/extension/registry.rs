@@ -47,16 +47,16 @@ impl fmt::Display for RegistryName {
 }
 
 /// A table: its name is its plugin's.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Table {
     /// The name in SQL.
     pub name: &'static str,
     /// The columns, in order.
-    pub columns: &'static [Column],
+    pub columns: Vec<Column>,
 }
 
 /// A column of a table.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Column {
     /// The name in SQL.
     pub name: &'static str,
@@ -101,7 +101,7 @@ impl ColumnType {
 
 /// The routes of this extension: one plugin in each of the other registries, and these tables.
 #[must_use]
-pub fn routes(tables: impl IntoIterator<Item = &'static Table>) -> Routes {
+pub fn routes(tables: impl IntoIterator<Item = Table>) -> Routes {
     let plugin = || BTreeMap::from([(NAME.to_owned(), Vec::new())]);
     let mut routes: Routes = [RegistryName::Config, RegistryName::Logger, RegistryName::Distributed]
         .map(|registry| (registry.to_string(), plugin()))

@@ -254,8 +254,8 @@ impl Keeper {
             }
             if Instant::now() >= backstop_due {
                 backstop_due = Instant::now() + BACKSTOP_INTERVAL;
-                self.results.keep_backstop(&settings.limits());
-                self.pending.keep_backstop(&settings.limits());
+                self.results.keep_backstop(&settings.limits);
+                self.pending.keep_backstop(&settings.limits);
             }
         }
     }

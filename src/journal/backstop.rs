@@ -25,8 +25,8 @@ impl Backstop {
         let Ok(numbers) = segments::numbers(directory) else { return };
         let size = |number: &u64| fs::metadata(segments::path(directory, *number)).map_or(0, |file| file.len());
         let mut total: u64 = numbers.iter().map(size).sum();
-        let excess = limits.bytes / 100 * EXCESS_PERCENT;
-        let most = limits.bytes.saturating_add(excess).saturating_add(EXCESS_SEGMENTS * segment_bytes);
+        let excess = limits.max_bytes / 100 * EXCESS_PERCENT;
+        let most = limits.max_bytes.saturating_add(excess).saturating_add(EXCESS_SEGMENTS * segment_bytes);
         let mut deleted = 0u64;
         for (number, next) in numbers.iter().zip(numbers.iter().skip(1)) {
             let is_short = || total > EXCESS_SEGMENTS * segment_bytes && is_far_too_little_free(directory, limits);
@@ -57,7 +57,7 @@ impl Backstop {
 }
 
 fn is_far_too_little_free(directory: &Path, limits: &Limits) -> bool {
-    free_bytes(directory).is_some_and(|free| free < limits.free_bytes / 2)
+    free_bytes(directory).is_some_and(|free| free < limits.min_free_bytes / 2)
 }
 
 /// What is free on the directory's disk for us; `None` when the system doesn't say.

@@ -59,7 +59,7 @@ impl<'a, W: CountLines> Incoming<'a, W> {
         let lines = self.counter.finish();
         self.block.push(b'\n');
         self.flush();
-        self.writer.tally.accept(lines);
+        self.writer.tally.add(|counts| &mut counts.accepted, lines);
         let appended = self
             .file
             .as_ref()
@@ -70,7 +70,7 @@ impl<'a, W: CountLines> Incoming<'a, W> {
             Err(error) => {
                 let length = self.length;
                 let reason = format!("the disk refuses a record of {length} bytes, too large for memory ({error})");
-                self.writer.tally.drop(lines, &reason);
+                self.writer.tally.dropped(lines, &reason);
             }
         }
     }

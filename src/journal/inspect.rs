@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::walk::{self, Step, Walk};
-use super::{CountLines, Position, cursor, rejected, segments};
+use super::{Amount, CountLines, Position, cursor, rejected, segments};
 
 /// How many bytes of the oldest record are looked at: of its beginning, and of its end.
 const BEGINNING: u64 = 64 << 10;
@@ -22,10 +22,8 @@ pub struct Look {
     pub exists: bool,
     /// Up to where everything is done with.
     pub position: Position,
-    /// Lines that wait behind it.
-    pub waiting_lines: u64,
-    /// Bytes of their records.
-    pub waiting_bytes: u64,
+    /// What waits behind it.
+    pub waiting: Amount,
     /// The oldest record that waits.
     pub oldest: Option<Oldest>,
     /// Segments that are there.
@@ -149,9 +147,9 @@ impl Look {
             } else {
                 end = start;
             }
-            self.waiting_bytes = self.waiting_bytes.saturating_add(size.saturating_sub(start.offset));
+            self.waiting.bytes = self.waiting.bytes.saturating_add(size.saturating_sub(start.offset));
         }
-        self.waiting_lines = end.line.saturating_sub(self.position.line);
+        self.waiting.lines = end.line.saturating_sub(self.position.line);
     }
 }
 

@@ -1,16 +1,51 @@
-//! What a reader drops so that a journal stays within its limits.
+//! What a journal may take, and what a reader drops so that it stays within that.
 
 use std::io;
+
+use serde::{Deserialize, Serialize};
 
 use super::backstop::free_bytes;
 use super::reader::{Reader, State};
 use super::segment_reader::{Outcome, SegmentReader};
 use super::walk::Walk;
-use super::{CountLines, Limits, Position, chain, chunk};
+use super::{Amount, CountLines, Position, chain, chunk};
 
 /// The disk's free space is looked at after records have grown by this many bytes: a journal that doesn't grow gives nothing
 /// up for a disk that others fill.
 const LOOK_EVERY: u64 = 256 << 10;
+
+/// What a journal may take. A worker tells its front, which may be of another version: a limit that isn't said is none.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Lines that wait; `None` is no limit.
+    pub max_lines: Option<u64>,
+    /// Bytes of the records that wait. The files can have as many more as one segment has.
+    pub max_bytes: u64,
+    /// Bytes that must stay free on the disk: below this the journal doesn't grow by more than a segment.
+    pub min_free_bytes: u64,
+}
+
+impl Limits {
+    /// A journal may take everything.
+    pub const NONE: Self = Self { max_lines: None, max_bytes: u64::MAX, min_free_bytes: 0 };
+
+    /// What they leave for an older journal while this much waits in a newer one.
+    #[must_use]
+    pub fn without(&self, newer: Amount) -> Self {
+        Self {
+            max_lines: self.max_lines.map(|most| most.saturating_sub(newer.lines)),
+            max_bytes: self.max_bytes.saturating_sub(newer.bytes),
+            min_free_bytes: self.min_free_bytes,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
 
 impl<W: CountLines> Reader<W> {
     /// Drops the oldest lines that exceed the limits: how many. It may be called while records are on their way to the
@@ -38,10 +73,10 @@ impl<W: CountLines> Reader<W> {
         if !self.look(&mut state)? {
             return Ok(0);
         }
-        let waiting = state.segments.waiting_lines();
+        let waiting = state.segments.waiting().lines;
         let lines = state.segments.drop_lines::<W>(waiting);
-        self.tally.discard(lines);
-        self.note_missing(&mut state);
+        self.tally.discarded(lines);
+        self.note_position(&state);
         Ok(lines)
     }
 
@@ -51,24 +86,25 @@ impl<W: CountLines> Reader<W> {
         }
         let mut dropped = 0;
         let mut note = |lines: u64, reason: &str| {
-            self.tally.drop(lines, reason);
+            self.tally.dropped(lines, reason);
             dropped += lines;
         };
         let segments = &mut state.segments;
-        if let Some(surplus) = limits.lines.and_then(|most| segments.waiting_lines().checked_sub(most)) {
+        if let Some(surplus) = limits.max_lines.and_then(|most| segments.waiting().lines.checked_sub(most)) {
             let lines = segments.drop_lines::<W>(surplus);
             note(lines, "more of them wait than buffered_log_max allows");
         }
-        if let Some(surplus) = segments.waiting_bytes().checked_sub(limits.bytes) {
+        if let Some(surplus) = segments.waiting().bytes.checked_sub(limits.max_bytes) {
             let lines = segments.drop_bytes::<W>(surplus);
             note(lines, "they take more bytes than buffer_max_bytes allows");
         }
-        if segments.has_grown_by(LOOK_EVERY) && free_bytes(&self.directory).is_some_and(|free| free < limits.free_bytes)
+        if segments.has_grown_by(LOOK_EVERY)
+            && free_bytes(&self.directory).is_some_and(|free| free < limits.min_free_bytes)
         {
             let lines = segments.drop_segments();
             note(lines, "less of the disk is free than buffer_min_free_bytes");
         }
-        self.note_missing(state);
+        self.note_position(state);
         Ok(dropped)
     }
 }
@@ -106,7 +142,7 @@ impl SegmentReader {
 
     /// Drops the oldest segments, with a tenth of the lines at least, but for the newest: how many lines it were.
     fn drop_segments(&mut self) -> u64 {
-        let line = self.position().line.saturating_add(self.waiting_lines().div_ceil(10));
+        let line = self.position().line.saturating_add(self.waiting().lines.div_ceil(10));
         self.drop_with(|reader| {
             while let Some(next) = reader.next_segment().filter(|_| reader.position().line < line) {
                 reader.pass(Position::beginning_of(next));

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Borrowed, CountLines, Held, MEMORY_LIMIT, walk};
+use super::{Amount, Borrowed, CountLines, MEMORY_LIMIT, walk};
 
 /// What is written to the disk in one go.
 const WRITTEN_AT_ONCE: usize = 1 << 20;
@@ -10,7 +10,7 @@ const WRITTEN_AT_ONCE: usize = 1 << 20;
 /// The records, oldest first.
 pub(super) struct Memory {
     records: VecDeque<Kept>,
-    held: Held,
+    held: Amount,
     /// The number of the oldest.
     first: u64,
     /// How many of them, from the front, are on their way to the server.
@@ -34,7 +34,7 @@ pub(super) struct Batch {
 impl Default for Memory {
     fn default() -> Self {
         // What was meant for another process's records must not meet ours.
-        Self { records: VecDeque::new(), held: Held::default(), first: fastrand::u64(..u64::MAX >> 1), lent: 0 }
+        Self { records: VecDeque::new(), held: Amount::default(), first: fastrand::u64(..u64::MAX >> 1), lent: 0 }
     }
 }
 
@@ -51,7 +51,7 @@ impl Memory {
         self.lent = 0;
     }
 
-    pub(super) fn held(&self) -> Held {
+    pub(super) fn held(&self) -> Amount {
         self.held
     }
 
@@ -69,7 +69,7 @@ impl Memory {
 
     fn push_one<W: CountLines>(&mut self, bytes: Vec<u8>) -> u64 {
         let lines = walk::lines_of::<W>(&bytes);
-        let held = Held { lines: self.held.lines + lines, bytes: self.held.bytes + bytes.len() as u64 };
+        let held = Amount { lines: self.held.lines + lines, bytes: self.held.bytes + bytes.len() as u64 };
         if held.bytes > MEMORY_LIMIT as u64 {
             return lines;
         }

@@ -72,10 +72,12 @@ mod writer;
 
 use std::error::Error;
 use std::io;
+use std::ops::Add;
 use std::path::PathBuf;
 
 pub use chunk::{Chunk, LargeRecord, Record, Waiting};
 pub use incoming::Incoming;
+pub use limits::Limits;
 pub use reader::{Reader, Status};
 pub use rejected::{Rejected, Which};
 pub use writer::{Writer, WriterEvents};
@@ -146,26 +148,20 @@ impl Position {
     }
 }
 
-/// What a journal may take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Lines that wait; `None` is no limit.
-    pub lines: Option<u64>,
-    /// Bytes of the records that wait. The files can have as many more as one segment has.
+/// How much waits in a place: on the disk, or in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Lines.
+    pub lines: u64,
+    /// Bytes of their records, with the newlines.
     pub bytes: u64,
-    /// Bytes that must stay free on the disk: below this the journal doesn't grow by more than a segment.
-    pub free_bytes: u64,
 }
 
-impl Limits {
-    /// What they leave for an older journal while these lines and bytes wait in a newer one.
-    #[must_use]
-    pub fn without(&self, lines: u64, bytes: u64) -> Self {
-        Self {
-            lines: self.lines.map(|most| most.saturating_sub(lines)),
-            bytes: self.bytes.saturating_sub(bytes),
-            free_bytes: self.free_bytes,
-        }
+impl Add for Amount {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { lines: self.lines.saturating_add(other.lines), bytes: self.bytes.saturating_add(other.bytes) }
     }
 }
 
@@ -185,7 +181,7 @@ pub struct Counts {
     pub discarded: u64,
 }
 
-impl std::ops::Add for Counts {
+impl Add for Counts {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -216,7 +212,7 @@ pub trait Overflow: Send + Sync {
     fn give_back(&self);
 
     /// How much waits there. It lends nothing.
-    fn held(&self) -> io::Result<Held>;
+    fn held(&self) -> io::Result<Amount>;
 
     /// What was said of losses on the writing side since the last time this was asked; nothing when it can't be asked.
     fn take_losses(&self) -> Vec<String>;
@@ -229,15 +225,6 @@ pub struct Borrowed {
     pub through: u64,
     /// The records, each followed by a newline.
     pub bytes: Vec<u8>,
-}
-
-/// How much waits in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Lines that wait in memory.
-    pub lines: u64,
-    /// Bytes of their records, with the newlines.
-    pub bytes: u64,
 }
 
 /// Why a journal can't be used.

@@ -13,7 +13,7 @@ use super::rejected::{LINE_BYTES, Rejected};
 use super::segment_reader::SegmentReader;
 use super::segments::{self, PREDECESSOR_LIMIT, READER_LOCK};
 use super::tally::Tally;
-use super::{Chunk, CountLines, Counts, Held, JournalError, Overflow, Position, chain};
+use super::{Amount, Chunk, CountLines, Counts, JournalError, Overflow, Position, chain};
 use crate::lock::Mutex;
 use crate::words::counted;
 
@@ -24,7 +24,7 @@ pub struct Reader<W> {
     rejected: Arc<Rejected>,
     overflow: Option<Arc<dyn Overflow>>,
     pub(super) state: Mutex<State>,
-    pub(super) tally: Tally,
+    pub(super) tally: Arc<Tally>,
     /// Lines that waited when it was opened.
     found: AtomicU64,
     /// Where the reader is, for those who must not wait for it.
@@ -54,10 +54,8 @@ pub(super) struct State {
 pub struct Status {
     /// What became of lines on this side: delivered, set aside and dropped.
     pub counts: Counts,
-    /// Lines that wait, on disk and in memory.
-    pub waiting_lines: u64,
-    /// Bytes of their records.
-    pub waiting_bytes: u64,
+    /// What waits, on disk and in memory.
+    pub waiting: Amount,
     /// Bytes of the journal's files.
     pub file_bytes: u64,
     /// The oldest record on disk; `None` when none waits there.
@@ -70,8 +68,7 @@ impl Status {
     pub fn behind(self, older: Self) -> Self {
         Self {
             counts: self.counts + older.counts,
-            waiting_lines: self.waiting_lines.saturating_add(older.waiting_lines),
-            waiting_bytes: self.waiting_bytes.saturating_add(older.waiting_bytes),
+            waiting: self.waiting + older.waiting,
             file_bytes: self.file_bytes.saturating_add(older.file_bytes),
             oldest: older.oldest.or(self.oldest),
         }
@@ -88,11 +85,12 @@ impl<W: CountLines> Reader<W> {
         rejected: Arc<Rejected>,
         overflow: Option<Arc<dyn Overflow>>,
     ) -> Self {
+        let tally = Arc::new(Tally::new(name));
         let state = State {
             was_tried: false,
             is_new: false,
             lock: None,
-            segments: SegmentReader::new(&directory),
+            segments: SegmentReader::new(&directory, Arc::clone(&tally)),
             in_memory: Position { file: Position::MEMORY, ..Position::default() },
             lent: overflow.is_some(),
             elsewhere: 0,
@@ -103,7 +101,7 @@ impl<W: CountLines> Reader<W> {
             rejected,
             overflow,
             state: Mutex::new(state),
-            tally: Tally::new(name),
+            tally,
             found: AtomicU64::new(0),
             position: Mutex::default(),
             counter: PhantomData,
@@ -141,7 +139,7 @@ impl<W: CountLines> Reader<W> {
         let done = self.forget(&mut state, until);
         let elsewhere = std::mem::take(&mut state.elsewhere);
         drop(state);
-        self.tally.deliver(done.saturating_sub(elsewhere));
+        self.tally.add(|counts| &mut counts.delivered, done.saturating_sub(elsewhere));
     }
 
     /// What lies before this place is no longer wanted: it is removed without being counted.
@@ -194,16 +192,16 @@ impl<W: CountLines> Reader<W> {
 
     /// How many lines wait, on disk and in memory, as far as that can be known.
     pub fn waiting_lines(&self) -> u64 {
-        self.waits_on_disk().0.saturating_add(self.held().unwrap_or_default().lines)
+        (self.waits_on_disk() + self.held().unwrap_or_default()).lines
     }
 
-    /// Lines that wait on disk, and the bytes of their records.
-    pub(crate) fn waits_on_disk(&self) -> (u64, u64) {
+    /// How much waits on the disk.
+    pub(crate) fn waits_on_disk(&self) -> Amount {
         let mut state = self.state.lock();
         if let Err(error) = self.look(&mut state) {
             log::debug!("{}", chain(&error));
         }
-        (state.segments.waiting_lines(), state.segments.waiting_bytes())
+        state.segments.waiting()
     }
 
     /// When the file of the oldest record that waits was written last; `None` when that is not known.
@@ -247,11 +245,9 @@ impl<W: CountLines> Reader<W> {
         let position = *self.position.lock();
         let look = inspect::look_from::<W>(&self.directory, position);
         look.problems.iter().for_each(|problem| log::debug!("{problem}"));
-        let held = self.held().unwrap_or_default();
         Status {
             counts: self.counts(),
-            waiting_lines: look.waiting_lines.saturating_add(held.lines),
-            waiting_bytes: look.waiting_bytes.saturating_add(held.bytes),
+            waiting: look.waiting + self.held().unwrap_or_default(),
             file_bytes: look.file_bytes,
             oldest: look.oldest,
         }
@@ -281,7 +277,7 @@ impl<W: CountLines> Reader<W> {
             return Ok(Waiting::Nothing);
         }
         let waiting = state.segments.peek::<W>(max_bytes);
-        self.note_missing(state);
+        self.note_position(state);
         waiting
     }
 
@@ -314,7 +310,7 @@ impl<W: CountLines> Reader<W> {
         if let Err(error) = state.segments.settle() {
             log::debug!("{}", chain(&error));
         }
-        self.note_missing(state);
+        self.note_position(state);
         done
     }
 
@@ -323,7 +319,7 @@ impl<W: CountLines> Reader<W> {
         let exists = self.open(state)?;
         if exists {
             let looked = state.segments.look::<W>();
-            self.note_missing(state);
+            self.note_position(state);
             looked?;
         }
         Ok(exists)
@@ -348,8 +344,8 @@ impl<W: CountLines> Reader<W> {
         if let Err(error) = state.segments.look::<W>() {
             log::debug!("{}", chain(&error));
         }
-        self.note_missing(state);
-        let found = if std::mem::take(&mut state.is_new) { 0 } else { state.segments.waiting_lines() };
+        self.note_position(state);
+        let found = if std::mem::take(&mut state.is_new) { 0 } else { state.segments.waiting().lines };
         self.found.store(found, Ordering::Relaxed);
         if found > 0 {
             log::info!("{} waited in the {} journal at the start", counted(found, "line"), self.name);
@@ -357,9 +353,8 @@ impl<W: CountLines> Reader<W> {
         Ok(true)
     }
 
-    /// Counts lines that are missing, and tells those who don't wait where the reader is.
-    pub(super) fn note_missing(&self, state: &mut State) {
-        self.tally.drop(state.segments.take_missing(), "their files are gone or damaged");
+    /// Tells those who don't wait where the reader is.
+    pub(super) fn note_position(&self, state: &State) {
         *self.position.lock() = Some(state.segments.position());
     }
 
@@ -378,8 +373,8 @@ impl<W: CountLines> Reader<W> {
     }
 
     /// What waits in memory; `None` when that can't be known.
-    fn held(&self) -> Option<Held> {
-        let Some(overflow) = &self.overflow else { return Some(Held::default()) };
+    fn held(&self) -> Option<Amount> {
+        let Some(overflow) = &self.overflow else { return Some(Amount::default()) };
         overflow.held().inspect_err(|error| log::debug!("what waits in the writer's memory isn't known: {error}")).ok()
     }
 }

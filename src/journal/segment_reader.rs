@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::chunk::{self, LargeRecord, Waiting};
 use super::cursor::{self, Cursor, Stored};
+use super::tally::Tally;
 use super::walk::{self, Step, Walk};
-use super::{Chunk, CountLines, JournalError, Position, segments};
+use super::{Amount, Chunk, CountLines, JournalError, Position, segments};
 
 /// Reads a journal's segments from a position on. Every line before that position was delivered, set aside or dropped.
 pub(super) struct SegmentReader {
@@ -17,8 +19,6 @@ pub(super) struct SegmentReader {
     position: Position,
     /// Lines before this were done with by an earlier reader, even if the position has gone back.
     done_before: u64,
-    /// Lines that should be there and are not, and were not counted yet.
-    missing: u64,
     /// The segments, as they were listed last.
     numbers: Vec<u64>,
     /// Sizes of segments that are over.
@@ -33,19 +33,20 @@ pub(super) struct SegmentReader {
     ahead: Option<(u64, Step)>,
     /// What was read into last: a fresh buffer of a request's size costs more than reading it.
     pub(super) buffer: Vec<u8>,
+    /// The reader's counts.
+    tally: Arc<Tally>,
 }
 
 /// A file that can't be read, or is gone.
 pub(super) type Outcome<T> = Result<T, JournalError>;
 
 impl SegmentReader {
-    pub(super) fn new(directory: &Path) -> Self {
+    pub(super) fn new(directory: &Path, tally: Arc<Tally>) -> Self {
         Self {
             directory: directory.to_owned(),
             cursor: Cursor::new(directory),
             position: Position::default(),
             done_before: 0,
-            missing: 0,
             numbers: Vec::new(),
             sizes: BTreeMap::new(),
             end: Position::default(),
@@ -53,6 +54,7 @@ impl SegmentReader {
             is_unwritten: false,
             ahead: None,
             buffer: Vec::new(),
+            tally,
         }
     }
 
@@ -93,15 +95,13 @@ impl SegmentReader {
         (self.position.file, self.position.offset) >= (self.end.file, self.end.offset)
     }
 
-    /// How many lines wait, as far as was looked.
-    pub(super) fn waiting_lines(&self) -> u64 {
-        if self.is_at_end() { 0 } else { self.end.line.saturating_sub(self.position.line) }
-    }
-
-    /// How many bytes of records wait, as far as was looked.
-    pub(super) fn waiting_bytes(&self) -> u64 {
+    /// How much waits, as far as was looked.
+    pub(super) fn waiting(&self) -> Amount {
         let before: u64 = self.sizes.range(self.position.file..self.end.file).map(|(_, size)| size).sum();
-        before.saturating_add(self.end.offset).saturating_sub(self.position.offset)
+        Amount {
+            lines: if self.is_at_end() { 0 } else { self.end.line.saturating_sub(self.position.line) },
+            bytes: before.saturating_add(self.end.offset).saturating_sub(self.position.offset),
+        }
     }
 
     /// The segment behind the position's.
@@ -119,11 +119,6 @@ impl SegmentReader {
     pub(super) fn pass(&mut self, position: Position) {
         self.position = position;
         self.is_unwritten = true;
-    }
-
-    /// Lines that are missing, from the last time this was asked.
-    pub(super) fn take_missing(&mut self) -> u64 {
-        std::mem::take(&mut self.missing)
     }
 
     /// Whether records have grown by `bytes`, or about, since the last time that this was so.
@@ -304,7 +299,7 @@ impl SegmentReader {
     /// Goes to the beginning of a segment behind the position's. Lines in between that are in no file are missing.
     fn go_on(&mut self, next: u64) {
         let known = self.position.line.max(self.done_before);
-        self.missing = self.missing.saturating_add(next.saturating_sub(known));
+        self.tally.dropped(next.saturating_sub(known), "their files are gone or damaged");
         self.pass(Position::beginning_of(next));
     }
 

@@ -1,83 +1,64 @@
 //! What became of lines: counted, and what was lost is said.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::Counts;
 use crate::lock::Mutex;
 use crate::words::counted;
 
-/// One side's counters.
+/// One side's counts: the writer's, or the reader's and those of all that it reads with.
 pub(super) struct Tally {
     name: &'static str,
-    accepted: AtomicU64,
-    delivered: AtomicU64,
-    set_aside: AtomicU64,
-    dropped: AtomicU64,
-    /// Those that an operator wanted to be dropped.
-    discarded: AtomicU64,
+    counts: Mutex<Counts>,
     /// What was said of losses, for those who don't read the log.
     losses: Mutex<Vec<String>>,
 }
 
 impl Tally {
     pub(super) fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            accepted: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            set_aside: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            discarded: AtomicU64::new(0),
-            losses: Mutex::default(),
-        }
+        Self { name, counts: Mutex::default(), losses: Mutex::default() }
     }
 
-    pub(super) fn accept(&self, lines: u64) {
-        self.accepted.fetch_add(lines, Ordering::Relaxed);
+    /// The count of a kind grows by `more`: what it was, and what it is now.
+    pub(super) fn add(&self, kind: fn(&mut Counts) -> &mut u64, more: u64) -> (u64, u64) {
+        let mut counts = self.counts.lock();
+        let count = kind(&mut counts);
+        let before = *count;
+        *count = before.saturating_add(more);
+        (before, *count)
     }
 
-    pub(super) fn deliver(&self, lines: u64) {
-        self.delivered.fetch_add(lines, Ordering::Relaxed);
-    }
-
+    /// Lines were set aside: said.
     pub(super) fn set_aside(&self, lines: u64, reason: &str) {
-        self.lose(&self.set_aside, lines, "set aside", reason);
+        self.lose(|counts| &mut counts.set_aside, lines, "set aside", reason);
     }
 
-    pub(super) fn drop(&self, lines: u64, reason: &str) {
-        self.lose(&self.dropped, lines, "dropped", reason);
+    /// Lines were dropped: said.
+    pub(super) fn dropped(&self, lines: u64, reason: &str) {
+        self.lose(|counts| &mut counts.dropped, lines, "dropped", reason);
     }
 
     /// Dropped, and not for a fault.
-    pub(super) fn discard(&self, lines: u64) {
-        self.discarded.fetch_add(lines, Ordering::Relaxed);
-        self.drop(lines, "an operator discarded them");
+    pub(super) fn discarded(&self, lines: u64) {
+        self.add(|counts| &mut counts.discarded, lines);
+        self.dropped(lines, "an operator discarded them");
     }
 
     /// Counts losses of a kind. Said at the first and then each time the number has doubled: a flood of losses is no
     /// flood of messages.
-    fn lose(&self, counter: &AtomicU64, lines: u64, kind: &str, reason: &str) {
+    fn lose(&self, kind: fn(&mut Counts) -> &mut u64, lines: u64, what: &str, reason: &str) {
         if lines == 0 {
             return;
         }
-        let before = counter.fetch_add(lines, Ordering::Relaxed);
-        let now = before.saturating_add(lines);
+        let (before, now) = self.add(kind, lines);
         if before.checked_ilog2() != now.checked_ilog2() {
             let lines = counted(now, "line");
-            let message = format!("{lines} of the {} journal {kind} so far; the last because {reason}", self.name);
+            let message = format!("{lines} of the {} journal {what} so far; the last because {reason}", self.name);
             log::error!("{message}");
             self.losses.lock().push(message);
         }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        Counts {
-            accepted: self.accepted.load(Ordering::Relaxed),
-            delivered: self.delivered.load(Ordering::Relaxed),
-            set_aside: self.set_aside.load(Ordering::Relaxed),
-            dropped: self.dropped.load(Ordering::Relaxed),
-            discarded: self.discarded.load(Ordering::Relaxed),
-        }
+        *self.counts.lock()
     }
 
     pub(super) fn take_losses(&self) -> Vec<String> {

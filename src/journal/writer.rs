@@ -13,7 +13,7 @@ use super::store::{Refusal, Store};
 use super::tally::Tally;
 use super::unsynced::Unsynced;
 use super::walk::lines_of;
-use super::{Borrowed, CountLines, Counts, Held, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, chain};
+use super::{Amount, Borrowed, CountLines, Counts, JournalError, Limits, Overflow, Position, SEGMENT_BYTES, chain};
 use crate::lock::Mutex;
 use crate::spares::Spares;
 use crate::words::counted;
@@ -163,7 +163,7 @@ impl<W: CountLines> Writer<W> {
     /// Keeps records, each with its newline. They were put together before the lock is taken.
     fn append_bytes(&self, bytes: Vec<u8>) {
         let lines = lines_of::<W>(&bytes);
-        self.tally.accept(lines);
+        self.tally.add(|counts| &mut counts.accepted, lines);
         let mut state = self.state.lock();
         let begins_to_wait = self.keep(&mut state, bytes, lines);
         drop(state);
@@ -202,8 +202,8 @@ impl<W: CountLines> Writer<W> {
 
     /// Counts lines that came and can't be kept, for the reason given.
     pub fn refuse(&self, lines: u64, reason: &str) {
-        self.tally.accept(lines);
-        self.tally.drop(lines, reason);
+        self.tally.add(|counts| &mut counts.accepted, lines);
+        self.tally.dropped(lines, reason);
     }
 
     /// Where the next record will be; `None` while the journal is not open.
@@ -263,7 +263,7 @@ impl<W: CountLines> Writer<W> {
             self.unsynced.take(&mut store);
         }
         drop(state);
-        self.tally.drop(lost, "the disk refused them until the end");
+        self.tally.dropped(lost, "the disk refused them until the end");
     }
 
     /// What became of lines on this side: accepted and dropped.
@@ -298,7 +298,7 @@ impl<W: CountLines> Writer<W> {
         // It stays for a while, and has room for larger ones.
         bytes.shrink_to_fit();
         let lost = state.memory.push::<W>(bytes);
-        self.tally.drop(lost, "the disk refuses them and the memory for them is full");
+        self.tally.dropped(lost, "the disk refuses them and the memory for them is full");
         self.write_waiting(state);
         begins_to_wait && !state.memory.is_empty()
     }
@@ -394,7 +394,7 @@ impl<W: CountLines> Overflow for Writer<W> {
         self.state.lock().memory.give_back();
     }
 
-    fn held(&self) -> io::Result<Held> {
+    fn held(&self) -> io::Result<Amount> {
         Ok(self.state.lock().memory.held())
     }
 

@@ -180,34 +180,37 @@ type OfStream = (&'static str, Kind, &'static str, fn(&StreamStatus) -> i64);
 
 const STREAMS: [OfStream; 8] = [
     ("osquery_remote_tls_lines_accepted_total", Kind::Counter, "Lines taken from osqueryd.", |stream| {
-        signed(stream.counts.accepted)
+        signed(stream.journal.counts.accepted)
     }),
     ("osquery_remote_tls_lines_delivered_total", Kind::Counter, "Lines that the server has taken.", |stream| {
-        signed(stream.counts.delivered)
+        signed(stream.journal.counts.delivered)
     }),
     (
         "osquery_remote_tls_lines_dropped_total",
         Kind::Counter,
         "Lines given up: over a limit, or with no room.",
-        |stream| signed(stream.counts.dropped),
+        |stream| signed(stream.journal.counts.dropped),
     ),
     ("osquery_remote_tls_lines_set_aside_total", Kind::Counter, "Lines that no server takes.", |stream| {
-        signed(stream.counts.set_aside)
+        signed(stream.journal.counts.set_aside)
     }),
     ("osquery_remote_tls_waiting_lines", Kind::Gauge, "Lines that wait for the server.", |stream| {
-        signed(stream.waiting_lines)
+        signed(stream.journal.waiting.lines)
     }),
     ("osquery_remote_tls_waiting_bytes", Kind::Gauge, "Bytes of the records that wait.", |stream| {
-        signed(stream.waiting_bytes)
+        signed(stream.journal.waiting.bytes)
     }),
     ("osquery_remote_tls_buffer_file_bytes", Kind::Gauge, "Bytes of the buffer's files.", |stream| {
-        signed(stream.file_bytes)
+        signed(stream.journal.file_bytes)
     }),
     (
         "osquery_remote_tls_oldest_waiting_line_age_seconds",
         Kind::Gauge,
         "How old the oldest line is that waits on the disk; 0 without one, and where it doesn't say.",
-        |stream| if stream.oldest_time > 0 { (unix_time() - stream.oldest_time).max(0) } else { 0 },
+        |stream| match stream.oldest_time() {
+            time @ 1.. => (unix_time() - time).max(0),
+            _ => 0,
+        },
     ),
 ];
 

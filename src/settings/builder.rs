@@ -8,12 +8,13 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::address::without_password;
-use super::own::{self, Flag, Kind, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter};
+use super::own::{self, Flag, Kind, Number, OwnFlags, Parse, REMOTE_PREFIX, Setter, Stricter};
 use super::{
     ApiStyle, ClientIdentity, DEFAULT_SERVER_CERTS, Endpoints, EnrollSettings, FailoverSettings, HostIdentifier,
     LogSettings, LoggerSettings, Options, Pin, Placement, Proxy, SecretSource, Server, SettingError, Settings,
     TlsSettings,
 };
+use crate::journal::Limits;
 
 /// No flag asks for a longer time than a week.
 pub(super) const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -147,7 +148,7 @@ impl SettingsBuilder<'_> {
             reenrollment_disabled: self.truth("disable_reenrollment", false),
             max_attempts: u32::try_from(self.number("tls_enroll_max_attempts", 12)).ok().filter(|&most| most > 0),
             max_interval: self.seconds("tls_enroll_max_interval", 600),
-            max_per_hour: u32::try_from(self.limit(&own::ENROLL_MAX_PER_HOUR, u64::min)).unwrap_or(u32::MAX),
+            max_per_hour: u32::try_from(self.limit(&own::ENROLL_MAX_PER_HOUR)).unwrap_or(u32::MAX),
             reenroll_within: Duration::from_secs(self.own(&own::REENROLL_WITHIN)),
         }
     }
@@ -164,8 +165,6 @@ impl SettingsBuilder<'_> {
     }
 
     fn logger(&mut self) -> LoggerSettings {
-        let max_kept = self.number("buffered_log_max", 1_000_000);
-        let buffer_max_bytes = self.limit(&own::BUFFER_MAX_BYTES, u64::min);
         LoggerSettings {
             period: self.seconds("logger_tls_period", 4).max(Duration::from_millis(100)),
             max_lines: self.size("logger_tls_max_lines", 1024).max(1),
@@ -174,9 +173,11 @@ impl SettingsBuilder<'_> {
             compress: self.truth("logger_tls_compress", false),
             status_disabled: self.truth("tls_disable_status_log", false),
             decorations: self.decorations(),
-            max_kept: Some(max_kept).filter(|&most| most > 0),
-            buffer_max_bytes,
-            buffer_min_free_bytes: self.limit(&own::BUFFER_MIN_FREE_BYTES, u64::max),
+            limits: Limits {
+                max_lines: Some(self.number("buffered_log_max", 1_000_000)).filter(|&most| most > 0),
+                max_bytes: self.limit(&own::BUFFER_MAX_BYTES),
+                min_free_bytes: self.limit(&own::BUFFER_MIN_FREE_BYTES),
+            },
             max_request_bytes: usize::try_from(self.own(&own::LOGGER_MAX_REQUEST_BYTES)).unwrap_or(usize::MAX),
             expand_events: self.own(&own::LOGGER_EXPAND_EVENTS),
             new_lines_first: self.own(&own::NEW_LINES_FIRST),
@@ -258,7 +259,7 @@ impl SettingsBuilder<'_> {
     fn own<K: Parse>(&mut self, flag: &Flag<K>) -> K::Value {
         let remote = format!("{REMOTE_PREFIX}{}", flag.name);
         let (name, text) = match (flag.setter, self.options.get(&remote), self.given.text(flag.name)) {
-            (Setter::Server, Some(text), _) => (remote.as_str(), text.as_str()),
+            (Setter::Server | Setter::Limit(_), Some(text), _) => (remote.as_str(), text.as_str()),
             (_, _, Some(text)) => (flag.name, text),
             (_, _, None) => return flag.kind.default(),
         };
@@ -268,12 +269,15 @@ impl SettingsBuilder<'_> {
         })
     }
 
-    /// A limit that protects the host. Where its operator has set one, a server can only make it stricter; `stricter` says
-    /// which of two that is.
-    fn limit(&mut self, flag: &Flag<Number>, stricter: fn(u64, u64) -> u64) -> u64 {
+    /// What a [`Setter::Limit`] comes to.
+    fn limit(&mut self, flag: &Flag<Number>) -> u64 {
         let value = self.own(flag);
-        let of_operator = self.given.text(flag.name).and_then(|text| flag.kind.parse(text));
-        of_operator.map_or(value, |limit| stricter(value, limit))
+        let of_host = self.given.text(flag.name).and_then(|text| flag.kind.parse(text)).unwrap_or(value);
+        match flag.setter {
+            Setter::Limit(Stricter::Less) => value.min(of_host),
+            Setter::Limit(Stricter::More) => value.max(of_host),
+            Setter::Host | Setter::Server => value,
+        }
     }
 }
 

@@ -15,12 +15,8 @@ use crate::journal::Limits;
 pub struct FrontSettings {
     /// The directory of the buffers.
     pub buffer_path: PathBuf,
-    /// Lines that each buffer keeps; `None` is no limit.
-    pub max_lines: Option<u64>,
-    /// Bytes that each buffer may take.
-    pub max_bytes: u64,
-    /// Bytes that must stay free on its disk.
-    pub min_free_bytes: u64,
+    /// What each buffer may take.
+    pub limits: Limits,
     /// How often a journal is synced to the disk; `None` is never.
     pub sync_interval: Option<Duration>,
     /// How long osqueryd is waited for when it has gone away.
@@ -33,21 +29,11 @@ pub struct FrontSettings {
     pub status_disabled: bool,
 }
 
-impl FrontSettings {
-    /// What each buffer may take.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
-        Limits { lines: self.max_lines, bytes: self.max_bytes, free_bytes: self.min_free_bytes }
-    }
-}
-
 impl From<&Settings> for FrontSettings {
     fn from(settings: &Settings) -> Self {
         Self {
             buffer_path: settings.buffer_path.clone(),
-            max_lines: settings.logger.max_kept,
-            max_bytes: settings.logger.buffer_max_bytes,
-            min_free_bytes: settings.logger.buffer_min_free_bytes,
+            limits: settings.logger.limits.clone(),
             sync_interval: settings.journal_sync_interval,
             return_timeout: settings.return_timeout,
             worker_max_memory: settings.worker_max_memory,
@@ -89,8 +75,8 @@ mod tests {
         );
         let settings = Settings::new(&options, &own).0;
         let front = FrontSettings::from(&settings);
-        assert_eq!(front.limits(), settings.logger.limits());
-        assert_eq!((front.limits().lines, front.limits().bytes), (Some(6), 7));
+        assert_eq!(front.limits, settings.logger.limits);
+        assert_eq!((front.limits.max_lines, front.limits.max_bytes), (Some(6), 7));
         assert_eq!((front.sync_interval, front.return_timeout), (Some(Duration::from_secs(9)), Duration::from_secs(8)));
         assert!(front.status_disabled);
         assert_eq!(read(&serde_json::to_string(&front).unwrap()), front);
@@ -102,5 +88,6 @@ mod tests {
         let front = read(r#"{"buffer_path":"/b","new":{"x":[1]},"log":{"level":"LOUD","new":1}}"#);
         assert_eq!(front, FrontSettings { buffer_path: "/b".into(), ..FrontSettings::default() });
         assert_eq!(read(r#"{"log":{"level":"WARN"}}"#).log.level, LevelFilter::Warn);
+        assert_eq!(read(r#"{"limits":{"max_bytes":7}}"#).limits, Limits { max_bytes: 7, ..Limits::NONE });
     }
 }

@@ -234,12 +234,9 @@ pub struct LoggerSettings {
     pub status_disabled: bool,
     /// `decorations_top_level`: where status lines' decorations stand; `None` is `disable_decorators`.
     pub decorations: Option<Placement>,
-    /// `buffered_log_max`: lines kept, of each kind; `None` (0) is no limit.
-    pub max_kept: Option<u64>,
-    /// Our `buffer_max_bytes`: what each stream's buffer may take.
-    pub buffer_max_bytes: u64,
-    /// Our `buffer_min_free_bytes`: what must stay free on its disk.
-    pub buffer_min_free_bytes: u64,
+    /// What each stream's buffer may take: `buffered_log_max` (0 is no limit), our `buffer_max_bytes` and
+    /// `buffer_min_free_bytes`.
+    pub limits: Limits,
     /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
     pub max_request_bytes: usize,
     /// Our `logger_expand_events`: whether event lines are made by us.
@@ -259,14 +256,6 @@ pub enum Placement {
     Member,
     /// Among its other members.
     TopLevel,
-}
-
-impl LoggerSettings {
-    /// What each stream's buffer may take.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
-        Limits { lines: self.max_kept, bytes: self.buffer_max_bytes, free_bytes: self.buffer_min_free_bytes }
-    }
 }
 
 impl Settings {
@@ -315,7 +304,7 @@ mod tests {
 
     use log::LevelFilter;
 
-    use super::own::{AnyFlag, FLAGS, Setter};
+    use super::own::{AnyFlag, FLAGS, Setter, Stricter};
     use super::*;
 
     fn options(pairs: &[(&str, &str)]) -> Options {
@@ -342,7 +331,7 @@ mod tests {
         assert_eq!(settings.logger.period, Duration::from_secs(4));
         assert_eq!((settings.logger.max_lines, settings.logger.max_line_bytes), (1024, 1_048_576));
         assert_eq!(settings.logger.backoff_max, Some(Duration::from_secs(3600)));
-        assert_eq!(settings.logger.max_kept, Some(1_000_000));
+        assert_eq!(settings.logger.limits.max_lines, Some(1_000_000));
         assert_eq!(settings.logger.max_request_bytes, 1_048_576);
         assert_eq!(settings.logger.expand_events, ExpandEvents::Auto);
         assert!(settings.logger.new_lines_first);
@@ -375,7 +364,7 @@ mod tests {
         assert_eq!(errors, []);
         assert_eq!(settings.enroll.max_attempts, None);
         assert_eq!(settings.logger.backoff_max, None);
-        assert_eq!(settings.logger.max_kept, None);
+        assert_eq!(settings.logger.limits.max_lines, None);
     }
 
     #[test]
@@ -496,7 +485,7 @@ mod tests {
     fn with(flag: &AnyFlag, setter: Setter, text: &str) -> (Settings, Vec<String>) {
         let (settings, errors) = match setter {
             Setter::Host => Settings::new(&Options::new(), &OwnFlags::default().with(flag, text)),
-            Setter::Server => settings(&[(&format!("{REMOTE_PREFIX}{}", flag.name), text)]),
+            Setter::Server | Setter::Limit(_) => settings(&[(&format!("{REMOTE_PREFIX}{}", flag.name), text)]),
         };
         (settings, errors.iter().map(ToString::to_string).collect())
     }
@@ -525,28 +514,35 @@ mod tests {
             assert_ne!(local, defaults, "--{}={text} changes nothing", flag.name);
             let (remote, errors) = with(flag, Setter::Server, &text);
             assert_eq!(errors, [""; 0]);
-            let expected = if flag.setter == Setter::Server { &local } else { &defaults };
+            let expected = if flag.setter.is_server_too() { &local } else { &defaults };
             assert_eq!(&remote, expected, "custom_remote_tls_{}={text}", flag.name);
         }
     }
 
     #[test]
     fn a_server_can_only_tighten_a_limit_that_the_host_has_set() {
-        let with = |host: &str, server: &str| {
-            let flags = [("buffer_max_bytes", host), ("buffer_min_free_bytes", host), ("enroll_max_per_hour", host)];
-            let own = flags.iter().fold(OwnFlags::default(), |own, (name, text)| match text {
-                &"" => own,
-                text => own.with(own::named(name).unwrap(), *text),
-            });
-            let options = flags.map(|(name, _)| (format!("{REMOTE_PREFIX}{name}"), server.to_owned()));
-            let (settings, errors) = Settings::new(&Options::from(options), &own);
-            assert_eq!(errors, []);
-            let logger = &settings.logger;
-            (logger.buffer_max_bytes, logger.buffer_min_free_bytes, settings.enroll.max_per_hour)
-        };
-        assert_eq!(with("100", "50"), (50, 100, 50));
-        assert_eq!(with("100", "200"), (100, 200, 100));
-        assert_eq!(with("", "200"), (200, 200, 200), "nothing that the host has set");
+        let limits = FLAGS.iter().filter_map(|flag| match flag.setter {
+            Setter::Limit(stricter) => Some((*flag, stricter)),
+            Setter::Host | Setter::Server => None,
+        });
+        for (flag, stricter) in limits {
+            let with = |host: &str, server: &str| {
+                let options = options(&[(&format!("{REMOTE_PREFIX}{}", flag.name), server)]);
+                let (settings, errors) = Settings::new(&options, &OwnFlags::default().with(flag, host));
+                assert_eq!(errors, []);
+                settings
+            };
+            let (strict, lax) = match stricter {
+                Stricter::Less => ("1000", "2000"),
+                Stricter::More => ("2000", "1000"),
+            };
+            for (host, server, counts) in [(strict, lax, strict), (lax, strict, strict), (lax, lax, lax)] {
+                assert_eq!(with(host, server), with(counts, counts), "{}={host}, {server}", flag.name);
+            }
+            assert_ne!(with(strict, strict), with(lax, lax), "{}", flag.name);
+        }
+        let (settings, _) = settings(&[("custom_remote_tls_buffer_max_bytes", "2000000000")]);
+        assert_eq!(settings.logger.limits.max_bytes, 2_000_000_000, "the host has set nothing");
     }
 
     #[test]
@@ -575,7 +571,7 @@ mod tests {
             }
             let (settings, errors) = with(flag, Setter::Server, bad);
             let expected = format!("--{REMOTE_PREFIX}{}={bad} can't be used: {allowed} is needed", flag.name);
-            assert_eq!(errors, if flag.setter == Setter::Server { vec![expected] } else { vec![] });
+            assert_eq!(errors, if flag.setter.is_server_too() { vec![expected] } else { vec![] });
             assert_eq!(settings, defaults, "{}", flag.name);
         }
     }

@@ -345,8 +345,8 @@ impl Keeper {
             self.is_dirty.store(false, Ordering::SeqCst);
             let logger = self.flags.current().logger.clone();
             let [results, statuses, kept] = &self.streams;
-            self.backlog.keep_within(results, &logger.limits());
-            statuses.keep_within(&logger.limits());
+            self.backlog.keep_within(results, &logger.limits);
+            statuses.keep_within(&logger.limits);
             kept.keep_within(&distributed::limits(&logger));
             for writer in &self.writers {
                 writer.retry();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control::{Report, Taken, ToOther};
-use crate::journal::{Borrowed, Counts, Held, Overflow};
+use crate::journal::{Amount, Borrowed, Counts, Overflow};
 
 /// A front answers at once; one that is about to be replaced may not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -71,9 +71,9 @@ impl Overflow for FrontMemory {
         self.tell(&Report::GiveBackOverflow {});
     }
 
-    fn held(&self) -> io::Result<Held> {
+    fn held(&self) -> io::Result<Amount> {
         let taken = self.taken()?;
-        Ok(Held { lines: taken.held_lines, bytes: taken.held_bytes })
+        Ok(Amount { lines: taken.held_lines, bytes: taken.held_bytes })
     }
 
     fn take_losses(&self) -> Vec<String> {

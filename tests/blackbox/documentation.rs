@@ -38,7 +38,7 @@ fn every_test_that_the_documents_name_is_there() {
 
 /// A flag of ours as a row of the table in docs/flags.md.
 fn row(flag: &AnyFlag) -> String {
-    let mark = if flag.setter == Setter::Server { " *" } else { "" };
+    let mark = if flag.setter.is_server_too() { " *" } else { "" };
     let default = flag.kind.default_text().unwrap_or_default();
     let text = if flag.more.is_empty() { flag.help.to_owned() } else { format!("{}. {}", flag.help, flag.more) };
     format!("| `{}`{mark} | {default} | {} | {text} |", flag.name, flag.kind.allowed()).replace("|  |", "| |")
@@ -148,7 +148,7 @@ const MADE_ELSEWHERE: [(&str, &str, &str); 2] = [
     (
         "src/journal/tally.rs",
         "src/journal/tally.rs",
-        "{lines} of the {} journal {kind} so far; the last because {reason}",
+        "{lines} of the {} journal {what} so far; the last because {reason}",
     ),
 ];
 
@@ -289,12 +289,18 @@ fn security_md_says_of_every_flag_of_ours_who_sets_it() {
     let text = read("docs/security.md");
     let (_, section) = text.split_once("\n## Which of ours\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
+    let (_, limits) = section.split_once("Limits that protect the host (").unwrap();
+    let (limits, _) = limits.split_once(')').unwrap();
     for flag in FLAGS {
         let name = format!("`{}`", flag.name);
         let mentions: Vec<&str> = section.lines().filter(|line| line.contains(&name)).collect();
         let is_row = mentions.iter().any(|line| line.starts_with("| "));
+        let is_limit = matches!(flag.setter, Setter::Limit(_));
+        assert_eq!(limits.contains(&name), is_limit, "docs/security.md: limits that protect the host, {name}");
         match flag.setter {
-            Setter::Server => assert!(is_row, "docs/security.md: the worst that a server can make of {name}"),
+            Setter::Server | Setter::Limit(_) => {
+                assert!(is_row, "docs/security.md: the worst that a server can make of {name}");
+            }
             Setter::Host => assert!(!is_row && !mentions.is_empty(), "docs/security.md: {name} is the host's only"),
         }
     }

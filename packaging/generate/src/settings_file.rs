@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use osquery_remote_tls::settings::own::{FLAGS, Setter};
+use osquery_remote_tls::settings::own::FLAGS;
 
 const HEAD: &str = "\
 # Settings of osquery-remote-tls that osquery has no flag for, a --name=value a line. osquery's own flags
@@ -13,7 +13,7 @@ const HEAD: &str = "\
 pub(crate) fn text() -> String {
     let mut text = HEAD.to_owned();
     for flag in FLAGS {
-        let mark = if flag.setter == Setter::Server { "* " } else { "" };
+        let mark = if flag.setter.is_server_too() { "* " } else { "" };
         let value = flag.kind.default_text().unwrap_or_else(|| flag.kind.placeholder().to_owned());
         // A String takes what is written to it.
         let _ = write!(text, "\n# {mark}{}\n#--{}={value}\n", flag.plain_help(), flag.name);

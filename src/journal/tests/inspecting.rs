@@ -23,10 +23,10 @@ fn a_look_tells_what_waits_and_changes_nothing() {
         let before = files(&rig);
         let look = look_at(&rig);
         assert_eq!(files(&rig), before);
-        assert_eq!(look.waiting_lines, rig.reader.waiting_lines());
+        assert_eq!(look.waiting.lines, rig.reader.waiting_lines());
         assert_eq!(look.segments, rig.segments().len());
         let on_disk: u64 = rig.segments().iter().map(|&n| fs::metadata(rig.segment(n)).unwrap().len()).sum();
-        assert_eq!((look.waiting_bytes, look.file_bytes), (on_disk, on_disk));
+        assert_eq!((look.waiting.bytes, look.file_bytes), (on_disk, on_disk));
         let oldest = look.oldest.unwrap();
         assert_eq!(oldest.beginning, oldest.ending);
         assert_eq!(oldest.length, oldest.beginning.len() as u64);
@@ -35,7 +35,7 @@ fn a_look_tells_what_waits_and_changes_nothing() {
     }
     rig.take_all();
     let look = look_at(&rig);
-    assert_eq!((look.waiting_lines, look.waiting_bytes, look.oldest), (0, 0, None));
+    assert_eq!((look.waiting.lines, look.waiting.bytes, look.oldest), (0, 0, None));
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_status_counts_what_waits_in_memory_too() {
     let rig = Rig::blocked();
     rig.append(&[batch(10)]);
     let status = rig.reader.status();
-    assert_eq!((status.waiting_lines, status.waiting_bytes), (10, batch(10).len() as u64 + 1));
+    assert_eq!((status.waiting.lines, status.waiting.bytes), (10, batch(10).len() as u64 + 1));
     assert_eq!((status.file_bytes, status.oldest), (0, None));
 }
 
@@ -77,7 +77,7 @@ fn a_look_at_anything_says_what_is_wrong() {
     fs::write(path.join("0000000000000002.ndjson.damaged-17"), "").unwrap();
     fs::write(path.join("notes.txt"), "something else").unwrap();
     let look = look::<OneLine>(&path);
-    assert_eq!((look.waiting_lines, look.segments, look.problems.len()), (2, 1, 2));
+    assert_eq!((look.waiting.lines, look.segments, look.problems.len()), (2, 1, 2));
     assert_eq!(look.damaged, ["0000000000000002.ndjson.damaged-17"]);
 }
 

@@ -107,7 +107,7 @@ fn what_is_said_of_another_process_s_memory_removes_nothing() {
     for through in [0, 1, lent.through - 3, lent.through + 1, u64::MAX] {
         rig.writer.remove(through);
     }
-    assert_eq!(held(&rig.writer), Held { lines: 3, bytes: lent.bytes.len() as u64 });
+    assert_eq!(held(&rig.writer), Amount { lines: 3, bytes: lent.bytes.len() as u64 });
     rig.writer.remove(lent.through - 1);
     assert_eq!(held(&rig.writer).lines, 1);
 }

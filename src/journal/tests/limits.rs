@@ -73,11 +73,11 @@ fn an_acknowledgement_of_lines_of_which_some_were_dropped_counts_the_others() {
 fn bytes_are_bounded_and_the_oldest_go_first() {
     const BYTES: u64 = 300_000;
     let rig = Rig::with_segments_of(100_000);
-    let limits = Limits { bytes: BYTES, ..UNLIMITED };
+    let limits = Limits { max_bytes: BYTES, ..Limits::NONE };
     for n in 0..1000 {
         rig.writer.append(format!("{n:04}{}", "x".repeat(995)).as_bytes());
         rig.reader.keep_within(&limits);
-        assert!(rig.reader.status().waiting_bytes <= BYTES);
+        assert!(rig.reader.status().waiting.bytes <= BYTES);
         let on_disk: u64 = rig.segments().iter().map(|&n| fs::metadata(rig.segment(n)).unwrap().len()).sum();
         assert!(on_disk <= BYTES + 100_000, "{on_disk}");
     }
@@ -91,7 +91,7 @@ fn a_record_that_alone_exceeds_the_bytes_is_dropped() {
     let rig = Rig::new();
     rig.append(&["x".repeat(10_000)]);
     rig.append(&lines(0..1));
-    assert_eq!(rig.reader.keep_within(&Limits { bytes: 100, ..UNLIMITED }), 1);
+    assert_eq!(rig.reader.keep_within(&Limits { max_bytes: 100, ..Limits::NONE }), 1);
     assert_eq!(rig.take_all(), lines(0..1));
 }
 
@@ -99,7 +99,7 @@ fn a_record_that_alone_exceeds_the_bytes_is_dropped() {
 fn a_disk_that_is_short_of_space_is_not_filled() {
     let rig = Rig::new();
     // No disk has so much free.
-    let limits = Limits { free_bytes: u64::MAX, ..UNLIMITED };
+    let limits = Limits { min_free_bytes: u64::MAX, ..Limits::NONE };
     let record = "x".repeat(1000);
     for _ in 0..30_000 {
         rig.writer.append(record.as_bytes());
@@ -136,7 +136,7 @@ fn memory_for_refused_lines_is_bounded_and_losses_are_counted() {
 #[test]
 fn the_backstop_deletes_the_oldest_segments_and_the_reader_counts_their_lines() {
     let rig = Rig::with_segments_of(1000);
-    let limits = Limits { bytes: 10_000, ..UNLIMITED };
+    let limits = Limits { max_bytes: 10_000, ..Limits::NONE };
     let line = "x".repeat(99);
     let peeked = {
         rig.writer.append(line.as_bytes());
@@ -161,7 +161,7 @@ fn the_backstop_deletes_the_oldest_segments_and_the_reader_counts_their_lines() 
 #[test]
 fn the_backstop_leaves_what_a_reader_keeps_within_the_limits() {
     let rig = Rig::with_segments_of(1000);
-    let limits = Limits { bytes: 10_000, ..UNLIMITED };
+    let limits = Limits { max_bytes: 10_000, ..Limits::NONE };
     for _ in 0..500 {
         rig.append(&["x".repeat(99)]);
         rig.reader.keep_within(&limits);
@@ -176,7 +176,7 @@ fn the_backstop_leaves_some_segments_on_a_disk_that_is_short_of_space() {
     let rig = Rig::with_segments_of(1000);
     for _ in 0..500 {
         rig.append(&["x".repeat(99)]);
-        rig.writer.keep_backstop(&Limits { free_bytes: u64::MAX, ..UNLIMITED });
+        rig.writer.keep_backstop(&Limits { min_free_bytes: u64::MAX, ..Limits::NONE });
     }
     assert_eq!(rig.segments().len(), 4);
 }

@@ -21,11 +21,9 @@ use crate::line_count::LineCounter;
 
 const ALL: usize = usize::MAX;
 
-const UNLIMITED: Limits = Limits { lines: None, bytes: u64::MAX, free_bytes: 0 };
-
 /// A limit on lines, and no other one.
 fn most(lines: u64) -> Limits {
-    Limits { lines: Some(lines), ..UNLIMITED }
+    Limits { max_lines: Some(lines), ..Limits::NONE }
 }
 
 /// A writer and a reader of one journal, in a directory of their own.
@@ -187,7 +185,7 @@ fn chunk(reader: &Reader<LineCounter>, max_bytes: usize) -> Chunk {
 }
 
 /// What a writer has in memory.
-fn held(writer: &Writer<LineCounter>) -> Held {
+fn held(writer: &Writer<LineCounter>) -> Amount {
     writer.held().unwrap()
 }
 

@@ -169,7 +169,7 @@ impl Run {
         }
         let bytes: usize = self.model.memory.iter().map(|record| record.text.len() + 1).sum();
         let lines: u64 = self.model.memory.iter().map(|record| record.lines).sum();
-        assert_eq!(held, Held { lines, bytes: bytes as u64 }, "{}", self.what);
+        assert_eq!(held, Amount { lines, bytes: bytes as u64 }, "{}", self.what);
     }
 
     fn disk_lines(&self) -> u64 {
@@ -183,7 +183,7 @@ impl Run {
         let waiting = self.disk_lines() + held(&self.rig.writer).lines;
         assert_eq!(self.rig.reader.waiting_lines(), waiting, "{}", self.what);
         assert_eq!(self.rig.reader.is_empty(), waiting == 0, "{}", self.what);
-        assert_eq!(self.rig.reader.status().waiting_lines, waiting, "{}", self.what);
+        assert_eq!(self.rig.reader.status().waiting.lines, waiting, "{}", self.what);
     }
 
     /// Peeks, compares, and acknowledges some of it: whether there was something.
@@ -344,7 +344,7 @@ impl Run {
             return;
         }
         let Some(end) = self.rig.writer.end() else { return };
-        self.rig.writer.keep_backstop(&Limits { bytes: 3_000, ..UNLIMITED });
+        self.rig.writer.keep_backstop(&Limits { max_bytes: 3_000, ..Limits::NONE });
         let before = self.rig.reader.counts().dropped;
         let lines = self.disk_lines();
         self.rig.reader.waiting_lines();

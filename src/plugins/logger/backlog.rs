@@ -71,8 +71,7 @@ impl Backlog {
     pub fn keep_within(&self, live: &Reader<LineCounter>, limits: &Limits) {
         let _not_moving = self.moving.lock();
         if !self.reader.is_empty() {
-            let (lines, bytes) = live.waits_on_disk();
-            self.reader.keep_within(&limits.without(lines, bytes));
+            self.reader.keep_within(&limits.without(live.waits_on_disk()));
         }
         live.keep_within(limits);
     }
@@ -383,7 +382,7 @@ mod tests {
         rig.live.resume(MINUTES);
         rig.take_over();
         rig.writer.append_all(["4", "5"]);
-        let limits = |lines| Limits { lines: Some(lines), bytes: u64::MAX, free_bytes: 0 };
+        let limits = |lines| Limits { max_lines: Some(lines), ..Limits::NONE };
         rig.backlog.keep_within(&rig.live.journal, &limits(4));
         assert_eq!(
             (waiting(&rig.backlog.reader).0, waiting(&rig.live.journal).0),

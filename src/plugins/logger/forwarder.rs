@@ -221,9 +221,9 @@ impl Forwarder {
         let logger = self.settings();
         let Sending { live, backlog, .. } = sending;
         match backlog.as_mut().zip(self.backlog.as_ref()) {
-            None => drop(self.journal.keep_within(&logger.limits())),
+            None => drop(self.journal.keep_within(&logger.limits)),
             Some((backlog, lying)) => {
-                lying.keep_within(&self.journal, &logger.limits());
+                lying.keep_within(&self.journal, &logger.limits);
                 if logger.new_lines_first {
                     live.put_behind(backlog, lying, &self.shutdown);
                 }

@@ -1,101 +1,71 @@
 //! `remote_tls_buffer`: the lines that wait and what became of the others, a row a stream.
 
 use super::record_time::oldest_time;
-use super::{Rows, Sources, Stream, Value, bigint, text};
-use crate::extension::registry::Table;
-use crate::journal::{Counts, Limits};
+use super::{Sources, Stream, TableOf, bigint, text};
+use crate::journal::{Counts, Limits, Status};
 use crate::plugins::distributed;
 use crate::settings::LoggerSettings;
 
-pub(super) const TABLE: Table = Table {
+pub(super) static TABLE: TableOf<StreamStatus> = TableOf {
     name: "remote_tls_buffer",
     columns: &[
-        text("stream"),
-        bigint("waiting_lines"),
-        bigint("waiting_bytes"),
-        bigint("oldest_time"),
-        bigint("accepted"),
-        bigint("delivered"),
-        bigint("dropped"),
-        bigint("discarded"),
-        bigint("set_aside"),
-        bigint("file_bytes"),
-        bigint("max_lines"),
-        bigint("max_bytes"),
-        bigint("min_free_bytes"),
+        text("stream", |stream| stream.name.into()),
+        bigint("waiting_lines", |stream| stream.journal.waiting.lines.into()),
+        bigint("waiting_bytes", |stream| stream.journal.waiting.bytes.into()),
+        bigint("oldest_time", |stream| stream.oldest_time().into()),
+        bigint("accepted", |stream| stream.journal.counts.accepted.into()),
+        bigint("delivered", |stream| stream.journal.counts.delivered.into()),
+        bigint("dropped", |stream| stream.journal.counts.dropped.into()),
+        bigint("discarded", |stream| stream.journal.counts.discarded.into()),
+        bigint("set_aside", |stream| stream.journal.counts.set_aside.into()),
+        bigint("file_bytes", |stream| stream.journal.file_bytes.into()),
+        bigint("max_lines", |stream| stream.limits.max_lines.unwrap_or(0).into()),
+        bigint("max_bytes", |stream| stream.limits.max_bytes.into()),
+        bigint("min_free_bytes", |stream| stream.limits.min_free_bytes.into()),
     ],
+    rows: stream_statuses,
 };
 
-/// The state of a stream, as the row of the table shows it.
+/// How a stream stands. The metrics show it, too.
 #[derive(Clone, Debug)]
 pub struct StreamStatus {
     /// The stream's name, which is also its journal's.
     pub name: &'static str,
-    /// Lines that wait, on disk and in memory.
-    pub waiting_lines: u64,
-    /// Bytes of the records that these lines are in.
-    pub waiting_bytes: u64,
-    /// When the oldest of them on the disk was made, in Unix seconds; 0 without one, and when it doesn't say.
-    pub oldest_time: i64,
-    /// What became of lines since this worker began.
-    pub counts: Counts,
-    /// Bytes of the buffer's files.
-    pub file_bytes: u64,
+    /// Its journal with the backlog's, and what became of lines on both sides since this worker began.
+    pub journal: Status,
+    /// What it may take.
+    pub limits: Limits,
 }
 
-pub(super) fn rows(sources: &Sources) -> Rows {
-    stream_statuses(sources).into_iter().map(|(status, limits)| row(&status, &limits)).collect()
+impl StreamStatus {
+    /// When the oldest line on the disk was made, in Unix seconds; 0 without one, and when it doesn't say.
+    #[must_use]
+    pub fn oldest_time(&self) -> i64 {
+        self.journal.oldest.as_ref().map_or(0, oldest_time)
+    }
 }
 
-/// How the streams stand now, and within which limits.
-pub(super) fn stream_statuses(sources: &Sources) -> Vec<(StreamStatus, Limits)> {
+/// How the streams stand now.
+pub(super) fn stream_statuses(sources: &Sources) -> Vec<StreamStatus> {
     let settings = sources.node.flags.current();
-    let status = |stream: &Stream| {
-        let limits = limits(stream, &settings.logger);
-        (stream.status(&limits), limits)
-    };
-    sources.streams.iter().map(status).collect()
-}
-
-fn row(status: &StreamStatus, limits: &Limits) -> Vec<Value> {
-    vec![
-        status.name.into(),
-        status.waiting_lines.into(),
-        status.waiting_bytes.into(),
-        status.oldest_time.into(),
-        status.counts.accepted.into(),
-        status.counts.delivered.into(),
-        status.counts.dropped.into(),
-        status.counts.discarded.into(),
-        status.counts.set_aside.into(),
-        status.file_bytes.into(),
-        limits.lines.unwrap_or(0).into(),
-        limits.bytes.into(),
-        limits.free_bytes.into(),
-    ]
+    sources.streams.iter().map(|stream| stream.status(limits(stream, &settings.logger))).collect()
 }
 
 impl Stream {
-    fn status(&self, limits: &Limits) -> StreamStatus {
+    fn status(&self, limits: Limits) -> StreamStatus {
         // What exceeds the limits now would go at the next look of the thread `journal-limits`; here it is gone already.
-        let journal = match &self.backlog {
+        let read = match &self.backlog {
             Some(backlog) => {
-                backlog.keep_within(&self.journal, limits);
+                backlog.keep_within(&self.journal, &limits);
                 self.journal.status().behind(backlog.reader.status())
             }
             None => {
-                self.journal.keep_within(limits);
+                self.journal.keep_within(&limits);
                 self.journal.status()
             }
         };
-        StreamStatus {
-            name: self.journal.name(),
-            waiting_lines: journal.waiting_lines,
-            waiting_bytes: journal.waiting_bytes,
-            oldest_time: journal.oldest.as_ref().map_or(0, oldest_time),
-            counts: self.counts(journal.counts, journal.waiting_lines),
-            file_bytes: journal.file_bytes,
-        }
+        let journal = Status { counts: self.counts(read.counts, read.waiting.lines), ..read };
+        StreamStatus { name: self.journal.name(), journal, limits }
     }
 
     /// What became of lines, on both sides. A line that was taken by another process is counted as taken when it is
@@ -114,5 +84,5 @@ impl Stream {
 }
 
 fn limits(stream: &Stream, logger: &LoggerSettings) -> Limits {
-    if stream.journal.name() == distributed::STREAM { distributed::limits(logger) } else { logger.limits() }
+    if stream.journal.name() == distributed::STREAM { distributed::limits(logger) } else { logger.limits.clone() }
 }

@@ -1,52 +1,45 @@
 //! `remote_tls_endpoints`: what became of requests, a row an endpoint.
 
-use super::{Rows, Sources, Value, bigint, integer, text};
-use crate::extension::registry::Table;
-use crate::remote::{Endpoint, shown_url};
-use crate::settings::Settings;
+use super::{Sources, TableOf, bigint, integer, text};
+use crate::remote::{Endpoint, EndpointStats, shown_url};
 
-pub(super) const TABLE: Table = Table {
+pub(super) static TABLE: TableOf<Row> = TableOf {
     name: "remote_tls_endpoints",
     columns: &[
-        text("name"),
-        text("url"),
-        bigint("requests"),
-        bigint("failures"),
-        bigint("consecutive_failures"),
-        bigint("last_success"),
-        bigint("last_failure"),
-        integer("last_status"),
-        text("last_error"),
-        bigint("latency_ms"),
-        bigint("bytes_out"),
-        bigint("bytes_in"),
-        bigint("backoff_until"),
-        integer("compressed"),
+        text("name", |row| row.endpoint.to_string().into()),
+        text("url", |row| (&row.url).into()),
+        bigint("requests", |row| row.stats.requests.into()),
+        bigint("failures", |row| row.stats.failures.into()),
+        bigint("consecutive_failures", |row| row.stats.consecutive_failures.into()),
+        bigint("last_success", |row| row.stats.last_success.into()),
+        bigint("last_failure", |row| row.stats.last_failure.into()),
+        integer("last_status", |row| i64::from(row.stats.last_status.unwrap_or_default()).into()),
+        text("last_error", |row| (&row.stats.last_error).into()),
+        bigint("latency_ms", |row| u64::try_from(row.stats.latency.as_millis()).unwrap_or(u64::MAX).into()),
+        bigint("bytes_out", |row| row.stats.traffic.sent.into()),
+        bigint("bytes_in", |row| row.stats.traffic.received.into()),
+        bigint("backoff_until", |row| row.stats.backing_off_until().into()),
+        integer("compressed", |row| i64::from(row.is_compressed).into()),
     ],
+    rows,
 };
 
-pub(super) fn rows(sources: &Sources) -> Rows {
-    let settings = sources.node.flags.current();
-    Endpoint::ALL.into_iter().map(|endpoint| row(sources, &settings, endpoint)).collect()
+/// How an endpoint fares.
+pub(super) struct Row {
+    endpoint: Endpoint,
+    url: String,
+    stats: EndpointStats,
+    is_compressed: bool,
 }
 
-fn row(sources: &Sources, settings: &Settings, endpoint: Endpoint) -> Vec<Value> {
-    let stats = sources.node.requests.stats.of(endpoint);
-    let backoff_until = stats.backing_off_until();
-    vec![
-        endpoint.to_string().into(),
-        shown_url(settings, endpoint).unwrap_or_default().into(),
-        stats.requests.into(),
-        stats.failures.into(),
-        stats.consecutive_failures.into(),
-        stats.last_success.into(),
-        stats.last_failure.into(),
-        u64::from(stats.last_status.unwrap_or_default()).into(),
-        stats.last_error.into(),
-        u64::try_from(stats.latency.as_millis()).unwrap_or(u64::MAX).into(),
-        stats.traffic.sent.into(),
-        stats.traffic.received.into(),
-        backoff_until.into(),
-        i64::from(sources.node.compresses(settings, endpoint)).into(),
-    ]
+fn rows(sources: &Sources) -> Vec<Row> {
+    let node = &sources.node;
+    let settings = node.flags.current();
+    let row = |endpoint| Row {
+        endpoint,
+        url: shown_url(&settings, endpoint).unwrap_or_default(),
+        stats: node.requests.stats.of(endpoint),
+        is_compressed: node.compresses(&settings, endpoint),
+    };
+    Endpoint::ALL.into_iter().map(row).collect()
 }

@@ -34,7 +34,7 @@ impl Sources {
     /// How every stream stands now.
     #[must_use]
     pub fn stream_statuses(&self) -> Vec<StreamStatus> {
-        buffer::stream_statuses(self).into_iter().map(|(status, _)| status).collect()
+        buffer::stream_statuses(self)
     }
 }
 
@@ -51,11 +51,17 @@ pub struct Stream {
 /// What the writing side of a journal has counted since this worker began; `None` when it can't be asked.
 pub type CountWritten = Box<dyn Fn() -> Option<Counts> + Send + Sync>;
 
-/// A table's rows now: their values, in the order of its columns.
-type Rows = Vec<Vec<Value>>;
+/// A table whose rows are made of an `R` each.
+struct TableOf<R: 'static> {
+    name: &'static str,
+    /// The columns, in order.
+    columns: &'static [ColumnOf<R>],
+    /// What the rows are made of now, in order.
+    rows: fn(&Sources) -> Vec<R>,
+}
 
-/// The function that makes the rows of a table.
-type MakeRows = fn(&Sources) -> Rows;
+/// A column, and its value in the row that is made of an `R`.
+struct ColumnOf<R>(Column, fn(&R) -> Value);
 
 /// The value of a cell.
 enum Value {
@@ -63,31 +69,35 @@ enum Value {
     Number(i64),
 }
 
+/// A table, whatever its rows are made of.
+trait AnyTable: Sync {
+    fn table(&self) -> Table;
+
+    /// Its rows now.
+    fn generate(&self, sources: &Sources) -> Vec<StringMap>;
+}
+
 /// A table as a plugin.
 struct TablePlugin {
-    table: &'static Table,
-    rows: MakeRows,
+    table: Table,
+    source: &'static dyn AnyTable,
     sources: Arc<Sources>,
 }
 
-/// All tables, and what makes their rows.
-const ALL: [(&Table, MakeRows); 4] = [
-    (&endpoints::TABLE, endpoints::rows),
-    (&buffer::TABLE, buffer::rows),
-    (&enrollment::TABLE, enrollment::rows),
-    (&rejected::TABLE, rejected::rows),
-];
+/// All tables.
+static ALL: [&dyn AnyTable; 4] = [&endpoints::TABLE, &buffer::TABLE, &enrollment::TABLE, &rejected::TABLE];
 
 /// All tables, for the registration.
-pub fn tables() -> impl Iterator<Item = &'static Table> {
-    ALL.into_iter().map(|(table, _)| table)
+pub fn tables() -> impl Iterator<Item = Table> {
+    ALL.into_iter().map(AnyTable::table)
 }
 
 /// The plugins of all tables.
 #[must_use]
 pub fn plugins(sources: &Arc<Sources>) -> Vec<Box<dyn Plugin>> {
-    let plugin =
-        |(table, rows)| -> Box<dyn Plugin> { Box::new(TablePlugin { table, rows, sources: Arc::clone(sources) }) };
+    let plugin = |source: &'static dyn AnyTable| -> Box<dyn Plugin> {
+        Box::new(TablePlugin { table: source.table(), source, sources: Arc::clone(sources) })
+    };
     ALL.into_iter().map(plugin).collect()
 }
 
@@ -103,7 +113,7 @@ impl Plugin for TablePlugin {
     fn call(&self, request: StringMap) -> Reply {
         match request.get("action").map(String::as_str) {
             // Constraints are osqueryd's to apply: there is nothing to be saved by applying them here, too.
-            Some("generate") => Reply::rows((self.rows)(&self.sources).into_iter().map(|row| self.row(row)).collect()),
+            Some("generate") => Reply::rows(self.source.generate(&self.sources)),
             Some("columns") => Reply::rows(self.table.route()),
             // osqueryd's word for a table that can't be written to.
             Some("insert" | "update" | "delete") => Reply::row("status", "readonly"),
@@ -112,29 +122,42 @@ impl Plugin for TablePlugin {
     }
 }
 
-impl TablePlugin {
-    fn row(&self, values: Vec<Value>) -> StringMap {
-        let cell = |(column, value): (&Column, Value)| {
-            let text = match value {
-                Value::Text(text) => redact(&text).into_owned(),
-                Value::Number(number) => number.to_string(),
-            };
-            (column.name.to_owned(), text)
-        };
-        self.table.columns.iter().zip(values).map(cell).collect()
+impl<R> AnyTable for TableOf<R> {
+    fn table(&self) -> Table {
+        Table { name: self.name, columns: self.columns.iter().map(|ColumnOf(column, _)| *column).collect() }
+    }
+
+    fn generate(&self, sources: &Sources) -> Vec<StringMap> {
+        let row = |of: &R| self.columns.iter().map(|column| column.cell(of)).collect();
+        (self.rows)(sources).iter().map(row).collect()
     }
 }
 
-const fn text(name: &'static str) -> Column {
-    Column { name, kind: ColumnType::Text }
+impl<R> ColumnOf<R> {
+    /// Its name, and its value as it is answered.
+    fn cell(&self, of: &R) -> (String, String) {
+        let Self(column, value) = self;
+        let text = match value(of) {
+            Value::Text(text) => redact(&text).into_owned(),
+            Value::Number(number) => number.to_string(),
+        };
+        (column.name.to_owned(), text)
+    }
 }
 
-const fn integer(name: &'static str) -> Column {
-    Column { name, kind: ColumnType::Integer }
+/// A column of text.
+const fn text<R>(name: &'static str, value: fn(&R) -> Value) -> ColumnOf<R> {
+    ColumnOf(Column { name, kind: ColumnType::Text }, value)
 }
 
-const fn bigint(name: &'static str) -> Column {
-    Column { name, kind: ColumnType::BigInt }
+/// A column of small numbers.
+const fn integer<R>(name: &'static str, value: fn(&R) -> Value) -> ColumnOf<R> {
+    ColumnOf(Column { name, kind: ColumnType::Integer }, value)
+}
+
+/// A column of numbers.
+const fn bigint<R>(name: &'static str, value: fn(&R) -> Value) -> ColumnOf<R> {
+    ColumnOf(Column { name, kind: ColumnType::BigInt }, value)
 }
 
 impl From<String> for Value {
@@ -146,6 +169,12 @@ impl From<String> for Value {
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())
+    }
+}
+
+impl From<&String> for Value {
+    fn from(text: &String) -> Self {
+        Self::Text(text.clone())
     }
 }
 

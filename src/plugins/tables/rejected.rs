@@ -1,7 +1,6 @@
 //! `remote_tls_rejected`: the lines that were set aside, newest first, with their beginnings.
 
-use super::{Rows, Sources, Value, bigint, text};
-use crate::extension::registry::Table;
+use super::{Sources, TableOf, bigint, text};
 use crate::journal::inspect::{self, RejectedLine};
 use crate::secret::redact;
 
@@ -15,22 +14,23 @@ const SHOWN: usize = 200;
 /// longer.
 const MARGIN: usize = 4096;
 
-pub(super) const TABLE: Table = Table {
+pub(super) static TABLE: TableOf<RejectedLine> = TableOf {
     name: "remote_tls_rejected",
-    columns: &[text("stream"), bigint("time"), text("reason"), bigint("size"), text("beginning")],
+    columns: &[
+        text("stream", |line| (&line.stream).into()),
+        bigint("time", |line| line.time.into()),
+        text("reason", |line| (&line.reason).into()),
+        bigint("size", |line| line.size.into()),
+        text("beginning", |line| beginning(&line.beginning).into()),
+    ],
+    rows,
 };
 
-pub(super) fn rows(sources: &Sources) -> Rows {
-    let rejected = inspect::rejected(&sources.directory, MOST, SHOWN + MARGIN).unwrap_or_else(|error| {
+fn rows(sources: &Sources) -> Vec<RejectedLine> {
+    inspect::rejected(&sources.directory, MOST, SHOWN + MARGIN).unwrap_or_else(|error| {
         log::debug!("the lines that were set aside can't be read: {error}");
         Vec::new()
-    });
-    rejected.into_iter().map(row).collect()
-}
-
-fn row(line: RejectedLine) -> Vec<Value> {
-    let beginning = beginning(&line.beginning);
-    vec![line.stream.into(), line.time.into(), line.reason.into(), line.size.into(), beginning.into()]
+    })
 }
 
 /// Masked before it is cut: the first half of a key would show. What is near the cut that was made in reading is not

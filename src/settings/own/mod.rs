@@ -51,6 +51,26 @@ pub enum Setter {
     Host,
     /// The server too, as `custom_remote_tls_<name>` in the `options` of a configuration, which wins.
     Server,
+    /// The server too. It is a limit that protects the host: where the host's administrator has set it, the stricter of both
+    /// counts.
+    Limit(Stricter),
+}
+
+/// Which of two values of a limit is the stricter one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stricter {
+    /// The smaller one.
+    Less,
+    /// The larger one.
+    More,
+}
+
+impl Setter {
+    /// Whether the server can set it, too.
+    #[must_use]
+    pub fn is_server_too(self) -> bool {
+        self != Self::Host
+    }
 }
 
 /// When the event lines of a query come to be made by us, and not by osqueryd: a whole query's difference then comes in
@@ -118,14 +138,14 @@ table! {
     };
     BUFFER_MAX_BYTES: Number = Flag {
         name: "buffer_max_bytes",
-        setter: Setter::Server,
+        setter: Setter::Limit(Stricter::Less),
         help: "Bytes of lines that may wait in each buffer (results with their backlog, statuses, distributed); the oldest go first",
         more: "",
         kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 1 << 30 },
     };
     BUFFER_MIN_FREE_BYTES: Number = Flag {
         name: "buffer_min_free_bytes",
-        setter: Setter::Server,
+        setter: Setter::Limit(Stricter::More),
         help: "Bytes that must stay free on the buffers' disk: below this they don't grow",
         more: "",
         kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 100 << 20 },
@@ -192,7 +212,7 @@ table! {
     };
     ENROLL_MAX_PER_HOUR: Number = Flag {
         name: "enroll_max_per_hour",
-        setter: Setter::Server,
+        setter: Setter::Limit(Stricter::Less),
         help: "Enrollments that the server grants in any hour, at most",
         more: "Half of them at once, the rest evenly.",
         kind: Number { unit: Unit::Pieces, range: 2..=3600, default: 60 },
