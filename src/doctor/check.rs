@@ -1,6 +1,4 @@
-//! The checks, in their order, and what their outcomes mean together.
-
-use super::report::{Finding, Level};
+//! The checks, in their order.
 
 /// The checks, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,18 +150,6 @@ impl Check {
     }
 }
 
-/// What the doctor's exit code says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Verdict {
-    /// 0: all is well.
-    Well = 0,
-    /// 1: something failed.
-    Failed = 1,
-    /// 2: nothing failed, and an operator should look at the warnings.
-    Warned = 2,
-}
-
 /// What is asked about the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
@@ -171,16 +157,4 @@ pub enum Occasion {
     Now,
     /// Whether it is ready for osqueryd's next start; what runs until then doesn't matter.
     BeforeRestart,
-}
-
-impl Verdict {
-    /// Before a restart a warning is no reason against it.
-    pub(super) fn of(findings: &[Finding], occasion: Occasion) -> Self {
-        let has = |level| findings.iter().any(|finding| finding.level == level);
-        match (has(Level::Failure), has(Level::Warning), occasion) {
-            (true, ..) => Self::Failed,
-            (false, true, Occasion::Now) => Self::Warned,
-            _ => Self::Well,
-        }
-    }
 }

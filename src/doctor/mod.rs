@@ -41,8 +41,8 @@ mod worker;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-pub use check::{Check, Occasion, Verdict};
-pub use report::{About, Amount, Finding, Form, Level, Report};
+pub use check::{Check, Occasion};
+pub use report::{About, Amount, Finding, Form, Level, Report, Verdict};
 
 use crate::cli::DoctorFlags;
 use subject::Subject;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::Check;
+use super::{Check, Occasion};
 use crate::clock::unix_time;
 use crate::secret::redact;
 use crate::shown::one_line;
@@ -51,11 +51,35 @@ pub struct Finding {
     pub details: Vec<String>,
 }
 
+/// What the doctor's exit code says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// 0: all is well.
+    Well = 0,
+    /// 1: something failed.
+    Failed = 1,
+    /// 2: nothing failed, and an operator should look at the warnings.
+    Warned = 2,
+}
+
 impl Finding {
     /// Whether an operator should act on it.
     #[must_use]
     pub fn is_problem(&self) -> bool {
         matches!(self.level, Level::Warning | Level::Failure)
+    }
+}
+
+impl Verdict {
+    /// Before a restart a warning is no reason against it.
+    pub(super) fn of(findings: &[Finding], occasion: Occasion) -> Self {
+        let has = |level| findings.iter().any(|finding| finding.level == level);
+        match (has(Level::Failure), has(Level::Warning), occasion) {
+            (true, ..) => Self::Failed,
+            (false, true, Occasion::Now) => Self::Warned,
+            _ => Self::Well,
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Limits, segments};
+use super::limits::{Limits, free_bytes};
+use super::segments;
 use crate::lock::Mutex;
 use crate::words::counted;
 
@@ -22,7 +23,7 @@ pub(super) struct Backstop {
 impl Backstop {
     /// Deletes the oldest segments that are far beyond the limits: never the newest.
     pub(super) fn keep(&self, directory: &Path, name: &str, segment_bytes: u64, limits: &Limits) {
-        let Ok(numbers) = segments::numbers(directory) else { return };
+        let Ok(segments::Listing { segments: numbers, .. }) = segments::list(directory) else { return };
         let size = |number: &u64| fs::metadata(segments::path(directory, *number)).map_or(0, |file| file.len());
         let mut total: u64 = numbers.iter().map(size).sum();
         let excess = limits.max_bytes / 100 * EXCESS_PERCENT;
@@ -58,10 +59,4 @@ impl Backstop {
 
 fn is_far_too_little_free(directory: &Path, limits: &Limits) -> bool {
     free_bytes(directory).is_some_and(|free| free < limits.min_free_bytes / 2)
-}
-
-/// What is free on the directory's disk for us; `None` when the system doesn't say.
-pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(directory).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

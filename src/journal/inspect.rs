@@ -195,11 +195,7 @@ pub fn waiting<W: CountLines>(
     take: &mut dyn FnMut(&mut dyn Read) -> io::Result<bool>,
 ) -> io::Result<()> {
     let position = look::<W>(directory).position;
-    let numbers = match segments::numbers(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        numbers => numbers?,
-    };
-    for number in numbers.into_iter().filter(|&number| number >= position.file) {
+    for number in segments::list(directory)?.segments.into_iter().filter(|&number| number >= position.file) {
         let mut file = match segments::open_for_reading(&segments::path(directory, number)) {
             // It is done with by now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

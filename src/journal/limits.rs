@@ -1,10 +1,10 @@
 //! What a journal may take, and what a reader drops so that it stays within that.
 
 use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::backstop::free_bytes;
 use super::reader::{Reader, State};
 use super::segment_reader::{Outcome, SegmentReader};
 use super::walk::Walk;
@@ -183,4 +183,10 @@ impl SegmentReader {
         }
         Ok(())
     }
+}
+
+/// What is free on the directory's disk for us; `None` when the system doesn't say.
+pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(directory).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

@@ -319,8 +319,10 @@ impl SegmentReader {
     }
 
     fn list(&mut self) -> Outcome<()> {
-        self.numbers = segments::numbers_beside(&self.directory, &self.numbers)
+        let listing = segments::list_beside(&self.directory, &self.numbers)
             .map_err(|source| JournalError::Directory { path: self.directory.clone(), source })?;
+        listing.clear_foreign();
+        self.numbers = listing.segments;
         Ok(())
     }
 }

@@ -64,7 +64,7 @@ pub(super) const LARGEST: u64 = 2 << 30;
 pub(super) struct Listing {
     /// The segments by number, oldest first.
     pub(super) segments: Vec<u64>,
-    /// Names of a segment that are none: directories, links, files that are too large.
+    /// What has a segment's name and is none: directories, links, files that are too large.
     pub(super) foreign: Vec<PathBuf>,
     /// Large records on their way in.
     pub(super) incoming: Vec<PathBuf>,
@@ -78,7 +78,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Listing> {
 }
 
 /// [`list`], without another look at the segments `known`, whose numbers are in order.
-fn list_beside(directory: &Path, known: &[u64]) -> io::Result<Listing> {
+pub(super) fn list_beside(directory: &Path, known: &[u64]) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -109,19 +109,14 @@ fn list_beside(directory: &Path, known: &[u64]) -> io::Result<Listing> {
     Ok(listing)
 }
 
-/// The numbers of the segments, oldest first. Names of a segment that are none are moved aside.
-pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
-    numbers_beside(directory, &[])
-}
-
-/// [`numbers`], where the files `known`, whose numbers are in order, are known to be segments.
-pub(super) fn numbers_beside(directory: &Path, known: &[u64]) -> io::Result<Vec<u64>> {
-    let listing = list_beside(directory, known)?;
-    for path in listing.foreign {
-        // What can't be moved is only in the way when its number comes up.
-        let _ = move_aside(&path, &"it is no regular file, or larger than any segment");
+impl Listing {
+    /// Moves aside what has a segment's name and is none.
+    pub(super) fn clear_foreign(&self) {
+        for path in &self.foreign {
+            // What can't be moved is only in the way when its number comes up.
+            let _ = move_aside(path, &"it is no regular file, or larger than any segment");
+        }
     }
-    Ok(listing.segments)
 }
 
 /// Makes the journal's directory if need be. What has its name and is none is moved aside.

@@ -64,13 +64,14 @@ impl Store {
         let unusable = |source| JournalError::Directory { path: directory.to_owned(), source };
         segments::make_directory(directory).map_err(unusable)?;
         let lock = segments::lock(&directory.join(WRITER_LOCK), timeout)?;
+        let listing = segments::list(directory).map_err(unusable)?;
+        listing.clear_foreign();
         if before.is_none() {
             // Later, some could be ours.
-            segments::list(directory).map_err(unusable)?.incoming.iter().for_each(|path| segments::remove(path));
+            listing.incoming.iter().for_each(|path| segments::remove(path));
         }
-        let newest = segments::numbers(directory).map_err(unusable)?.last().copied();
-        let (mut segment, mut next) = match newest {
-            Some(number) => Segment::open::<W>(directory, number)
+        let (mut segment, mut next) = match listing.segments.last() {
+            Some(&number) => Segment::open::<W>(directory, number)
                 .map_err(|source| JournalError::File { path: segments::path(directory, number), source })?,
             None => (None, 0),
         };

@@ -1,4 +1,4 @@
-//! What became of lines: counted, and what was lost is said.
+//! What is counted, first of all what became of lines; what was lost is said, too.
 
 use super::Counts;
 use crate::lock::Mutex;

@@ -234,8 +234,7 @@ pub struct LoggerSettings {
     pub status_disabled: bool,
     /// `decorations_top_level`: where status lines' decorations stand; `None` is `disable_decorators`.
     pub decorations: Option<Placement>,
-    /// What each stream's buffer may take: `buffered_log_max` (0 is no limit), our `buffer_max_bytes` and
-    /// `buffer_min_free_bytes`.
+    /// What each stream's buffer may take; of which flags that is made, the builder says.
     pub limits: Limits,
     /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
     pub max_request_bytes: usize,
@@ -540,6 +539,8 @@ mod tests {
                 assert_eq!(with(host, server), with(counts, counts), "{}={host}, {server}", flag.name);
             }
             assert_ne!(with(strict, strict), with(lax, lax), "{}", flag.name);
+            let is_0_allowed = flag.kind.accepts("0");
+            assert!(stricter == Stricter::More || !is_0_allowed, "0 of {} would be taken for no limit", flag.name);
         }
         let (settings, _) = settings(&[("custom_remote_tls_buffer_max_bytes", "2000000000")]);
         assert_eq!(settings.logger.limits.max_bytes, 2_000_000_000, "the host has set nothing");

@@ -76,9 +76,14 @@ fn a_look_at_anything_says_what_is_wrong() {
     fs::write(path.join("cursor"), "nonsense").unwrap();
     fs::write(path.join("0000000000000002.ndjson.damaged-17"), "").unwrap();
     fs::write(path.join("notes.txt"), "something else").unwrap();
-    let look = look::<OneLine>(&path);
-    assert_eq!((look.waiting.lines, look.segments, look.problems.len()), (2, 1, 2));
-    assert_eq!(look.damaged, ["0000000000000002.ndjson.damaged-17"]);
+    let found = look::<OneLine>(&path);
+    assert_eq!((found.waiting.lines, found.segments, found.problems.len()), (2, 1, 2));
+    assert_eq!(found.damaged, ["0000000000000002.ndjson.damaged-17"]);
+    let mut records = String::new();
+    let mut take = |file: &mut dyn std::io::Read| file.read_to_string(&mut records).map(|_| true);
+    inspect::waiting::<OneLine>(&path, &mut take).unwrap();
+    assert_eq!(records, "one\ntwo\n");
+    assert_eq!(look::<OneLine>(&path), found, "looking changes nothing");
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Rig {
     }
 
     fn segments(&self) -> Vec<u64> {
-        segments::numbers(&self.journal()).unwrap()
+        segments::list(&self.journal()).unwrap().segments
     }
 
     /// Appends bytes to a segment, as a power cut or a death in mid-write may.

@@ -56,7 +56,8 @@ pub enum Setter {
     Limit(Stricter),
 }
 
-/// Which of two values of a limit is the stricter one.
+/// Which of two values of a limit is the stricter one. Where it is the smaller one 0 is no value: it would be the strictest
+/// one, and people mean no limit by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stricter {
     /// The smaller one.
@@ -141,7 +142,7 @@ table! {
         setter: Setter::Limit(Stricter::Less),
         help: "Bytes of lines that may wait in each buffer (results with their backlog, statuses, distributed); the oldest go first",
         more: "",
-        kind: Number { unit: Unit::Bytes, range: 0..=u64::MAX, default: 1 << 30 },
+        kind: Number { unit: Unit::Bytes, range: 1..=u64::MAX, default: 1 << 30 },
     };
     BUFFER_MIN_FREE_BYTES: Number = Flag {
         name: "buffer_min_free_bytes",

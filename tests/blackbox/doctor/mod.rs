@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use osquery_remote_tls::doctor::Check;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::certs::default_authority;
@@ -149,6 +150,11 @@ fn look(flagfile: &Path, own: &Path, arguments: &[&str]) -> Examined {
         json["counts"],
         json!({"ok": counts[0], "skipped": counts[1], "warnings": counts[2], "failures": counts[3]})
     );
+    let mut said: Vec<&str> = findings.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
+    said.dedup();
+    if !arguments.contains(&"--quiet") {
+        assert_eq!(said, Check::ALL.map(|check| check.name()), "each check has its say, in their order: {text}");
+    }
     let before = arguments.contains(&"--before");
     let expected = match (counts[3] > 0, counts[2] > 0) {
         (true, _) => 1,
