@@ -62,8 +62,9 @@ const READING: Bound = Bound { each: 3, always: 64 << 10 };
 /// its size.
 const JUDGING: Bound = Bound { each: 16, always: 64 << 10 };
 
-/// The configuration as it is read and as it is changed, and what is judged of that, in buffers that grow.
-const HANDING_ON: Bound = Bound { each: 6, always: 64 << 10 };
+/// The configuration as it is read and as it is changed, and what is judged of that, in buffers that grow. Its decorators, of
+/// which the shortest has four bytes: a thousand at most are kept, of about 140 bytes each, in a list that grows.
+const HANDING_ON: Bound = Bound { each: 6, always: 320 << 10 };
 
 /// A host that is without its server.
 static HOST: LazyLock<Extension> = LazyLock::new(Extension::new);
