@@ -41,12 +41,20 @@ impl Fake {
         answer: impl Fn(&str, &Row) -> CallOutcome + Send + Sync + 'static,
     ) -> Result<Fake, String> {
         let mut client = client(manager);
-        let status = client.register_extension(info("remote_tls"), routes()).unwrap();
-        if status.code != Some(0) {
-            return Err(status.message.unwrap());
-        }
-        let uuid = status.uuid.unwrap();
-        let socket = PathBuf::from(format!("{}.{uuid}", manager.display()));
+        let (uuid, socket, listener) = loop {
+            let status = client.register_extension(info("remote_tls"), routes()).unwrap();
+            if status.code != Some(0) {
+                return Err(status.message.unwrap());
+            }
+            let uuid = status.uuid.unwrap();
+            let socket = PathBuf::from(format!("{}.{uuid}", manager.display()));
+            let listener = UnixListener::bind(&socket).unwrap();
+            // The socket's name is known after the registration only. A ping in between has failed, and the manager has
+            // forgotten the extension.
+            if client.extensions().unwrap().contains_key(&uuid) {
+                break (uuid, socket, listener);
+            }
+        };
         let served = Served {
             answer: Box::new(answer),
             calls: Mutex::default(),
@@ -54,7 +62,6 @@ impl Fake {
             shutdowns: AtomicUsize::new(0),
         };
         let served = Arc::new(served);
-        let listener = UnixListener::bind(&socket).unwrap();
         let accepting = Arc::clone(&served);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
