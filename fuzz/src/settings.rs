@@ -121,7 +121,7 @@ fn check_ranges(settings: &Settings) {
     assert!(logger.backoff_max.is_none_or(|most| !most.is_zero() && most <= WEEK));
     assert!(logger.max_lines >= 1);
     assert!((1024..=1 << 30).contains(&logger.max_request_bytes));
-    assert!(logger.limits.max_lines != Some(0));
+    assert!(logger.limits.max_lines != Some(0) && logger.limits.max_bytes != 0);
     assert!(settings.enroll.max_attempts != Some(0));
     assert!(settings.config_max_attempts >= 1 && settings.distributed_max_attempts >= 1);
     assert!(!settings.api.secret_name.is_empty());

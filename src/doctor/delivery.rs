@@ -57,7 +57,8 @@ fn problems(told: &Told, flags: &Flags, is_told: bool, now: i64) -> Vec<(String,
             let were = if dropped == 1 { "was" } else { "were" };
             problems.push((
                 format!("{stream}: {} {were} dropped since the worker began", counted(dropped, "line")),
-                "the log says why, and names the limit that was exceeded: raise it, or see why the server was behind"
+                "the log says why; over a limit: see why the server was behind, raise --buffered_log_max or \
+                 --buffer_max_bytes, or make room on the disk"
                     .to_owned(),
             ));
         }

@@ -158,7 +158,7 @@ impl Reply {
     pub fn no_such_action(plugin: &str, action: Option<&str>) -> Self {
         match action {
             Some(action) => Self::failed(format!("{plugin} has no action {}", quoted(action))),
-            None => Self::failed(format!("a request to {plugin} needs an action")),
+            None => Self::failed(format!("a request to {plugin} has nothing that it knows")),
         }
     }
 }
@@ -216,6 +216,6 @@ mod tests {
         let Reply { message, .. } = Reply::no_such_action("it", Some(&action));
         assert!(message.starts_with(r#"it has no action "\u{1b}"#) && message.ends_with("…\""), "{message}");
         assert!(message.len() < 1000, "{message}");
-        assert_eq!(Reply::no_such_action("it", None), Reply::failed("a request to it needs an action"));
+        assert_eq!(Reply::no_such_action("it", None), Reply::failed("a request to it has nothing that it knows"));
     }
 }

@@ -15,7 +15,7 @@ use super::{Amount, CountLines, Position, chain, chunk};
 const LOOK_EVERY: u64 = 256 << 10;
 
 /// What a journal may take. A worker tells its front, which may be of another version: a limit that isn't said is none.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default)]
 pub struct Limits {
     /// Lines that wait; `None` is no limit.

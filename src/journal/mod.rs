@@ -165,7 +165,7 @@ impl Add for Amount {
     }
 }
 
-/// What was counted since the process began, first of all what became of lines. The writer counts `accepted` and `dropped`, the reader
+/// What was counted since the process began, mostly what became of lines. The writer counts `accepted` and `dropped`, the reader
 /// `delivered`, `set_aside`, `dropped` and `discarded`; the sum of both is the journal's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {

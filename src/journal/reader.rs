@@ -245,12 +245,9 @@ impl<W: CountLines> Reader<W> {
         let position = *self.position.lock();
         let look = inspect::look_from::<W>(&self.directory, position);
         look.problems.iter().for_each(|problem| log::debug!("{problem}"));
-        Status {
-            counts: self.counts(),
-            waiting: look.waiting + self.held().unwrap_or_default(),
-            file_bytes: look.file_bytes,
-            oldest: look.oldest,
-        }
+        // Counted last: lines that are delivered meanwhile are in both numbers rather than in none.
+        let waiting = look.waiting + self.held().unwrap_or_default();
+        Status { counts: self.counts(), waiting, file_bytes: look.file_bytes, oldest: look.oldest }
     }
 
     /// What became of lines on this side: delivered, set aside and dropped.

@@ -1,10 +1,10 @@
-//! What is counted, first of all what became of lines; what was lost is said, too.
+//! What is counted, mostly what became of lines; what was lost is said, too.
 
 use super::Counts;
 use crate::lock::Mutex;
 use crate::words::counted;
 
-/// One side's counts: the writer's, or the reader's and those of all that it reads with.
+/// One side's counts: the writer's, or the reader's, who shares them with its segment reader.
 pub(super) struct Tally {
     name: &'static str,
     counts: Mutex<Counts>,

@@ -231,7 +231,7 @@ impl Distributed {
 /// What kept results may take.
 #[must_use]
 pub fn limits(logger: &LoggerSettings) -> Limits {
-    Limits { max_lines: Some(MOST_KEPT), ..logger.limits.clone() }
+    Limits { max_lines: Some(MOST_KEPT), ..logger.limits }
 }
 
 impl Plugin for Arc<Distributed> {

@@ -33,7 +33,7 @@ impl From<&Settings> for FrontSettings {
     fn from(settings: &Settings) -> Self {
         Self {
             buffer_path: settings.buffer_path.clone(),
-            limits: settings.logger.limits.clone(),
+            limits: settings.logger.limits,
             sync_interval: settings.journal_sync_interval,
             return_timeout: settings.return_timeout,
             worker_max_memory: settings.worker_max_memory,

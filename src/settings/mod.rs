@@ -234,7 +234,8 @@ pub struct LoggerSettings {
     pub status_disabled: bool,
     /// `decorations_top_level`: where status lines' decorations stand; `None` is `disable_decorators`.
     pub decorations: Option<Placement>,
-    /// What each stream's buffer may take; of which flags that is made, the builder says.
+    /// What each stream's buffer may take: `buffered_log_max` (0 is no limit), our `buffer_max_bytes` and
+    /// `buffer_min_free_bytes`.
     pub limits: Limits,
     /// Our `logger_max_request_bytes`: a body's size before compression, unless one line alone is larger.
     pub max_request_bytes: usize,
@@ -585,7 +586,12 @@ mod tests {
             let (least, most) = (*range.start(), *range.end());
             assert!(flag.kind.accepts(&least.to_string()) && flag.kind.accepts(&most.to_string()), "{}", flag.name);
             let said = flag.kind.allowed();
-            assert_eq!(said.contains(&format!("{least} to {most}")), (least, most) != (0, u64::MAX), "{said}");
+            let expected = match (least, most) {
+                (0, u64::MAX) => String::new(),
+                (least, u64::MAX) => format!(", at least {least}"),
+                (least, most) => format!(" from {least} to {most}"),
+            };
+            assert!(said.ends_with(&expected) && said.contains(char::is_numeric) != expected.is_empty(), "{said}");
             for outside in [i128::from(least) - 1, i128::from(most) + 1] {
                 let (_, errors) = with(flag, Setter::Host, &outside.to_string());
                 assert_eq!(errors.len(), 1, "{}={outside}", flag.name);

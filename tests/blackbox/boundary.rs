@@ -74,7 +74,7 @@ fn unknown_actions_and_broken_requests_fail_with_a_reason() {
     let rig = Rig::start();
     for (registry, request, reason) in [
         ("config", &[("action", "noSuch")][..], "noSuch"),
-        ("config", &[], "needs an action"),
+        ("config", &[], "has nothing that it knows"),
         ("logger", &[("action", "noSuch")], "noSuch"),
         ("distributed", &[("action", "noSuch")], "noSuch"),
         ("distributed", &[("action", "writeResults")], "results"),

@@ -31,7 +31,7 @@ pub(super) static TABLE: TableOf<StreamStatus> = TableOf {
 pub struct StreamStatus {
     /// The stream's name, which is also its journal's.
     pub name: &'static str,
-    /// Its journal with the backlog's, and what became of lines on both sides since this worker began.
+    /// Its journal with the backlog's. The counts are those of both sides, since this worker began.
     pub journal: Status,
     /// What it may take.
     pub limits: Limits,
@@ -84,5 +84,5 @@ impl Stream {
 }
 
 fn limits(stream: &Stream, logger: &LoggerSettings) -> Limits {
-    if stream.journal.name() == distributed::STREAM { distributed::limits(logger) } else { logger.limits.clone() }
+    if stream.journal.name() == distributed::STREAM { distributed::limits(logger) } else { logger.limits }
 }

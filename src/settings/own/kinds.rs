@@ -89,6 +89,7 @@ impl Kind for Number {
         };
         match (self.range.start(), self.range.end()) {
             (0, &u64::MAX) => what.to_owned(),
+            (least, &u64::MAX) => format!("{what}, at least {least}"),
             (least, most) => format!("{what} from {least} to {most}"),
         }
     }
