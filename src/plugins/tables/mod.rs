@@ -73,8 +73,8 @@ enum Value {
 trait AnyTable: Sync {
     fn table(&self) -> Table;
 
-    /// Its rows now.
-    fn generate(&self, sources: &Sources) -> Vec<StringMap>;
+    /// Its rows now: their values, in the order of the columns.
+    fn rows(&self, sources: &Sources) -> Vec<Vec<Value>>;
 }
 
 /// A table as a plugin.
@@ -113,7 +113,9 @@ impl Plugin for TablePlugin {
     fn call(&self, request: StringMap) -> Reply {
         match request.get("action").map(String::as_str) {
             // Constraints are osqueryd's to apply: there is nothing to be saved by applying them here, too.
-            Some("generate") => Reply::rows(self.source.generate(&self.sources)),
+            Some("generate") => {
+                Reply::rows(self.source.rows(&self.sources).into_iter().map(|values| self.row(values)).collect())
+            }
             Some("columns") => Reply::rows(self.table.route()),
             // osqueryd's word for a table that can't be written to.
             Some("insert" | "update" | "delete") => Reply::row("status", "readonly"),
@@ -127,21 +129,24 @@ impl<R> AnyTable for TableOf<R> {
         Table { name: self.name, columns: self.columns.iter().map(|ColumnOf(column, _)| *column).collect() }
     }
 
-    fn generate(&self, sources: &Sources) -> Vec<StringMap> {
-        let row = |of: &R| self.columns.iter().map(|column| column.cell(of)).collect();
+    fn rows(&self, sources: &Sources) -> Vec<Vec<Value>> {
+        let row = |of: &R| self.columns.iter().map(|ColumnOf(_, value)| value(of)).collect();
         (self.rows)(sources).iter().map(row).collect()
     }
 }
 
-impl<R> ColumnOf<R> {
-    /// Its name, and its value as it is answered.
-    fn cell(&self, of: &R) -> (String, String) {
-        let Self(column, value) = self;
-        let text = match value(of) {
-            Value::Text(text) => redact(&text).into_owned(),
-            Value::Number(number) => number.to_string(),
-        };
-        (column.name.to_owned(), text)
+impl TablePlugin {
+    /// A row as it is answered.
+    fn row(&self, values: Vec<Value>) -> StringMap {
+        let mut row = StringMap::new();
+        for (column, value) in self.table.columns.iter().zip(values) {
+            let text = match value {
+                Value::Text(text) => redact(&text).into_owned(),
+                Value::Number(number) => number.to_string(),
+            };
+            row.insert(column.name.to_owned(), text);
+        }
+        row
     }
 }
 
