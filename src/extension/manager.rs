@@ -22,7 +22,7 @@ use super::osquery::{
     TExtensionSyncClient,
 };
 use super::protocol::LossyInput;
-use super::registry::{NAME, Routes, StringMap};
+use super::registry::{NAME, Routes, StringMap, string_map};
 use crate::lock::{Mutex, MutexGuard};
 use crate::platform::Process;
 
@@ -230,8 +230,7 @@ impl Manager {
     /// The rows of a table, as osqueryd's own plugins ask for them: without SQL, so that tables which `disable_tables`
     /// or `enable_tables` keep from it answer too, with the columns that the table itself fills in.
     pub fn table(&self, name: &str) -> Result<Vec<StringMap>> {
-        let request =
-            [("action", "generate"), ("context", "{}")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let request = string_map(&[("action", "generate"), ("context", "{}")]);
         rows("table", self.call_plugin("table", name, request)?)
     }
 
@@ -260,24 +259,21 @@ impl Manager {
 
     /// Replaces the configuration of `source` now, without waiting for osqueryd's own refresh.
     pub fn push_config(&self, source: &str, document: &str) -> Result<()> {
-        let request = [("action", "update"), ("source", source), ("data", document)]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into();
+        let request = string_map(&[("action", "update"), ("source", source), ("data", document)]);
         // The item must be this one: one's own name loops back into the extension.
         rows("config update", self.call_plugin("config", "update", request)?).map(drop)
     }
 
     /// Has our own plugin in osqueryd fetch the configuration and push it: what it says of that.
     pub fn refresh_config(&self) -> Result<String> {
-        let request = [("action".to_owned(), "refresh".to_owned())].into();
+        let request = string_map(&[("action", "refresh")]);
         let rows = rows("refresh", self.call_plugin("config", NAME, request)?)?;
         Ok(rows.into_iter().flatten().map(|(_, outcome)| outcome).collect())
     }
 
     /// Asks our own logger plugin in osqueryd: what it says.
     pub fn ask_logger(&self, request: &[(&str, &str)]) -> Result<String> {
-        let request = request.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let rows = rows("call", self.call_plugin("logger", NAME, request)?)?;
+        let rows = rows("call", self.call_plugin("logger", NAME, string_map(request))?)?;
         Ok(rows.into_iter().flatten().map(|(_, outcome)| outcome).collect())
     }
 
@@ -334,9 +330,7 @@ impl Manager {
 }
 
 fn database_request(action: &str, key: &str) -> StringMap {
-    [("action", action), ("domain", SETTINGS_DOMAIN), ("key", key)]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
+    string_map(&[("action", action), ("domain", SETTINGS_DOMAIN), ("key", key)])
 }
 
 fn accepted(method: &'static str, status: ExtensionStatus) -> Result<()> {

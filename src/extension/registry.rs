@@ -8,6 +8,16 @@ use crate::shown::quoted;
 /// A request or a row: string to string, as the Thrift interface has it.
 pub type StringMap = BTreeMap<String, String>;
 
+/// A map of these names and values. Each way of collecting one would bring a sort of its own, of five kilobytes of code.
+#[must_use]
+pub fn string_map(pairs: &[(&str, &str)]) -> StringMap {
+    let mut map = StringMap::new();
+    for &(name, value) in pairs {
+        map.insert(name.to_owned(), value.to_owned());
+    }
+    map
+}
+
 /// What a registration tells osqueryd: each registry's plugins with their route information.
 pub type Routes = BTreeMap<String, BTreeMap<String, Vec<StringMap>>>;
 
@@ -81,9 +91,7 @@ impl Table {
     pub fn route(&self) -> Vec<StringMap> {
         // "op" are the column's options: none.
         let row = |column: &Column| {
-            [("id", "column"), ("name", column.name), ("type", column.kind.as_str()), ("op", "0")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into()
+            string_map(&[("id", "column"), ("name", column.name), ("type", column.kind.as_str()), ("op", "0")])
         };
         self.columns.iter().map(row).collect()
     }
@@ -102,12 +110,16 @@ impl ColumnType {
 /// The routes of this extension: one plugin in each of the other registries, and these tables.
 #[must_use]
 pub fn routes(tables: impl IntoIterator<Item = Table>) -> Routes {
-    let plugin = || BTreeMap::from([(NAME.to_owned(), Vec::new())]);
-    let mut routes: Routes = [RegistryName::Config, RegistryName::Logger, RegistryName::Distributed]
-        .map(|registry| (registry.to_string(), plugin()))
-        .into();
-    let tables = tables.into_iter().map(|table| (table.name.to_owned(), table.route())).collect();
-    routes.insert(RegistryName::Table.to_string(), tables);
+    let mut routes = Routes::new();
+    let mut add = |registry: RegistryName, plugin: &str, route| {
+        routes.entry(registry.to_string()).or_default().insert(plugin.to_owned(), route);
+    };
+    for registry in [RegistryName::Config, RegistryName::Logger, RegistryName::Distributed] {
+        add(registry, NAME, Vec::new());
+    }
+    for table in tables {
+        add(RegistryName::Table, table.name, table.route());
+    }
     routes
 }
 
@@ -138,7 +150,9 @@ impl Reply {
     /// Success with one row of one column.
     #[must_use]
     pub fn row(column: &str, value: impl Into<String>) -> Self {
-        Self::rows(vec![StringMap::from([(column.to_owned(), value.into())])])
+        let mut row = StringMap::new();
+        row.insert(column.to_owned(), value.into());
+        Self::rows(vec![row])
     }
 
     /// A bit mask in place of the code.
