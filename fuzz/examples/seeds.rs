@@ -206,7 +206,7 @@ fn answers() -> io::Result<()> {
 
 /// What costs much for its size: where a tree is made of it, where it is repaired, where it is shown.
 fn large_bodies() -> io::Result<()> {
-    let bodies: [(&str, u8, u16, Parts); 14] = [
+    let bodies: [(&str, u8, u16, Parts); 15] = [
         ("members", 2, 200, [br#"{"a":1"#, br#","a":{}"#, b"}"]),
         ("error", 2, 401, [br#"{"error":["#, b"[],", b"1]}"]),
         ("error_text", 3, 200, [br#"{"error":""#, br"\u00e9", br#""}"#]),
@@ -220,6 +220,7 @@ fn large_bodies() -> io::Result<()> {
         ("decorators_of_a_comma", 1, 200, [br#"{"decorators":{"load":["#, br#"","#, b"1]}}"]),
         ("options", 1, 200, [br#"{"options":{"#, br#""a":[],"#, br#""b":1}}"#]),
         ("wrapped", 1 | 8, 200, [br#"{"config":"{\"packs\":["#, br"{},", br#"1]}"}"#]),
+        ("member_of_no_text", 1, 200, [b"{\"decor\xa2tors\":[", br#""","#, b"1]}"]),
         ("no_text", 2, 500, [b"<html>", b"\xff", b""]),
     ];
     for (name, asked, status, [head, piece, tail]) in bodies {
