@@ -23,7 +23,7 @@ pub(super) static TABLE: TableOf<StreamStatus> = TableOf {
         bigint("max_bytes", |stream| stream.limits.max_bytes.into()),
         bigint("min_free_bytes", |stream| stream.limits.min_free_bytes.into()),
     ],
-    rows: stream_statuses,
+    rows: Sources::stream_statuses,
 };
 
 /// How a stream stands. The metrics show it, too.
@@ -45,10 +45,13 @@ impl StreamStatus {
     }
 }
 
-/// How the streams stand now.
-pub(super) fn stream_statuses(sources: &Sources) -> Vec<StreamStatus> {
-    let settings = sources.node.flags.current();
-    sources.streams.iter().map(|stream| stream.status(limits(stream, &settings.logger))).collect()
+impl Sources {
+    /// How every stream stands now.
+    #[must_use]
+    pub fn stream_statuses(&self) -> Vec<StreamStatus> {
+        let settings = self.node.flags.current();
+        self.streams.iter().map(|stream| stream.status(limits(stream, &settings.logger))).collect()
+    }
 }
 
 impl Stream {

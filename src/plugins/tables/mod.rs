@@ -30,14 +30,6 @@ pub struct Sources {
     pub directory: PathBuf,
 }
 
-impl Sources {
-    /// How every stream stands now.
-    #[must_use]
-    pub fn stream_statuses(&self) -> Vec<StreamStatus> {
-        buffer::stream_statuses(self)
-    }
-}
-
 /// A stream of lines.
 pub struct Stream {
     /// The journal of the lines that wait.
